@@ -1,0 +1,31 @@
+"""What can go wrong outside the store, each with a message that says what to do."""
+
+from __future__ import annotations
+
+
+class PipelineError(Exception):
+    """Root of the errors that a person can act on; the command line prints it as one line.
+
+    Attributes:
+        exit_status: What the command returns to the shell (1 failed, 2 wrong use or config).
+    """
+
+    exit_status = 1
+
+
+class ConfigError(PipelineError):
+    """The configuration or the command line asks for something that does not exist."""
+
+    exit_status = 2
+
+
+class DataError(PipelineError):
+    """A data set or one of its files is not what its layout promises."""
+
+
+class CheckpointError(PipelineError):
+    """A file of weights is missing, of another model, or not a checkpoint."""
+
+
+class RunError(PipelineError):
+    """A training run cannot start, continue or be read."""

@@ -1,0 +1,17 @@
+"""Fixtures that every area shares."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of real medical images: `$PIPELINE_TEST_DATA`, else `../shared/data` from the project's root."""
+    root = Path(os.environ.get("PIPELINE_TEST_DATA", Path(__file__).parents[1].parent / "shared" / "data"))
+    if not root.is_dir():
+        pytest.skip(f"real images are not at {root}: set PIPELINE_TEST_DATA to a folder that holds breastmnist.npz")
+    return root
