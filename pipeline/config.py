@@ -1,0 +1,241 @@
+"""The configuration: strict, frozen, and left at the door (models and loops take plain keyword arguments)."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from pipeline.errors import ConfigError
+
+
+class Section(BaseModel):
+    """A part of the configuration: no unknown keys, no conversions, no changes afterwards."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class SplitRule(Section):
+    """Shares of the samples for val and test where the data set has no splits of its own; the rest is train."""
+
+    val: Fraction = 0.15
+    test: Fraction = 0.25
+    seed: int = 0
+
+
+class DemoData(Section):
+    """Ultrasound-like images made on the spot (`layout: demo`)."""
+
+    layout: Literal["demo"]
+    path: Path
+    count: Positive = 360
+    size_px: Annotated[int, Field(ge=32)] = 128
+    seed: int = 0
+
+
+class MedMnistData(Section):
+    """An `.npz` file of MedMNIST with its own splits (`layout: medmnist`)."""
+
+    layout: Literal["medmnist"]
+    name: str
+    path: Path
+    size_px: Literal[28, 64, 128, 224] = 28
+
+
+class FolderData(Section):
+    """`root/class/image`, or `root/split/class/image` (`layout: folder`)."""
+
+    layout: Literal["folder"]
+    path: Path
+    group_pattern: str | None = None
+    split: SplitRule = SplitRule()
+
+
+class CsvData(Section):
+    """A table with a row per image (`layout: csv`)."""
+
+    layout: Literal["csv"]
+    path: Path | dict[Literal["train", "val", "test"], Path]
+    images: Path
+    path_column: str
+    label_column: str | None = None
+    label_columns: tuple[str, ...] = ()
+    rest_class: str | None = None
+    split_column: str | None = None
+    group_column: str | None = None
+    suffix: str = ""
+    split: SplitRule = SplitRule()
+
+
+DataConfig = Annotated[DemoData | MedMnistData | FolderData | CsvData, Field(discriminator="layout")]
+
+
+class DemoTraining(Section):
+    """How `prepare` trains the miniature SAM."""
+
+    images: Positive = 800
+    steps: Positive = 125
+    seed: int = 1
+
+
+class EncoderConfig(Section):
+    """The frozen encoder of stage one."""
+
+    name: Literal["sam_demo", "sam_vit_b", "sam_vit_l", "sam_vit_h"]
+    checkpoint: Path
+    taps: tuple[str, ...] = ("patch", "early", "middle", "late", "neck")
+    input_px: Positive | None = None
+    pool: Positive = 4
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    training: DemoTraining = DemoTraining()
+
+
+class StoreConfig(Section):
+    """Where features live."""
+
+    path: Path
+    dtype: Literal["float16", "float32"] = "float16"
+    shard_mib: Positive = 64
+
+
+class Resources(Section):
+    """What a machine offers; nothing here changes a result, so nothing here is a DVC parameter."""
+
+    device: str = "auto"
+    workers: Positive | None = None
+    batch_size: Positive | None = None
+
+
+class Config(Section):
+    """The whole configuration of an experiment."""
+
+    data: DataConfig
+    encoder: EncoderConfig
+    store: StoreConfig
+    run: Path
+    resources: Resources = Resources()
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file, apply `section.key=value` overrides, and check everything.
+
+    Args:
+        path: YAML 1.2, as DVC reads it: `1e-4` is a number and `yes` a string.
+        overrides: Values are YAML too: `train.lr=1e-3`, `model.gates=[]`.
+
+    Raises:
+        ConfigError: One line for each problem: file, key, value, what was expected, the nearest valid key.
+    """
+    values = _read_yaml(path)
+    for override in overrides:
+        _override(values, override)
+    try:
+        return Config.model_validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        problems = "\n".join(_problem(path, problem) for problem in error.errors(include_url=False))
+        raise ConfigError(problems) from None
+
+
+def to_dict(config: Section) -> dict[str, Any]:
+    """The configuration as plain JSON values, defaults included."""
+    return config.model_dump(mode="json")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text in UTF-8"
+        there = ", ".join(sorted(str(p) for p in Path("configs").glob("*.yaml"))) or "no configs/*.yaml here"
+        message = f"{path}: cannot be read ({reason}); name a configuration with -c, such as {there}"
+        raise ConfigError(message) from None
+    try:
+        values = YAML(typ="safe", pure=True).load(StringIO(text))
+        json.dumps(values)
+    except (YAMLError, TypeError, ValueError) as error:
+        message = f"{path}: is not YAML of plain values: {' '.join(str(error).split())}"
+        raise ConfigError(message) from None
+    if not isinstance(values, dict):
+        message = f"{path}: holds {values!r}; expected sections such as data:, encoder:, store:"
+        raise ConfigError(message)
+    return values
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not all(key.split(".")):
+        message = f"--set {override!r}: expected section.key=value, such as train.lr=1e-3"
+        raise ConfigError(message)
+    try:
+        value = YAML(typ="safe", pure=True).load(StringIO(text))
+    except YAMLError:
+        message = f"--set {override!r}: {text!r} is not a YAML value; quote it if it is text"
+        raise ConfigError(message) from None
+    *parents, last = key.split(".")
+    at = values
+    for parent in parents:
+        at = at.setdefault(parent, {})
+        if not isinstance(at, dict):
+            message = f"--set {override!r}: {parent!r} is a value, not a section"
+            raise ConfigError(message)
+    at[last] = value
+
+
+def _problem(path: Path, problem: Mapping[str, Any]) -> str:
+    """One line about one thing that is wrong."""
+    layouts = {"demo", "medmnist", "folder", "csv"}
+    location = [str(part) for i, part in enumerate(problem["loc"]) if not (i == 1 and part in layouts)]
+    key = ".".join(location)
+    kind, value = problem["type"], problem["input"]
+    if kind == "extra_forbidden":
+        valid = _keys_at(problem["loc"][:-1])
+        near = difflib.get_close_matches(location[-1], valid, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"valid here: {', '.join(valid)}"
+        return f"{path}: {key}: unknown key (value {value!r}); {hint}"
+    if kind == "missing":
+        return f"{path}: {key}: missing; expected a value for this key"
+    if kind == "union_tag_not_found":
+        return f"{path}: {key}.layout: missing; expected one of {', '.join(sorted(layouts))}"
+    if kind == "union_tag_invalid":
+        given = value.get("layout") if isinstance(value, dict) else value
+        return f"{path}: {key}.layout: {given!r} is no layout; expected one of {', '.join(sorted(layouts))}"
+    expected = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return f"{path}: {key}: got {value!r}, expected {expected}"
+
+
+def _keys_at(location: Sequence[object]) -> list[str]:
+    """Valid keys of the section at a location of the configuration."""
+    schema: dict[str, Any] = Config.model_json_schema()
+    at = schema
+    for part in location:
+        at = _resolve(at, schema)
+        mapping = at.get("discriminator", {}).get("mapping", {})
+        if part in mapping:
+            at = {"$ref": mapping[part]}
+        elif isinstance(part, int):
+            at = at.get("items", {})
+        else:
+            at = at.get("properties", {}).get(str(part), {})
+    return sorted(_resolve(at, schema).get("properties", {}))
+
+
+def _resolve(at: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    """Follow a schema node to the object that it stands for."""
+    while "$ref" in at or "allOf" in at or ("anyOf" in at and "discriminator" not in at):
+        if "$ref" in at:
+            at = schema["$defs"][at["$ref"].rsplit("/", 1)[1]]
+        else:
+            options = at.get("allOf") or [o for o in at["anyOf"] if o.get("type") != "null"]
+            at = options[0]
+    return at
