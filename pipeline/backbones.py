@@ -1,0 +1,201 @@
+"""Backbones of torchvision and timm, each cut into a stem, four stages and a head: the places where gates can sit.
+
+The cut rearranges the library's own modules and computes what the library computes, bit for bit. Weights are read from
+a file before the cut, under the library's own names, and nothing is downloaded here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision.models
+from torch import Tensor, nn
+
+from pipeline.errors import ConfigError
+from pipeline.weights import TIMM, imagenet_file, import_timm, load_weights
+
+STAGES = ("stem", "stage1", "stage2", "stage3", "stage4")
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of values in 0..1, red green blue; torchvision's and timm's own
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Parts = tuple[list[nn.Module], nn.Module]  # the modules of STAGES, each (B, C, H, W) to (B, C', H', W'), and the head
+
+
+class Backbone(nn.Module):
+    """A classifier that can be entered between its stages.
+
+    Attributes:
+        name: As in `NAMES`.
+        stages: The five modules of `STAGES`, each (B, C, H, W) to (B, C', H', W').
+        head: (B, C_4, H, W) to (B, outputs).
+        widths: Channels after each of `STAGES`.
+    """
+
+    def __init__(self, name: str, parts: Parts) -> None:
+        super().__init__()
+        self.name = name
+        stages, self.head = parts
+        self.stages = nn.ModuleList(stages)
+        self.widths = self._measure_widths()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify images (B, 3, H, W) as the uncut model does: (B, outputs)."""
+        for stage in self.stages:
+            images = stage(images)
+        logits: Tensor = self.head(images)
+        return logits
+
+    @torch.no_grad()
+    def _measure_widths(self) -> tuple[int, ...]:
+        training = self.training
+        self.eval()
+        side_px = 224 if self.name.startswith(TIMM) else 64  # some of timm's take no other size
+        x = torch.zeros(1, 3, side_px, side_px)
+        widths = []
+        for stage in self.stages:
+            x = stage(x)
+            widths.append(x.shape[1])
+        self.train(training)
+        return tuple(widths)
+
+
+def build_backbone(name: str, outputs: int, weights: str | Path = "none") -> Backbone:
+    """Build a backbone with a head of `outputs` numbers.
+
+    Args:
+        name: One of `NAMES`, or `timm:` and a model of the timm extra that offers `features_only`.
+        outputs: Numbers per image; a head of another size in the weights is left out and starts anew.
+        weights: `"none"` for a random start, `"imagenet"` for the library's own file, or a local file in the library's
+            key layout (`.safetensors`, or a `.pth` without code).
+
+    Raises:
+        ConfigError: No such backbone, or ImageNet weights that are not there.
+        CheckpointError: The file is not of this backbone.
+    """
+    if name.startswith(TIMM):
+        net, cut = _build_timm(name, outputs)
+    elif name in NAMES:
+        net, cut = _build_torchvision(name, outputs)
+    else:
+        msg = f"There is no backbone {name!r}: choose one of {', '.join(NAMES)}, or 'timm:NAME' with the timm extra."
+        raise ConfigError(msg)
+    if str(weights) == "imagenet":
+        weights = imagenet_file(name)
+        if not weights.is_file():
+            msg = (
+                f"The ImageNet weights of {name!r} are not at {str(weights)!r}: `pipeline prepare` downloads them; "
+                f"without a network, copy the file there or set weights to 'none' or to a local file."
+            )
+            raise ConfigError(msg)
+    if str(weights) != "none":
+        load_weights(net, Path(weights))
+    return Backbone(name, cut(net))
+
+
+def _build_torchvision(name: str, outputs: int) -> tuple[Any, Callable[[Any], Parts]]:
+    net = torchvision.models.get_model(name.removesuffix("_28"), weights=None, num_classes=outputs)
+    if name.endswith("_28"):
+        _for_28_px(net)
+    return net, _CUTS[name]
+
+
+def _for_28_px(net: Any) -> None:
+    """Keep small images large: a 3 x 3 stem without stride and no max-pool, as MedMNIST's 28 px baselines have it."""
+    net.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
+    nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
+    net.maxpool = nn.Identity()
+
+
+class _Permute(nn.Module):
+    """Reorder dimensions; without copying."""
+
+    def __init__(self, *order: int) -> None:
+        super().__init__()
+        self.order = order
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(self.order)
+
+
+_CHANNELS_FIRST = (0, 3, 1, 2)
+_CHANNELS_LAST = (0, 2, 3, 1)
+
+
+def _cut_resnet(net: Any) -> Parts:
+    stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
+    return [stem, net.layer1, net.layer2, net.layer3, net.layer4], nn.Sequential(net.avgpool, nn.Flatten(), net.fc)
+
+
+def _cut_features(net: Any, ends: tuple[int, ...], head: list[nn.Module]) -> Parts:
+    """Cut `net.features` after the modules numbered `ends` (exclusive)."""
+    starts = (0, *ends[:-1])
+    return [net.features[start:end] for start, end in zip(starts, ends, strict=True)], nn.Sequential(*head)
+
+
+def _cut_convnext(net: Any) -> Parts:
+    return _cut_features(net, (1, 2, 4, 6, 8), [net.avgpool, net.classifier])
+
+
+def _cut_efficientnet(net: Any) -> Parts:
+    return _cut_features(net, (2, 3, 4, 6, len(net.features)), [net.avgpool, nn.Flatten(), net.classifier])
+
+
+def _cut_swin(net: Any) -> Parts:
+    """Cut a Swin, whose maps are (B, H, W, C), into stages that take and give (B, C, H, W)."""
+    stages, _ = _cut_features(net, (1, 2, 4, 6, 8), [])
+    head = nn.Sequential(_Permute(*_CHANNELS_LAST), net.norm, net.permute, net.avgpool, net.flatten, net.head)
+    return _channels_first(stages), head
+
+
+def _channels_first(stages: list[nn.Module]) -> list[nn.Module]:
+    """Wrap stages that pass (B, H, W, C) to one another so that each takes and gives (B, C, H, W)."""
+    into, out = _Permute(*_CHANNELS_LAST), _Permute(*_CHANNELS_FIRST)
+    return [nn.Sequential(stages[0], out), *(nn.Sequential(into, stage, out) for stage in stages[1:])]
+
+
+def _build_timm(name: str, outputs: int) -> tuple[Any, Callable[[Any], Parts]]:
+    try:
+        net = import_timm().create_model(name.removeprefix(TIMM), pretrained=False, features_only=True)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        msg = f"timm has no backbone {name.removeprefix(TIMM)!r} with features_only ({error}): choose another."
+        raise ConfigError(msg) from error
+    if not hasattr(net, "return_layers"):
+        msg = f"timm's {name.removeprefix(TIMM)!r} is no plain row of modules to put gates between: choose another."
+        raise ConfigError(msg)
+    return net, partial(_cut_timm, outputs=outputs)
+
+
+def _cut_timm(net: Any, outputs: int) -> Parts:
+    """Cut a timm feature extractor at the maps it returns; the head is ours: the mean of the map, one linear layer."""
+    names, modules = zip(*net.named_children(), strict=True)
+    ends = [names.index(name) for name in net.return_layers]
+    if len(ends) == len(STAGES) - 1:  # the stem's map is not among them
+        ends.insert(0, ends[0] - 1)
+    elif ends and isinstance(modules[ends[0] + 1], nn.MaxPool2d):  # it is, but before its pool
+        ends[0] += 1
+    if len(ends) != len(STAGES) or ends[0] < 0:
+        msg = (
+            f"This timm model returns {len(net.return_layers)} maps and not a stem's and four stages': choose another."
+        )
+        raise ConfigError(msg)
+    starts = (0, *(end + 1 for end in ends[:-1]))
+    stages: list[nn.Module] = [
+        nn.Sequential(*modules[start : end + 1]) for start, end in zip(starts, ends, strict=True)
+    ]
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(net.feature_info.channels()[-1], outputs))
+    return (_channels_first(stages) if net.output_fmt == "NHWC" else stages), head
+
+
+_CUTS: Mapping[str, Callable[[Any], Parts]] = {
+    **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"), _cut_resnet),
+    **dict.fromkeys(("resnet18_28", "resnet50_28"), _cut_resnet),
+    **dict.fromkeys(("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"), _cut_resnet),
+    **dict.fromkeys(("swin_t", "swin_s", "swin_b", "swin_v2_t", "swin_v2_s", "swin_v2_b"), _cut_swin),
+    **dict.fromkeys(("convnext_tiny", "convnext_small", "convnext_base", "convnext_large"), _cut_convnext),
+    **dict.fromkeys(("efficientnet_v2_s", "efficientnet_v2_m", "efficientnet_v2_l"), _cut_efficientnet),
+}
+NAMES = tuple(_CUTS)

@@ -1,0 +1,178 @@
+"""A classifier of raw images whose stages are gated by a frozen encoder's features; without gates, the plain one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.backbones import STAGES, build_backbone
+from pipeline.errors import ConfigError
+from pipeline.geometry import sample_gate
+from pipeline.slca import SLCA, Mix, integrate, normalised_by_default
+
+OWN = "own"  # a gate made from the stage itself: what is left of SLCA without the encoder
+Shape = tuple[int, int, int]  # (C, h, w) of a tap
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """What a classifier is made of; `gates=()` makes the plain classifier.
+
+    Attributes:
+        backbone: A name that `build_backbone` knows.
+        weights: `"none"`, `"imagenet"` or a local file.
+        image_px: Side of the square image that the backbone sees.
+        gates: Pairs (tap, stage); the tap `"own"` is the stage itself. The gates of several taps on one stage are
+            averaged, which keeps them in (0, 1); that is ours.
+        pool: SLCA's k, in cells of the *stored* grid: 1 where the store is pooled already.
+        reduction: SLCA's r.
+        normalise: SLCA's LayerNorm on all taps or on none; None for block taps only.
+        mix: `"residual"` for x + x * A, `"multiply"` for x * A.
+        identity_start: Start as the plain classifier, bit for bit.
+    """
+
+    backbone: str = "resnet18"
+    weights: str = "none"
+    image_px: int = 224
+    gates: tuple[tuple[str, str], ...] = (
+        ("patch", "stem"), ("early", "stage1"), ("middle", "stage2"), ("late", "stage3"), ("neck", "stage4"),
+    )  # fmt: skip
+    pool: int = 1
+    reduction: int = 16
+    normalise: bool | None = None
+    mix: Mix = "residual"
+    identity_start: bool = False
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """The taps that must come from a store, each once, in the order of the gates."""
+        return tuple(dict.fromkeys(tap for tap, _ in self.gates if tap != OWN))
+
+
+class Classifier(nn.Module):
+    """A backbone and its gates.
+
+    Args:
+        options: What to build.
+        taps: (C, h, w) of each stored tap that the gates name.
+        outputs: Numbers per image (see `pipeline.tasks`).
+
+    Attributes:
+        options: What was built.
+        backbone: The classifier without its gates.
+        gates: One `SLCA` per pair of `options.gates`.
+
+    Raises:
+        ConfigError: A gate names a stage or a tap that does not exist, or twice the same pair.
+        CheckpointError: The backbone's weights are not its own.
+    """
+
+    def __init__(self, options: ModelOptions, taps: Mapping[str, Shape], outputs: int) -> None:
+        super().__init__()
+        _check_gates(options, taps)
+        self.options = options
+        self.backbone = build_backbone(options.backbone, outputs, options.weights)
+        widths = dict(zip(STAGES, self.backbone.widths, strict=True))
+        self.gates = nn.ModuleList(
+            SLCA(
+                widths[stage] if tap == OWN else taps[tap][0],
+                widths[stage],
+                pool=options.pool,
+                reduction=options.reduction,
+                normalise=normalised_by_default(tap) if options.normalise is None else options.normalise,
+                identity_start=options.identity_start,
+            )
+            for tap, stage in options.gates
+        )
+
+    def forward(
+        self,
+        images: Tensor,
+        features: Mapping[str, Tensor],
+        extents: Tensor | None = None,
+        affine: Tensor | None = None,
+    ) -> Tensor:
+        """Classify images, each stage gated by its taps.
+
+        Args:
+            images: (B, 3, image_px, image_px) float32, normalised; drawn through `affine` already.
+            features: Tap to (B, C, h, w), of the images before `affine`.
+            extents: (B, 2) float32, the part of the features' grid that is image; None where all of it is.
+            affine: (B, 2, 3) float32, the map that the images went through (`pipeline.geometry`); None for none.
+
+        Returns:
+            (B, outputs) logits.
+        """
+        x = images
+        for name, stage in zip(STAGES, self.backbone.stages, strict=True):
+            x = stage(x)
+            gate = self._gate(name, x, features, extents, affine)
+            if gate is not None:
+                x = integrate(x, gate, self.options.mix, identity_start=self.options.identity_start)
+        logits: Tensor = self.backbone.head(x)
+        return logits
+
+    def gate_maps(self, features: Mapping[str, Tensor], extents: Tensor | None, size: tuple[int, int]) -> list[Tensor]:
+        """Compute the gates of stored taps over the images, for a person to look at.
+
+        Args:
+            features: Tap to (B, C, h, w).
+            extents: (B, 2) float32, or None.
+            size: (height, width) of the maps.
+
+        Returns:
+            One (B, C_stage, height, width) per pair of `options.gates` whose tap is stored, in their order.
+        """
+        maps = []
+        for (tap, _), slca in zip(self.options.gates, self.gates, strict=True):
+            if tap != OWN:
+                gate, visible = slca(features[tap], extents)
+                maps.append(sample_gate(gate, None, visible, size))
+        return maps
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Count the parameters: `backbone` (its head included), `slca`, and of these `trainable`."""
+        return {
+            "backbone": sum(p.numel() for p in self.backbone.parameters()),
+            "slca": sum(p.numel() for p in self.gates.parameters()),
+            "trainable": sum(p.numel() for p in self.parameters() if p.requires_grad),
+        }
+
+    def _gate(
+        self, stage: str, x: Tensor, features: Mapping[str, Tensor], extents: Tensor | None, affine: Tensor | None
+    ) -> Tensor | None:
+        """Compute the gate (B, C_stage, H, W) of a stage whose output is `x`; None for a stage without one."""
+        size = (x.shape[-2], x.shape[-1])
+        maps = []
+        for (tap, place), slca in zip(self.options.gates, self.gates, strict=True):
+            if place != stage:
+                continue
+            if tap == OWN:  # moved with the image already, and without padding
+                gate, visible = slca(x, None)
+                maps.append(sample_gate(gate, None, visible, size))
+            else:
+                gate, visible = slca(features[tap], extents)
+                maps.append(sample_gate(gate, affine, visible, size))
+        if len(maps) < 2:
+            return maps[0] if maps else None
+        return torch.stack(maps).mean(dim=0)
+
+
+def _check_gates(options: ModelOptions, taps: Mapping[str, Shape]) -> None:
+    for tap, stage in options.gates:
+        if stage not in STAGES:
+            msg = f"The gate ({tap!r}, {stage!r}) names no stage: choose one of {', '.join(STAGES)}."
+            raise ConfigError(msg)
+        if tap != OWN and tap not in taps:
+            known = ", ".join(taps) or "none"
+            msg = f"The gate ({tap!r}, {stage!r}) needs a tap that the store does not hold; it holds: {known}."
+            raise ConfigError(msg)
+    if len(set(options.gates)) != len(options.gates):
+        msg = f"The gates {list(options.gates)!r} name a pair twice: list each (tap, stage) once."
+        raise ConfigError(msg)
+    if options.image_px < 1:
+        msg = f"image_px is {options.image_px!r}: give the side of the classifier's image in pixels."
+        raise ConfigError(msg)

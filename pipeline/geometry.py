@@ -1,0 +1,106 @@
+"""One affine map per sample, applied to the image and to its gates: where a gate lies on the augmented image.
+
+Coordinates are (x, y) in [-1, 1] over the raw image whatever its shape, with pixel edges at -1 and 1. An affine map
+(B, 2, 3) takes a place in the *result* to the place in the raw image where its value is found. Every sampler here is
+bilinear with no smoothing first, which a gate finer than four times its stage's grid would want.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def place_grid(affine: Tensor, height: int, width: int) -> Tensor:
+    """Find the places in the raw image that the cells of a result come from.
+
+    Args:
+        affine: (B, 2, 3) float32, result to raw image.
+        height: Cells of the result from top to bottom.
+        width: Cells of the result from left to right.
+
+    Returns:
+        (B, height, width, 2) float32, (x, y) in the raw image; outside [-1, 1] there is no image.
+    """
+    y = _centres(height, affine.device)[:, None].expand(height, width)
+    x = _centres(width, affine.device)[None, :].expand(height, width)
+    places = torch.stack((x, y, torch.ones_like(x)), dim=-1)  # (height, width, 3)
+    return torch.einsum("hwk,bck->bhwc", places, affine)
+
+
+def sample_image(images: Tensor, affine: Tensor | None, size_px: int) -> Tensor:
+    """Draw images through their affine maps; black where there is no image.
+
+    Values are rounded to whole grey levels, as image libraries do, so a flip or a quarter turn moves pixels and changes
+    none of them.
+
+    Args:
+        images: (B, 3, H, W) uint8.
+        affine: (B, 2, 3) float32; None for the identity.
+        size_px: Side of the result.
+
+    Returns:
+        (B, 3, size_px, size_px) float32, whole numbers in 0..255.
+    """
+    values = images.float()
+    if affine is None and images.shape[-2:] == (size_px, size_px):
+        return values
+    if affine is None:
+        return F.interpolate(values, size=(size_px, size_px), mode="bilinear", align_corners=False).round()
+    grid = place_grid(affine, size_px, size_px)
+    drawn = F.grid_sample(values, grid, mode="bilinear", padding_mode="border", align_corners=False).round()
+    tolerance = 1e-5  # a turned corner pixel must not fall out of the image by a rounding error
+    return drawn * (grid.abs() <= 1 + tolerance).all(dim=-1)[:, None]
+
+
+def sample_gate(gate: Tensor, affine: Tensor | None, extents: Tensor | None, size: tuple[int, int]) -> Tensor:
+    """Lay gates over their augmented images: crop the padding, apply the affine map and resize, in one sampling.
+
+    Beyond the image a gate continues with its value at the image's border; cells of pure padding are never read.
+
+    Args:
+        gate: (B, C, h, w) over the encoder's padded square.
+        affine: (B, 2, 3) float32; None for the identity.
+        extents: (B, 2) float32, the part of the grid's height and width that is image; None where all of it is.
+        size: (height, width) of the stage's grid.
+
+    Returns:
+        (B, C, height, width), differentiable in `gate`.
+    """
+    cells = gate.shape[-2:]
+    if cells == (1, 1):
+        return gate.expand(-1, -1, *size)
+    if affine is None and extents is None:
+        return gate if cells == size else F.interpolate(gate, size=size, mode="bilinear", align_corners=False)
+    if affine is None:
+        affine = identity(len(gate), gate.device)
+    return F.grid_sample(
+        gate.float(),
+        _on_padded_grid(place_grid(affine, *size), extents, cells),
+        mode="bilinear",
+        padding_mode="border",
+        align_corners=False,
+    )
+
+
+def identity(count: int, device: torch.device) -> Tensor:
+    """Give `count` affine maps that change nothing: (count, 2, 3) float32."""
+    return torch.eye(2, 3, device=device).expand(count, 2, 3)
+
+
+def _on_padded_grid(places: Tensor, extents: Tensor | None, cells: torch.Size) -> Tensor:
+    """Turn places in the image (B, H, W, 2) into places on the padded square, held within the cells that are image."""
+    if extents is None:
+        return places
+    count = torch.tensor((cells[1], cells[0]), dtype=torch.float32, device=places.device)  # (w, h), as (x, y)
+    image_cells = (extents.flip(1) * count)[:, None, None, :]  # (B, 1, 1, 2)
+    tolerance = 1e-3  # of a cell: extents are float32 and a whole number of cells must stay one
+    last = ((image_cells - tolerance).ceil() - 1).clamp(min=0)
+    cell = torch.minimum(((places + 1) / 2 * image_cells - 0.5).clamp(min=0), last)
+    return (2 * cell + 1) / count - 1
+
+
+def _centres(cells: int, device: torch.device) -> Tensor:
+    """Give the centres of `cells` equal cells of [-1, 1], symmetric to the last bit: (cells,) float32."""
+    return torch.arange(1 - cells, cells, 2, dtype=torch.float32, device=device) / cells
