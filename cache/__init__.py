@@ -1,1 +1,67 @@
-"""Feature stores on disk: written once, read at memory speed, shared between people."""
+"""The feature store: features of a frozen encoder on disk, read at memory speed.
+
+>>> import hashlib, tempfile
+>>> from pathlib import Path
+>>> import numpy as np
+>>> import cache
+>>> path = Path(tempfile.mkdtemp()) / "demo.zarr"
+>>> images = {name: np.full((8, 8), grey, np.uint8) for grey, name in enumerate(["a.png", "b.png", "c.png"])}
+>>> rows = [cache.Row(name, hashlib.sha256(image).digest()) for name, image in images.items()]
+>>> taps = {"neck": cache.TapSpec(channels=2, height=4, width=4, dtype="float16")}
+>>> with cache.create_store(path, fingerprint=cache.Fingerprint({"encoder": "mean"}), taps=taps, rows=rows) as writer:
+...     for plan in writer.pending:
+...         neck = np.stack([np.full((2, 4, 4), list(images.values())[row].mean(), "float16") for row in plan.rows])
+...         writer.write(plan, {"neck": neck}, extents=np.ones((len(plan.rows), 2), "float32"))
+...     store = writer.commit()
+>>> store.ids
+('a.png', 'b.png', 'c.png')
+>>> store.read([2, 0])["neck"][:, 0, 0, 0]
+array([2., 0.], dtype=float16)
+>>> cache.verify(path)
+()
+"""
+
+from cache.description import FORMAT_VERSION, TapSpec
+from cache.errors import (
+    DamagedRowError,
+    FingerprintMismatchError,
+    FormatError,
+    IncompleteRowsError,
+    NoSpaceError,
+    StoreError,
+    StoreLockedError,
+    StoreNotFoundError,
+    UntrustedStoreError,
+)
+from cache.fingerprint import Difference, Fingerprint
+from cache.index import Row
+from cache.info import StoreInfo, info
+from cache.reader import Store, open_store
+from cache.verify import Damage, verify
+from cache.writer import ShardPlan, StoreWriter, create_store
+
+__all__ = [
+    "FORMAT_VERSION",
+    "Damage",
+    "DamagedRowError",
+    "Difference",
+    "Fingerprint",
+    "FingerprintMismatchError",
+    "FormatError",
+    "IncompleteRowsError",
+    "NoSpaceError",
+    "Row",
+    "ShardPlan",
+    "Store",
+    "StoreError",
+    "StoreInfo",
+    "StoreLockedError",
+    "StoreNotFoundError",
+    "StoreWriter",
+    "TapSpec",
+    "UntrustedStoreError",
+    "create_store",
+    "info",
+    "open_store",
+    "verify",
+]

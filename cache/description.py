@@ -1,0 +1,277 @@
+"""What a store says of itself: the one JSON object at its root, checked against its own digest.
+
+Both formats carry the same object, so whatever can be known without touching a feature is known in one way. Its
+spelling is canonical: the bytes that a reader finds must be the bytes that it would write, so no bit of them can flip
+unnoticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from cache.errors import FormatError, StoreError, UntrustedStoreError
+from cache.fingerprint import JSON, Fingerprint, canonical
+
+FORMAT_VERSION = 1
+KEY = "feature_store"
+"""Name of the object among the attributes of the root group."""
+
+MAX_DESCRIPTION_BYTES = 60_000
+"""HDF5 keeps attributes below 64 KiB in the layout that every version reads."""
+
+DTYPES = ("float16", "float32")
+_TAP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
+_RESERVED = {"index", "zarr.json", "readme.md"}
+_MAX_ROWS = 10**9
+_MAX_ROW_BYTES = 2**34
+_MAX_TAPS = 256
+TEXTS = ("ids", "set_aside", "card", "labels")
+"""Index entries that are text of any length; `card` and `labels` are optional."""
+
+
+@dataclass(frozen=True)
+class TapSpec:
+    """Shape and type of one tap's feature of one sample.
+
+    Attributes:
+        channels: Channels C.
+        height: Grid cells h.
+        width: Grid cells w.
+        dtype: `"float16"` or `"float32"`.
+    """
+
+    channels: int
+    height: int
+    width: int
+    dtype: str
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, h, w)."""
+        return self.channels, self.height, self.width
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row without its checksum."""
+        return self.channels * self.height * self.width * (2 if self.dtype == "float16" else 4)
+
+
+@dataclass(frozen=True)
+class IndexEntry:
+    """One array of the index: how large it is and what its bytes hash to.
+
+    Attributes:
+        dtype: numpy's name of the little-endian element type.
+        shape: Shape of the array.
+        sha256: Hexadecimal digest of the array's bytes.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    sha256: str
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the array."""
+        return int(np.prod(self.shape, dtype=object)) * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class Description:
+    """Everything at the root of a store.
+
+    Attributes:
+        fingerprint: What the features depend on.
+        taps: Shapes and types by tap.
+        rows: Samples.
+        slots: Places for a feature in each tap's array; `index/slot` says which one a row has.
+        shard_rows: Slots in one shard file.
+        index: Entries of the index by name, for example `"crc32c/neck"`.
+        provenance: Story, not identity: versions, dates, command. Not compared.
+    """
+
+    fingerprint: Fingerprint
+    taps: Mapping[str, TapSpec]
+    rows: int
+    slots: int
+    shard_rows: int
+    index: Mapping[str, IndexEntry]
+    provenance: Mapping[str, JSON] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, JSON]:
+        """The object that is stored, with the SHA-256 of everything else in it as `checksum`."""
+        body = {
+            "format_version": FORMAT_VERSION,
+            "fingerprint": self.fingerprint.fields,
+            "taps": [{"name": name, "shape": list(t.shape), "dtype": t.dtype} for name, t in self.taps.items()],
+            "rows": self.rows,
+            "slots": self.slots,
+            "shard_rows": self.shard_rows,
+            "index": {name: {"shape": list(e.shape), "sha256": e.sha256} for name, e in self.index.items()},
+            "provenance": self.provenance,
+        }
+        return {**body, "checksum": hashlib.sha256(canonical(body)).hexdigest()}
+
+    @property
+    def checksum(self) -> str:
+        """Hexadecimal SHA-256 that identifies this version of the store, features included."""
+        return str(self.to_json()["checksum"])
+
+
+def index_shapes(taps: Mapping[str, TapSpec], rows: int, slots: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Element type and shape of every index array of fixed size, by name."""
+    return {
+        "slot": ("int64", (rows,)),
+        "digest": ("uint8", (slots, 32)),
+        "extent": ("float32", (slots, 2)),
+        **{f"crc32c/{tap}": ("uint32", (slots,)) for tap in taps},
+    }
+
+
+def check_taps(taps: Mapping[str, TapSpec]) -> None:
+    """Refuse names and shapes that no store can hold.
+
+    Raises:
+        UntrustedStoreError: With the tap and what is wrong with it.
+    """
+    if not 0 < len(taps) <= _MAX_TAPS or len({name.lower() for name in taps}) < len(taps):
+        message = f"a store has 1 to {_MAX_TAPS} taps whose names differ in more than case, not {sorted(taps)!r}"
+        raise UntrustedStoreError(message)
+    for name, tap in taps.items():
+        if not _TAP_NAME.fullmatch(name) or name.lower() in _RESERVED:
+            message = (
+                f"tap name {name!r}: expected 1 to 64 letters, digits or . _ : - that begin with a letter or digit, "
+                f"and none of {sorted(_RESERVED)}"
+            )
+            raise UntrustedStoreError(message)
+        if tap.dtype not in DTYPES:
+            message = f"tap {name!r} has type {tap.dtype!r}; stores hold {' or '.join(DTYPES)}"
+            raise UntrustedStoreError(message)
+        sizes_ok = all(isinstance(size, int) and 0 < size <= _MAX_ROW_BYTES for size in tap.shape)
+        if not sizes_ok or tap.row_bytes > _MAX_ROW_BYTES:
+            message = f"tap {name!r} has shape {tap.shape!r}; a row has three positive sizes and at most 16 GiB"
+            raise UntrustedStoreError(message)
+
+
+def load_json(data: bytes, where: str) -> JSON:
+    """Parse JSON from a stranger: UTF-8, no NaN, no repeated key, of bounded depth.
+
+    Raises:
+        FormatError: It is no such JSON; `where` names it.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            message = "a key is repeated"
+            raise ValueError(message)
+        return found
+
+    def refuse(name: str) -> None:
+        message = f"{name} is no JSON number"
+        raise ValueError(message)
+
+    try:
+        return json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        message = f"{where} is not the JSON of a store ({error}): the file is damaged or not a feature store"
+        raise FormatError(message) from error
+
+
+def parse_description(value: JSON, where: str) -> Description:
+    """Check the object at the root of a store and take it apart.
+
+    Args:
+        value: The parsed JSON object.
+        where: File to name in messages.
+
+    Raises:
+        FormatError: A key is missing, unknown or of the wrong type, the checksum does not match, or the format
+            version is newer than this software.
+        UntrustedStoreError: A shape or a name is one that no store has.
+    """
+    try:
+        version = value["format_version"]
+        if version != FORMAT_VERSION:
+            message = f"{where} has format version {version!r}, this software reads {FORMAT_VERSION}: update it"
+            raise FormatError(message)
+        taps = {_text(t["name"]): _parse_tap(t) for t in value["taps"]}
+        check_taps(taps)
+        rows, slots, shard_rows = (_whole(value[key]) for key in ("rows", "slots", "shard_rows"))
+        if not (0 < rows <= _MAX_ROWS and 0 < slots <= _MAX_ROWS and 0 < shard_rows <= _MAX_ROWS):
+            message = f"{where} claims {rows} rows in {slots} slots, {shard_rows} a shard; expected 1 to {_MAX_ROWS}"
+            raise UntrustedStoreError(message)
+        description = Description(
+            fingerprint=Fingerprint(_mapping(value["fingerprint"])),
+            taps=taps,
+            rows=rows,
+            slots=slots,
+            shard_rows=shard_rows,
+            index=_parse_index(value["index"], taps, rows, slots),
+            provenance=_mapping(value["provenance"]),
+        )
+        same = canonical(value) == canonical(description.to_json())
+    except (KeyError, TypeError, ValueError, AttributeError, StoreError) as error:
+        if isinstance(error, FormatError | UntrustedStoreError):
+            raise
+        message = f"{where} does not describe a store ({type(error).__name__}: {error}): it is damaged or no store"
+        raise FormatError(message) from error
+    if not same:
+        message = f"{where} does not match its own checksum: it is damaged or was edited; run repair or fetch it again"
+        raise FormatError(message)
+    return description
+
+
+def _parse_index(value: JSON, taps: Mapping[str, TapSpec], rows: int, slots: int) -> dict[str, IndexEntry]:
+    """Entries of the index, with exactly the names and shapes that the taps and counts call for."""
+    expected = index_shapes(taps, rows, slots)
+    entries: dict[str, IndexEntry] = {}
+    for name, entry in value.items():
+        shape = tuple(map(_whole, entry["shape"]))
+        dtype, wanted = expected.get(name, ("uint8", shape))
+        if shape != wanted or (name not in expected and (name not in TEXTS or len(shape) != 1)):
+            message = f"index entry {name!r} has shape {shape!r}"
+            raise ValueError(message)
+        entries[name] = IndexEntry(dtype, shape, _text(entry["sha256"]))
+    missing = (expected.keys() - {"digest"} | {"ids", "set_aside"}) - entries.keys()
+    if missing:
+        message = f"index entries {sorted(missing)!r} are missing"
+        raise ValueError(message)
+    return entries
+
+
+def _parse_tap(value: JSON) -> TapSpec:
+    """Shape and type of one tap."""
+    channels, height, width = map(_whole, value["shape"])
+    return TapSpec(channels, height, width, _text(value["dtype"]))
+
+
+def _whole(value: JSON) -> int:
+    """`value` if it is a whole number and not a truth value."""
+    if type(value) is not int or value < 0:
+        message = f"{str(value)[:100]!r} is no whole number"
+        raise TypeError(message)
+    return value
+
+
+def _text(value: JSON) -> str:
+    """`value` if it is text."""
+    if not isinstance(value, str):
+        message = f"{str(value)[:100]!r} is no text"
+        raise TypeError(message)
+    return value
+
+
+def _mapping(value: JSON) -> dict[str, JSON]:
+    """`value` if it is a JSON object."""
+    if not isinstance(value, dict):
+        message = f"{str(value)[:100]!r} is no JSON object"
+        raise TypeError(message)
+    return value

@@ -1,0 +1,200 @@
+"""Bytes of rows at known places in mapped files: the part that both formats share when reading.
+
+A row is found by arithmetic and copied straight from the page cache into the caller's buffer. Maps are kept in a
+bounded least-recently-used table, because each holds a file descriptor. A file's size is checked again whenever it is
+used: touching a mapped page behind the end of a truncated file would kill the process.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from cache.description import TapSpec
+from cache.errors import FormatError, UntrustedStoreError
+from cache.zarr_layout import CHECKSUM_BYTES, shard_bytes, shard_name, stored_places
+
+UInt8 = npt.NDArray[np.uint8]
+Int64 = npt.NDArray[np.int64]
+
+MAX_MAPS = 256
+"""Open maps of one store; each costs a file descriptor, of which a process often has 1024."""
+
+
+class MappedFile:
+    """A whole file as read-only memory.
+
+    Attributes:
+        data: (bytes,) uint8.
+    """
+
+    def __init__(self, path: Path, size: int | None = None) -> None:
+        """Map the file.
+
+        Args:
+            path: A plain file; a symbolic link in its place is refused.
+            size: Bytes that it must have, if known.
+
+        Raises:
+            UntrustedStoreError: It is a link or no plain file.
+            FormatError: It has another size.
+            FileNotFoundError: It is not there.
+        """
+        handle = open_plain(path)
+        try:
+            found = os.fstat(handle).st_size
+            if size is not None and found != size:
+                message = f"{path} has {found} bytes; expected {size}: it is truncated or was replaced"
+                raise FormatError(message)
+            if found == 0:
+                message = f"{path} is empty"
+                raise FormatError(message)
+            self._map = mmap.mmap(handle, found, access=mmap.ACCESS_READ)
+        finally:
+            os.close(handle)
+        self.path = path
+        self.data: UInt8 = np.frombuffer(self._map, np.uint8)
+
+    def intact(self) -> bool:
+        """Whether the file still has all of its bytes."""
+        return self._map.size() >= len(self._map)
+
+
+def open_plain(path: Path) -> int:
+    """Descriptor of a plain file, never of what a link points at.
+
+    Raises:
+        UntrustedStoreError: `path` is a symbolic link, a folder or a device.
+        FileNotFoundError: It is not there.
+    """
+    mode = path.lstat().st_mode
+    if not stat.S_ISREG(mode):
+        message = f"{path} is {'a symbolic link' if stat.S_ISLNK(mode) else 'no plain file'}; a store holds only files"
+        raise UntrustedStoreError(message)
+    return os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0))
+
+
+def read_plain(path: Path, limit: int) -> bytes:
+    """Content of a plain file of at most `limit` bytes.
+
+    Raises:
+        UntrustedStoreError: It is a link, no plain file, or larger.
+        FileNotFoundError: It is not there.
+    """
+    handle = open_plain(path)
+    with open(handle, "rb") as file:  # noqa: PTH123 - a descriptor has no path
+        size = os.fstat(handle).st_size
+        if size > limit:
+            message = f"{path} has {size} bytes; a store keeps at most {limit} there"
+            raise UntrustedStoreError(message)
+        return file.read(limit)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where rows lie.
+
+    Attributes:
+        files: (n,) int64 number of the file of each row.
+        offsets: (n,) int64 first byte of each row in its file.
+    """
+
+    files: Int64
+    offsets: Int64
+
+
+class RowFiles(Protocol):
+    """Row bytes of one store, in whichever format."""
+
+    def places(self, tap: str, slots: Int64) -> Places:
+        """Where the rows of these slots lie."""
+
+    def file(self, tap: str, number: int) -> MappedFile:
+        """A file of rows, mapped."""
+
+
+class ZarrRows:
+    """Rows in the shard files of a Zarr folder."""
+
+    def __init__(
+        self, folder: Path, taps: Mapping[str, TapSpec], shard_rows: int, present: npt.NDArray[np.bool_]
+    ) -> None:
+        """Describe the folder.
+
+        Args:
+            folder: Root of the Zarr group.
+            taps: Its arrays.
+            shard_rows: Slots in a shard.
+            present: (slots,) which slots hold a row.
+        """
+        self._folder = folder
+        self._taps = taps
+        self._shard_rows = shard_rows
+        self._stored = stored_places(present, shard_rows)
+        self.file = lru_cache(MAX_MAPS)(self._open)
+
+    def places(self, tap: str, slots: Int64) -> Places:
+        """Where the rows of these slots lie."""
+        files, within = np.divmod(slots, self._shard_rows)
+        return Places(files, within * (self._taps[tap].row_bytes + CHECKSUM_BYTES))
+
+    def path(self, tap: str, number: int) -> Path:
+        """A shard file."""
+        return self.shard_path(self._folder, tap, number)
+
+    @staticmethod
+    def shard_path(folder: Path, tap: str, number: int) -> Path:
+        """A shard file of the store in `folder`."""
+        return folder / tap / shard_name(number)
+
+    def size(self, tap: str, number: int) -> int:
+        """Bytes that a shard file must have, 0 if there must be none."""
+        stored = int(self._stored[number])
+        return shard_bytes(stored, self._taps[tap].row_bytes, self._shard_rows) if stored else 0
+
+    def _open(self, tap: str, number: int) -> MappedFile:
+        return MappedFile(self.path(tap, number), self.size(tap, number))
+
+
+class Hdf5Rows:
+    """Rows in one HDF5 file, each tap's one behind the other."""
+
+    def __init__(self, file: MappedFile, taps: Mapping[str, TapSpec], offsets: Mapping[str, int]) -> None:
+        """Describe the file.
+
+        Args:
+            file: The mapped file.
+            taps: Its data sets.
+            offsets: First byte of each tap's rows.
+        """
+        self._file = file
+        self._taps = taps
+        self._offsets = offsets
+
+    def places(self, tap: str, slots: Int64) -> Places:
+        """Where the rows of these slots lie."""
+        stride = self._taps[tap].row_bytes + CHECKSUM_BYTES
+        return Places(np.zeros_like(slots), self._offsets[tap] + slots * stride)
+
+    def file(self, tap: str, number: int) -> MappedFile:
+        """The file."""
+        return self._file
+
+
+def row_bytes(rows: RowFiles, tap: TapSpec, name: str, slot: int) -> UInt8:
+    """The raw bytes of one row as they lie in the map, unchecked, (row_bytes,) uint8."""
+    places = rows.places(name, np.array([slot], np.int64))
+    file = rows.file(name, int(places.files[0]))
+    if not file.intact():
+        message = f"{file.path} was truncated while it was open"
+        raise FormatError(message)
+    return file.data[int(places.offsets[0]) :][: tap.row_bytes]

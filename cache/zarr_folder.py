@@ -1,0 +1,121 @@
+"""Opening a finished Zarr folder: its root, its index, and that it holds nothing that points elsewhere."""
+
+from __future__ import annotations
+
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cache.description import KEY, Description, load_json, parse_description
+from cache.errors import FormatError, StoreNotFoundError, UntrustedStoreError
+from cache.index import Index, UInt8, check_size
+from cache.mapped import MappedFile, RowFiles, ZarrRows, read_plain
+from cache.zarr_layout import CHECKSUM_BYTES, index_chunk_name, index_json, root_json, tap_json
+
+MAX_METADATA_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class OpenedStore:
+    """What reading needs, in either format.
+
+    Attributes:
+        description: What the root says.
+        index: Where each row lies.
+        rows: The bytes of the rows.
+    """
+
+    description: Description
+    index: Index
+    rows: RowFiles
+
+
+def read_root(folder: Path) -> Description:
+    """Description at the root of a Zarr folder.
+
+    Raises:
+        StoreNotFoundError: There is no folder, or it has no `zarr.json`.
+        FormatError: It is no store or its root is damaged.
+    """
+    path = folder / "zarr.json"
+    try:
+        data = read_plain(path, MAX_METADATA_BYTES)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        message = f"{folder} is no store: it has no zarr.json; check the path, or run extract to make it"
+        raise StoreNotFoundError(message) from error
+    value = load_json(data, str(path))
+    try:
+        stored = value["attributes"][KEY]
+    except (KeyError, TypeError, IndexError) as error:
+        message = f"{path} has no attribute {KEY!r}: this is a Zarr group, but not a feature store"
+        raise FormatError(message) from error
+    description = parse_description(stored, str(path))
+    if data != root_json(description):
+        message = f"{path} is not spelled as it was written: it is damaged or was edited; fetch or extract it again"
+        raise FormatError(message)
+    return description
+
+
+def open_zarr(folder: Path) -> OpenedStore:
+    """Open a Zarr folder for reading.
+
+    Raises:
+        StoreNotFoundError: There is none.
+        FormatError: Its metadata are damaged.
+        UntrustedStoreError: It holds what no store holds.
+    """
+    description = read_root(folder)
+    for name, tap in description.taps.items():
+        check_metadata(folder, folder / name, tap_json(tap, description.slots, description.shard_rows))
+    for name, entry in description.index.items():
+        check_metadata(folder, folder / "index" / name, index_json(entry))
+
+    def load(name: str) -> UInt8:
+        return load_index(folder, description, name)
+
+    index = Index(description, load, str(folder))
+    return OpenedStore(description, index, ZarrRows(folder, description.taps, description.shard_rows, index.present))
+
+
+def check_metadata(root: Path, array: Path, expected: bytes) -> None:
+    """Refuse an array whose folder or `zarr.json` is not what the root calls for.
+
+    Raises:
+        FormatError: The metadata are missing or differ, be it by another codec, shape or type.
+        UntrustedStoreError: A folder on the way is a link.
+    """
+    path = array / "zarr.json"
+    try:
+        for folder in (array, *array.parents[: len(array.relative_to(root).parts) - 1]):
+            if not stat.S_ISDIR(folder.lstat().st_mode):
+                message = f"{folder} is a symbolic link or a file; a store holds only folders of its own there"
+                raise UntrustedStoreError(message)
+        found = read_plain(path, MAX_METADATA_BYTES)
+    except FileNotFoundError as error:
+        message = f"{path} is missing; the store is damaged: run 'store repair' or fetch it again"
+        raise FormatError(message) from error
+    if found != expected:
+        message = (
+            f"{path} is not the metadata of this store (another shape, type or codec, or damaged bytes); "
+            f"run 'store repair' or fetch it again"
+        )
+        raise FormatError(message)
+
+
+def load_index(folder: Path, description: Description, name: str) -> UInt8:
+    """Bytes of an index array, (bytes,) uint8, without the trailing checksum.
+
+    Raises:
+        FormatError: The file is missing or of another size.
+    """
+    entry = description.index[name]
+    path = folder / "index" / name / index_chunk_name(entry)
+    try:
+        mapped = MappedFile(path)
+    except FileNotFoundError as error:
+        message = f"{path} is missing; the store is damaged: run 'store repair' or fetch it again"
+        raise FormatError(message) from error
+    check_size(entry, mapped.data.nbytes - CHECKSUM_BYTES, str(path))
+    return np.array(mapped.data[:-CHECKSUM_BYTES])
