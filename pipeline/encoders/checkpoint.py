@@ -1,0 +1,148 @@
+"""Checkpoints in SAM's official key layout: read without running code, refused by name and shape, known by digest.
+
+A digest of 2.5 GB takes seconds, so it is computed once and remembered by the file's size and time of change.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from segment_anything.modeling import ImageEncoderViT
+from torch import Tensor
+
+from pipeline.encoders.architecture import ARCHITECTURES, Architecture
+from pipeline.errors import CheckpointError
+from pipeline.weights import read_weights
+
+ENCODER_PREFIX = "image_encoder."
+_OTHER_PARTS = ("prompt_encoder.", "mask_decoder.", "pixel_mean", "pixel_std")
+
+
+def load_encoder(architecture: Architecture, path: Path) -> ImageEncoderViT:
+    """Fill the official module from a checkpoint of a whole SAM or of its image encoder alone.
+
+    Args:
+        architecture: What the checkpoint must hold.
+        path: `.pth` or `.pt` (read with `weights_only=True`), or `.safetensors`.
+
+    Returns:
+        The official module in float32 on the CPU, in evaluation mode, without gradients.
+
+    Raises:
+        CheckpointError: The file is missing or no checkpoint, or a key is missing, unknown or misshapen.
+    """
+    state = encoder_state(path)
+    vit = architecture.build()
+    expected = _shapes(vit.state_dict())
+    _require_same(path, architecture.name, _shapes(state), expected)
+    vit.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
+    return vit.eval().requires_grad_(False)
+
+
+def encoder_state(path: Path) -> dict[str, Tensor]:
+    """Tensors of the image encoder in a checkpoint, by their names in the official encoder.
+
+    Raises:
+        CheckpointError: The file is missing or no checkpoint.
+    """
+    state = read_weights(path)
+    if not any(key.startswith(ENCODER_PREFIX) for key in state):
+        return state
+    return {key.removeprefix(ENCODER_PREFIX): value for key, value in state.items() if not key.startswith(_OTHER_PARTS)}
+
+
+def weights_sha256(path: Path) -> str:
+    """Digest of a file of weights, remembered for as long as its size and time of change stay.
+
+    Raises:
+        CheckpointError: The file cannot be read.
+    """
+    try:
+        status = path.stat()
+        key = str(path.resolve())
+        seen = [status.st_size, status.st_mtime_ns]
+        memory = _remembered()
+        entry = memory.get(key)
+        if isinstance(entry, list) and entry[:2] == seen and len(entry) == 3:
+            return str(entry[2])
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        message = f"{path}: cannot be read ({error.strerror}); set encoder.checkpoint to a file of weights"
+        raise CheckpointError(message) from None
+    _remember({**memory, key: [*seen, digest]})
+    return digest
+
+
+def user_folder() -> Path:
+    """Where this user keeps what all projects share: `$PIPELINE_HOME`, else the user's cache folder."""
+    home = os.environ.get("PIPELINE_HOME")
+    if home:
+        return Path(home)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slca-pipeline"
+
+
+def _remembered() -> dict[str, object]:
+    try:
+        memory = json.loads((user_folder() / "digests.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return memory if isinstance(memory, dict) else {}
+
+
+def _remember(memory: Mapping[str, object]) -> None:
+    """Replace the remembered digests; a folder that cannot be written to costs the next run some seconds, no more."""
+    with contextlib.suppress(OSError):
+        user_folder().mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=user_folder(), prefix=".digests", delete=False) as file:
+            json.dump(memory, file)
+        Path(file.name).replace(user_folder() / "digests.json")
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(value.shape) for key, value in state.items()}
+
+
+def _require_same(
+    path: Path, name: str, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Refuse a checkpoint of another architecture, and say of which.
+
+    Raises:
+        CheckpointError: A key is missing, unknown or misshapen.
+    """
+    if found == expected:
+        return
+    missing = [repr(key) for key in expected if key not in found]
+    unknown = [repr(key) for key in found if key not in expected]
+    misshapen = [
+        f"{key!r} {found[key]} instead of {shape}" for key, shape in expected.items() if found.get(key, shape) != shape
+    ]
+    problems = [
+        f"{what} {len(keys)} ({_first(keys)})"
+        for what, keys in (("missing", missing), ("unknown", unknown), ("misshapen", misshapen))
+        if keys
+    ]
+    message = f"{path}: its keys are not those of {name}: {'; '.join(problems)}; {_looks_like(found)}"
+    raise CheckpointError(message)
+
+
+def _first(items: Iterable[str], count: int = 5) -> str:
+    items = list(items)
+    return ", ".join(items[:count]) + (", ..." if len(items) > count else "")
+
+
+def _looks_like(found: Mapping[str, tuple[int, ...]]) -> str:
+    """Guess the architecture of a checkpoint from its width and number of blocks, as advice."""
+    embedding = found.get("pos_embed", ())
+    blocks = {key.split(".")[1] for key in found if key.startswith("blocks.")}
+    for name, candidate in ARCHITECTURES.items():
+        if embedding[3:] == (candidate.width,) and len(blocks) == candidate.blocks:
+            return f"this looks like {name}"
+    return "this looks like none of " + ", ".join(ARCHITECTURES)

@@ -1,0 +1,130 @@
+"""SAM's image encoder from the official module's weights, stopped at the depth that is wanted.
+
+The arithmetic is the official one (its module is the oracle of the tests); what differs is how attention is
+computed, that padding tokens of windows are not projected, and that nothing after the deepest tap is computed.
+Feature maps are (B, h, w, C) throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from segment_anything.modeling import ImageEncoderViT
+from segment_anything.modeling.image_encoder import Block
+from torch import Tensor, nn
+
+from pipeline.encoders.attention import biased_attention, relative_terms
+
+
+def feature_maps(vit: ImageEncoderViT, images: Tensor) -> Iterator[Tensor]:
+    """Compute the encoder depth by depth; what is not asked for is not computed.
+
+    Args:
+        vit: The official module, its position embedding of the grid's size.
+        images: float32 (B, 3, S, S), normalised and padded.
+
+    Yields:
+        (B, h, w, C) after the position embedding, after each block, and after the neck.
+    """
+    x = _convolve(vit.patch_embed.proj, images.permute(0, 2, 3, 1)) + vit.pos_embed
+    yield x
+    for block in vit.blocks:
+        x = run_block(block, x)
+        yield x
+    yield _neck(vit, x)
+
+
+def run_block(block: Block, x: Tensor) -> Tensor:
+    """One transformer block: attention and a two-layer perceptron, each added to its input in float32."""
+    x = x + _attention(block, _layer_norm(block.norm1, x))
+    mlp = block.mlp
+    hidden = F.gelu(_linear(mlp.lin1, _layer_norm(block.norm2, x)))
+    return x + _linear(mlp.lin2, hidden)
+
+
+def fit_to_grid(vit: ImageEncoderViT, grid: int) -> None:
+    """Resample position embeddings in place for an input of another size; the windows' own stay as they are.
+
+    The absolute embedding is resampled bicubically with antialiasing, which is our choice; the relative ones of
+    global blocks linearly, as the official code does when it meets another size.
+
+    Args:
+        vit: The official module.
+        grid: Tokens along a side.
+    """
+    if vit.pos_embed.shape[1] == grid:
+        return
+    absolute = vit.pos_embed.permute(0, 3, 1, 2)
+    absolute = F.interpolate(absolute, (grid, grid), mode="bicubic", antialias=True)
+    vit.pos_embed = nn.Parameter(absolute.permute(0, 2, 3, 1).contiguous(), requires_grad=False)
+    for block in vit.blocks:
+        if block.window_size == 0:
+            for name in ("rel_pos_h", "rel_pos_w"):
+                table = getattr(block.attn, name).T[None]  # (1, d, 2 * old - 1)
+                table = F.interpolate(table, 2 * grid - 1, mode="linear")[0].T.contiguous()
+                setattr(block.attn, name, nn.Parameter(table, requires_grad=False))
+
+
+def cast(vit: ImageEncoderViT, dtype: torch.dtype) -> None:
+    """Set the type of matrix products; normalisations, the position embedding and sums of blocks stay float32."""
+    for module in vit.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.to(dtype)
+    for block in vit.blocks:
+        for table in (block.attn.rel_pos_h, block.attn.rel_pos_w):
+            table.data = table.data.to(dtype)
+
+
+def _attention(block: Block, x: Tensor) -> Tensor:
+    """Multi-head attention over the grid or within windows: (B, h, w, C) to the same."""
+    attn, window = block.attn, block.window_size
+    qkv = _linear(attn.qkv, x, with_bias=False)
+    if window > 0:  # a padding token is zero, so its query, key and value are the bias alone
+        qkv, windows = _partition(qkv, window)
+    count, h, w, channels = qkv.shape
+    qkv = (qkv + attn.qkv.bias).view(count, h * w, 3, attn.num_heads, -1)
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (count, heads, h * w, d) each
+    rows, columns = relative_terms(q, attn.rel_pos_h, attn.rel_pos_w, (h, w))
+    out = biased_attention(q, k, v, rows, columns).transpose(1, 2).reshape(count, h, w, channels // 3)
+    if window > 0:
+        out = _join(out, windows)[:, : x.shape[1], : x.shape[2]]
+    return _linear(attn.proj, out)
+
+
+def _partition(x: Tensor, window: int) -> tuple[Tensor, tuple[int, int]]:
+    """Pad with zeros and cut into windows: (B, h, w, C) to (B * rows * columns, window, window, C)."""
+    x = F.pad(x, (0, 0, 0, -x.shape[2] % window, 0, -x.shape[1] % window))
+    batch, rows, columns = x.shape[0], x.shape[1] // window, x.shape[2] // window
+    x = x.view(batch, rows, window, columns, window, -1).transpose(2, 3)
+    return x.reshape(batch * rows * columns, window, window, -1), (rows, columns)
+
+
+def _join(x: Tensor, windows: tuple[int, int]) -> Tensor:
+    """Undo `_partition`, except for the padding."""
+    (rows, columns), window = windows, x.shape[1]
+    x = x.view(-1, rows, columns, window, window, x.shape[3]).transpose(2, 3)
+    return x.reshape(x.shape[0], rows * window, columns * window, -1)
+
+
+def _neck(vit: ImageEncoderViT, x: Tensor) -> Tensor:
+    """Two convolutions, each normalised over channels."""
+    first, first_norm, second, second_norm = vit.neck
+    for convolution, norm in ((first, first_norm), (second, second_norm)):
+        x = F.layer_norm(_convolve(convolution, x).float(), norm.weight.shape, norm.weight, norm.bias, norm.eps)
+    return x
+
+
+def _layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+
+
+def _linear(layer: nn.Linear, x: Tensor, *, with_bias: bool = True) -> Tensor:
+    return F.linear(x.to(layer.weight.dtype), layer.weight, layer.bias if with_bias else None)
+
+
+def _convolve(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """Convolve a map whose channels come last."""
+    out: Tensor = layer(x.permute(0, 3, 1, 2).to(layer.weight.dtype))
+    return out.permute(0, 2, 3, 1)
