@@ -96,6 +96,13 @@ def build_backbone(name: str, outputs: int, weights: str | Path = "none") -> Bac
     return Backbone(name, cut(net))
 
 
+def standardise(images: Tensor) -> Tensor:
+    """Scale grey levels (B, 3, H, W) float32 in 0..255 as ImageNet weights expect them: about -2 to 2.6."""
+    mean = images.new_tensor(IMAGENET_MEAN)[:, None, None] * 255
+    std = images.new_tensor(IMAGENET_STD)[:, None, None] * 255
+    return (images - mean) / std
+
+
 def _build_torchvision(name: str, outputs: int) -> tuple[Any, Callable[[Any], Parts]]:
     net = torchvision.models.get_model(name.removesuffix("_28"), weights=None, num_classes=outputs)
     if name.endswith("_28"):

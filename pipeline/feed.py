@@ -1,0 +1,319 @@
+"""What a training step eats: images and features of a batch, from where they fit.
+
+A split's features and decoded images live on the device if they fit there, else in host memory, else they are read from
+the store's mapped shards ahead of the step. Reading ahead hides the disk but costs a thread; on the CPU, where that
+thread would take a core from the step, what is in memory is gathered in the step's own thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cache import Store
+from pipeline.data import Dataset, Split, pixel_digest
+from pipeline.errors import RunError
+from pipeline.overlap import ahead
+from pipeline.progress import Progress, silent
+
+Place = Literal["auto", "device", "host", "stream"]
+_AHEAD = 2  # batches read before they are asked for
+_SHARE = 0.6  # of free memory that one split may take; the rest is for the step itself
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step works on, all on the device.
+
+    Attributes:
+        positions: (B,) int64 on the CPU, places of the samples in the feed.
+        images: (B, 3, S, S) uint8.
+        features: Tap to (B, C, h, w) in the stored dtype.
+        extents: (B, 2) float32, the part of the features' grid that is image; None where all of it is.
+        labels: (B,) or (B, K) int64.
+    """
+
+    positions: Tensor
+    images: Tensor
+    features: dict[str, Tensor]
+    extents: Tensor | None
+    labels: Tensor
+
+
+class Feed:
+    """The samples of one split that can be trained on or scored.
+
+    Args:
+        dataset: Where images and labels come from.
+        split: The split to feed.
+        store: Where features come from; None for the plain classifier.
+        taps: The taps to read.
+        image_px: Side to which images are resized once, with smoothing.
+        device: Where batches go.
+        place: Where data wait: chosen from the sizes, or forced.
+        workers: Decoding threads.
+        allow_missing: Leave out samples that the store does not hold, instead of refusing.
+        progress: Called while images are decoded.
+
+    Attributes:
+        ids: Sample ids, in the data set's order.
+        labels: (n,) or (n, K) int64.
+        classes: K, how many there are.
+        groups: Group of each sample.
+        description: One line: how many samples, how large, where they wait.
+        waited_seconds: Time that `batches` kept its caller waiting, in total.
+
+    Raises:
+        RunError: The store lacks samples or a tap, was made from other pixels, or the place is too small.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        split: Split,
+        store: Store | None,
+        *,
+        taps: Sequence[str],
+        image_px: int,
+        device: torch.device,
+        place: Place = "auto",
+        workers: int = 2,
+        allow_missing: bool = False,
+        progress: Progress = silent,
+    ) -> None:
+        self.device, self.waited_seconds = device, 0.0
+        self._dataset, self._split, self._image_px, self._workers = dataset, split, image_px, workers
+        self._store = store if taps else None
+        self._taps = tuple(taps)
+        self._indices, self._rows = self._match(allow_missing)
+        samples = [dataset.samples[i] for i in self._indices]
+        self.ids = tuple(sample.id for sample in samples)
+        self.groups = tuple(sample.group for sample in samples)
+        self.labels: npt.NDArray[np.int64] = np.asarray(dataset.labels)[self._indices]
+        self.classes = len(dataset.class_names)
+        self._label_tensor = torch.from_numpy(self.labels).to(device)
+        self._extents = self._read_extents()
+        self._place = self._choose(place)
+        self._images: Tensor | None = None
+        self._features: dict[str, Tensor] = {}
+        if self._place != "stream":
+            self._images = self._decode_all(progress)
+            self._features = self._read_all()
+        self.description = self._describe()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def batches(self, order: Sequence[Tensor]) -> Iterator[Batch]:
+        """Yield the batches whose positions (B,) int64 `order` lists, in that order."""
+        source = self._in_turn(order) if self._place != "stream" else self._streamed(order)
+        while True:
+            start = time.perf_counter()
+            batch = next(source, None)
+            self.waited_seconds += time.perf_counter() - start
+            if batch is None:
+                return
+            yield batch
+
+    def _in_turn(self, order: Sequence[Tensor]) -> Iterator[Batch]:
+        assert self._images is not None
+        for positions in order:
+            at = positions.to(self._images.device)
+            yield self._batch(positions, self._images[at], {tap: self._features[tap][at] for tap in self._taps})
+
+    def _streamed(self, order: Sequence[Tensor]) -> Iterator[Batch]:
+        largest = max((len(positions) for positions in order), default=0)
+        ring = [_Buffers(self, largest) for _ in range(_AHEAD + 2)]
+        with ThreadPoolExecutor(self._workers, "decode") as decoders, ThreadPoolExecutor(1, "feed") as reader:
+
+            def read(item: tuple[int, Tensor]) -> tuple[Tensor, _Buffers]:
+                turn, positions = item
+                buffers = ring[turn % len(ring)]
+                buffers.fill(positions, decoders)
+                return positions, buffers
+
+            for positions, buffers in ahead(read, enumerate(order), reader, _AHEAD):
+                images, features = buffers.send(len(positions))
+                yield self._batch(positions, images, features)
+
+    def _batch(self, positions: Tensor, images: Tensor, features: Mapping[str, Tensor]) -> Batch:
+        at = positions.to(self.device)
+        return Batch(
+            positions=positions,
+            images=images.to(self.device, non_blocking=True),
+            features={tap: feature.to(self.device, non_blocking=True) for tap, feature in features.items()},
+            extents=None if self._extents is None else self._extents[at],
+            labels=self._label_tensor[at],
+        )
+
+    def decode(self, position: int) -> Tensor:
+        """Read one image and resize it: (3, S, S) uint8.
+
+        Raises:
+            RunError: Its pixels are not those that the store's features were made from.
+        """
+        image = self._dataset.read(self._indices[position])  # (H, W, 3)
+        if self._store is not None and pixel_digest(image) != self._store.digests[self._rows[position]].tobytes():
+            msg = (
+                f"The features of sample {self.ids[position]!r} in {str(self._store.path)!r} were made from other "
+                f"pixels: run `pipeline extract` again, which encodes what has changed."
+            )
+            raise RunError(msg)
+        return resize(torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1), self._image_px)
+
+    def read_features(self, positions: npt.NDArray[np.int64], out: Mapping[str, npt.NDArray[np.generic]]) -> None:
+        """Read stored features of samples into `out`: tap to (B, C, h, w)."""
+        if self._store is not None:
+            self._store.read(self._rows[positions], taps=self._taps, out=out)
+
+    def shapes(self) -> dict[str, tuple[tuple[int, int, int], torch.dtype]]:
+        """Give shape (C, h, w) and dtype of each tap."""
+        if self._store is None:
+            return {}
+        specs = {tap: self._store.taps[tap] for tap in self._taps}
+        return {tap: ((s.channels, s.height, s.width), getattr(torch, s.dtype)) for tap, s in specs.items()}
+
+    def _match(self, allow_missing: bool) -> tuple[list[int], npt.NDArray[np.int64]]:
+        """Find the split's samples and their rows in the store, by id."""
+        indices = self._dataset.indices(self._split)
+        if self._store is None:
+            return indices, np.zeros(len(indices), np.int64)
+        absent = [tap for tap in self._taps if tap not in self._store.taps]
+        if absent:
+            held = ", ".join(self._store.taps)
+            msg = f"{str(self._store.path)!r} holds no tap {absent[0]!r}, only {held}: extract it, or change the gates."
+            raise RunError(msg)
+        row_of = {sample_id: row for row, sample_id in enumerate(self._store.ids)}
+        missing = [i for i in indices if self._dataset.samples[i].id not in row_of]
+        if missing and (not allow_missing or len(missing) == len(indices)):
+            names = ", ".join(repr(self._dataset.samples[i].id) for i in missing[:3])
+            msg = (
+                f"{str(self._store.path)!r} lacks {len(missing)} of {len(indices)} samples of split {self._split!r} "
+                f"({names}{', ...' if len(missing) > 3 else ''}): run `pipeline extract`, or allow missing samples."
+            )
+            raise RunError(msg)
+        kept = [i for i in indices if self._dataset.samples[i].id in row_of]
+        return kept, np.array([row_of[self._dataset.samples[i].id] for i in kept], np.int64)
+
+    def _read_extents(self) -> Tensor | None:
+        if self._store is None:
+            return None
+        extents = torch.from_numpy(np.asarray(self._store.extents)[self._rows])
+        return None if bool((extents == 1).all()) else extents.to(self.device)
+
+    def _bytes(self) -> tuple[int, int]:
+        """Count the bytes of all images and of all features."""
+        features = sum(c * h * w * dtype.itemsize for (c, h, w), dtype in self.shapes().values())
+        return len(self) * 3 * self._image_px**2, len(self) * features
+
+    def _choose(self, place: Place) -> Place:
+        if place != "auto":
+            return place
+        needed = sum(self._bytes())
+        if self.device.type == "cuda" and needed < _SHARE * torch.cuda.mem_get_info(self.device)[0]:
+            return "device"
+        return "host" if needed < _SHARE * free_host_bytes() else "stream"
+
+    def _describe(self) -> str:
+        images, features = (size / 2**20 for size in self._bytes())
+        left_out = len(self._dataset.indices(self._split)) - len(self)
+        where = {"device": f"on {self.device}", "host": "in host memory", "stream": "read ahead of each step"}
+        absent = f", {left_out} more are not in the store" if left_out else ""
+        return (
+            f"{self._split}: {len(self)} samples{absent}; images {images:.0f} MiB and features {features:.0f} MiB "
+            f"{where[self._place]}"
+        )
+
+    def _decode_all(self, progress: Progress) -> Tensor:
+        target = self.device if self._place == "device" else torch.device("cpu")
+        images = torch.empty(len(self), 3, self._image_px, self._image_px, dtype=torch.uint8)
+        with ThreadPoolExecutor(self._workers, "decode") as pool:
+            decoded = ahead(self.decode, range(len(self)), pool, depth=4 * self._workers)
+            for position, image in enumerate(decoded):
+                images[position] = image
+                progress(f"decode {self._split}", position + 1, len(self))
+        return images.to(target)
+
+    def _read_all(self, chunk: int = 256) -> dict[str, Tensor]:
+        target = self.device if self._place == "device" else torch.device("cpu")
+        features = {
+            tap: torch.empty((len(self), *shape), dtype=dtype, device=target)
+            for tap, (shape, dtype) in self.shapes().items()
+        }
+        for start in range(0, len(self), chunk):
+            positions = np.arange(start, min(start + chunk, len(self)))
+            parts = {tap: whole[start : start + chunk] for tap, whole in features.items()}
+            if target.type == "cpu":
+                self.read_features(positions, {tap: part.numpy() for tap, part in parts.items()})
+                continue
+            on_host = {tap: torch.empty(part.shape, dtype=part.dtype) for tap, part in parts.items()}
+            self.read_features(positions, {tap: part.numpy() for tap, part in on_host.items()})
+            for tap, part in parts.items():
+                part.copy_(on_host[tap])
+        return features
+
+
+class _Buffers:
+    """Host memory of one batch, pinned for a GPU, filled in one thread and sent from another."""
+
+    def __init__(self, feed: Feed, rows: int) -> None:
+        self._feed = feed
+        self._pinned = feed.device.type == "cuda"
+        side = feed._image_px
+        self.images = torch.empty(rows, 3, side, side, dtype=torch.uint8, pin_memory=self._pinned)
+        self.features = {
+            tap: torch.empty((rows, *shape), dtype=dtype, pin_memory=self._pinned)
+            for tap, (shape, dtype) in feed.shapes().items()
+        }
+        self._sent: torch.cuda.Event | None = None
+
+    def fill(self, positions: Tensor, decoders: ThreadPoolExecutor) -> None:
+        """Read a batch, once the copy of the last one has left."""
+        if self._sent is not None:
+            self._sent.synchronize()
+        decoded = decoders.map(self._feed.decode, positions.tolist())
+        count = len(positions)
+        self._feed.read_features(positions.numpy(), {tap: part[:count].numpy() for tap, part in self.features.items()})
+        for place, image in enumerate(decoded):
+            self.images[place] = image
+
+    def send(self, count: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Start copying the batch to the device; on the CPU, lend the memory until the next but one batch."""
+        device = self._feed.device
+        images = self.images[:count].to(device, non_blocking=True)
+        features = {tap: part[:count].to(device, non_blocking=True) for tap, part in self.features.items()}
+        if self._pinned:
+            self._sent = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._sent.record(torch.cuda.current_stream(device))
+        return images, features
+
+
+def resize(image: Tensor, size_px: int) -> Tensor:
+    """Resize an image (3, H, W) uint8 to a square, bilinear with smoothing: (3, size_px, size_px) uint8."""
+    if image.shape[-2:] == (size_px, size_px):
+        return image
+    return F.interpolate(image[None], size=(size_px, size_px), mode="bilinear", antialias=True)[0]
+
+
+def free_host_bytes() -> int:
+    """Say how much memory this process may take: what the machine has free, or a container's limit if that is less."""
+    free = [int(line.split()[1]) * 1024 for line in _lines("/proc/meminfo") if line.startswith("MemAvailable")]
+    limits = [*_lines("/sys/fs/cgroup/memory.max"), *_lines("/sys/fs/cgroup/memory/memory.limit_in_bytes")]
+    return min([*free, *(int(limit) for limit in limits if limit.isdigit())], default=4 * 2**30)
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().split("\n")
+    except OSError:
+        return []

@@ -1,0 +1,258 @@
+"""One epoch of training, and one pass of scoring: the inner loop, with nothing of files and folders."""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from pipeline.augment import Augmentation
+from pipeline.backbones import STAGES, standardise
+from pipeline.classifier import Classifier
+from pipeline.errors import ConfigError, RunError
+from pipeline.feed import Batch, Feed
+from pipeline.geometry import sample_image
+from pipeline.optimise import Average, TrainOptions, build_optimiser, learning_rate
+from pipeline.progress import Progress
+from pipeline.tasks import Head, balancing_weights, losses, probabilities
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a classifier said about the samples of a feed, in their order.
+
+    Attributes:
+        probabilities: (n, K) float64.
+        losses: (n,) float64, unweighted and unsmoothed.
+    """
+
+    probabilities: npt.NDArray[np.float64]
+    losses: npt.NDArray[np.float64]
+
+
+class Loop:
+    """A classifier in training.
+
+    Args:
+        classifier: On its device; changed in place.
+        head: What its outputs mean.
+        feed: The training samples.
+        options: How to train.
+        augmentation: What images and gates go through.
+        channels_last: Lay images out as (B, H, W, C).
+        compiled: Use `torch.compile`.
+
+    Attributes:
+        classifier: The classifier in training.
+        step: Steps taken.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        head: Head,
+        feed: Feed,
+        options: TrainOptions,
+        augmentation: Augmentation,
+        *,
+        channels_last: bool = False,
+        compiled: bool = False,
+    ) -> None:
+        self.classifier, self.head, self.feed, self.step = classifier, head, feed, 0
+        self._options, self._augmentation = options, augmentation
+        self._frozen = _freeze(classifier, options.freeze)
+        if channels_last:
+            classifier.to(memory_format=torch.channels_last)
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
+        self._forward: nn.Module = torch.compile(classifier) if compiled else classifier  # type: ignore[assignment]
+        self._optimiser = build_optimiser(options, classifier.parameters())
+        self._average = Average(classifier, options.ema_decay) if options.ema_decay else None
+        self._scaler = torch.amp.GradScaler(
+            feed.device.type, enabled=amp_dtype(options.precision, feed.device) == torch.float16
+        )
+        weights = balancing_weights(head, feed.labels, feed.classes)
+        self._class_weights = torch.from_numpy(weights).to(feed.device) if options.class_weights == "balanced" else None
+        self.steps_per_epoch = len(batches_of(torch.arange(len(feed)), options.batch_size))
+
+    @property
+    def best_guess(self) -> Classifier:
+        """The classifier to score and keep: the running average of the weights if there is one."""
+        return self.classifier if self._average is None else self._average.classifier
+
+    def run_epoch(self, epoch: int, progress: Progress) -> dict[str, float]:
+        """Train for one epoch, counted from zero.
+
+        Returns:
+            `lr` of its last step, mean `train_loss`, `seconds`, and `wait_share`: the part of them spent on data.
+
+        Raises:
+            RunError: The loss is not finite.
+        """
+        device, total = self.feed.device, self._options.epochs * self.steps_per_epoch
+        torch.manual_seed(_derived_seed(self._options.seed, epoch, "dropout"))
+        generator = torch.Generator(device).manual_seed(_derived_seed(self._options.seed, epoch, "augmentation"))
+        order = batches_of(self._order(epoch), self._options.batch_size)
+        self._set_training()
+        started, waited = time.perf_counter(), self.feed.waited_seconds
+        sum_of_losses, previous = torch.zeros((), device=device), None
+        for batch in self.feed.batches(order):
+            loss = self._take_step(batch, generator)
+            sum_of_losses += loss.sum()
+            if previous is not None:  # one step late: the device is not kept waiting for the number
+                progress("train", self.step - 1, total, epoch=epoch + 1, loss=self._checked(*previous))
+            previous = (loss, batch)
+        if previous is not None:
+            progress("train", self.step, total, epoch=epoch + 1, loss=self._checked(*previous))
+        seconds = time.perf_counter() - started
+        return {
+            "lr": learning_rate(self._options, self.step - 1, self.steps_per_epoch),
+            "train_loss": sum_of_losses.item() / sum(len(positions) for positions in order),
+            "seconds": seconds,
+            "wait_share": (self.feed.waited_seconds - waited) / seconds,
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Give everything that continuing needs, as tensors and plain values."""
+        return {
+            "step": self.step,
+            "classifier": self.classifier.state_dict(),
+            "optimiser": self._optimiser.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "average": None if self._average is None else self._average.classifier.state_dict(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take up what `state` gave."""
+        self.step = state["step"]
+        self.classifier.load_state_dict(state["classifier"])
+        self._optimiser.load_state_dict(state["optimiser"])
+        self._scaler.load_state_dict(state["scaler"])
+        if self._average is not None:
+            self._average.classifier.load_state_dict(state["average"])
+
+    def _take_step(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Learn from one batch; returns the loss of each of its samples, (B,)."""
+        options, augmentation = self._options, self._augmentation
+        for group in self._optimiser.param_groups:
+            group["lr"] = learning_rate(options, self.step, self.steps_per_epoch)
+        affine = augmentation.draw_affine(len(batch.positions), generator)
+        images = sample_image(batch.images, affine, self.classifier.options.image_px)
+        images = standardise(augmentation.relight(images, generator)).contiguous(memory_format=self._layout)
+        with autocast(options.precision, self.feed.device):
+            logits = self._forward(images, batch.features, batch.extents, affine)
+        loss = losses(
+            self.head, logits, batch.labels, class_weights=self._class_weights, smoothing=options.label_smoothing
+        )
+        self._optimiser.zero_grad(set_to_none=True)
+        self._scaler.scale(loss.mean()).backward()  # type: ignore[no-untyped-call]
+        if options.clip_norm:
+            self._scaler.unscale_(self._optimiser)
+            nn.utils.clip_grad_norm_(self.classifier.parameters(), options.clip_norm)
+        self._scaler.step(self._optimiser)
+        self._scaler.update()
+        if self._average is not None:
+            self._average.update(self.classifier, self.step)
+        self.step += 1
+        return loss.detach()
+
+    def _checked(self, loss: Tensor, batch: Batch) -> float:
+        """Return the mean loss of a batch if it is finite."""
+        mean = loss.mean().item()
+        if math.isfinite(mean):
+            return mean
+        bad = batch.positions[~loss.isfinite().cpu()].tolist()
+        names = ", ".join(repr(self.feed.ids[position]) for position in bad[:5])
+        broken = [tap for tap, feature in batch.features.items() if not feature.isfinite().all()]
+        if broken:
+            cause = f"the stored features of tap {broken[0]!r} are not finite: extract them again"
+        elif amp_dtype(self._options.precision, self.feed.device) is not None:
+            cause = "numbers too large for the reduced precision: set precision to 'float32', or lower lr"
+        else:
+            cause = f"a learning rate of {self._options.lr:g} that is too high: lower lr, or set clip_norm"
+        msg = (
+            f"The loss is {mean} at step {self.step} on {len(bad)} of {len(loss)} samples ({names}"
+            f"{', ...' if len(bad) > 5 else ''}). Likely cause: {cause}. The checkpoint of the last whole epoch stays."
+        )
+        raise RunError(msg)
+
+    def _order(self, epoch: int) -> Tensor:
+        """Draw the epoch's samples: each once, or as many with classes equally likely."""
+        generator = torch.Generator().manual_seed(_derived_seed(self._options.seed, epoch, "order"))
+        if self._options.sampling == "shuffle":
+            return torch.randperm(len(self.feed), generator=generator)
+        if self.head == "sigmoid":
+            msg = "Balanced sampling needs one class per sample, and this task has several: set sampling to 'shuffle'."
+            raise ConfigError(msg)
+        weights = balancing_weights(self.head, self.feed.labels, self.feed.classes)[self.feed.labels]
+        return torch.multinomial(torch.from_numpy(weights), len(self.feed), replacement=True, generator=generator)
+
+    def _set_training(self) -> None:
+        """Switch to training, but leave frozen parts as they are in use: their batch norm does not move."""
+        self.classifier.train()
+        for part in self._frozen:
+            part.eval()
+
+
+@torch.no_grad()
+def infer(
+    classifier: Classifier, head: Head, feed: Feed, *, batch_size: int = 64, precision: str = "float32"
+) -> Scores:
+    """Score every sample of a feed, without augmentation."""
+    classifier.eval()
+    said, cost = [], []
+    for batch in feed.batches(torch.arange(len(feed)).chunk(math.ceil(len(feed) / batch_size))):
+        images = standardise(sample_image(batch.images, None, classifier.options.image_px))
+        with autocast(precision, feed.device):
+            logits = classifier(images, batch.features, batch.extents)
+        said.append(probabilities(head, logits).double())
+        cost.append(losses(head, logits, batch.labels).double())
+    return Scores(torch.cat(said).cpu().numpy(), torch.cat(cost).cpu().numpy())
+
+
+def batches_of(order: Tensor, batch_size: int) -> list[Tensor]:
+    """Cut an order into batches; a last one of one sample joins the batch before, as batch norm needs two."""
+    batches = list(order.split(batch_size))  # type: ignore[no-untyped-call]
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
+
+
+def amp_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """Choose the dtype of mixed precision on a device; None for plain float32."""
+    if precision == "auto":
+        if device.type != "cuda":
+            return None
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return None if precision == "float32" else getattr(torch, precision)
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Compute in mixed precision within the block, where `amp_dtype` says so."""
+    dtype = amp_dtype(precision, device)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def _freeze(classifier: Classifier, names: tuple[str, ...]) -> list[nn.Module]:
+    """Stop the named parts of the backbone from training, and return them."""
+    known = (*STAGES, "backbone")
+    for name in names:
+        if name not in known:
+            msg = f"freeze names {name!r}: choose from {', '.join(known)}."
+            raise ConfigError(msg)
+    wanted = STAGES if "backbone" in names else names
+    parts = [part for name, part in zip(STAGES, classifier.backbone.stages, strict=True) if name in wanted]
+    for part in parts:
+        part.requires_grad_(False)
+    return parts
+
+
+def _derived_seed(seed: int, epoch: int, purpose: str) -> int:
+    """Give each epoch and purpose numbers of their own."""
+    return int(np.random.SeedSequence([seed, epoch, *purpose.encode()]).generate_state(1)[0])

@@ -1,0 +1,85 @@
+"""Small data sets and stores for the tests of stage two, real in everything but size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import cache
+from pipeline.classifier import ModelOptions
+from pipeline.data import Dataset, Sample, pixel_digest
+from pipeline.optimise import TrainOptions
+
+TAPS = {"early": (5, 4, 4), "neck": (3, 4, 4)}
+TINY = ModelOptions(backbone="resnet18_28", image_px=16, gates=(("early", "stage1"), ("neck", "stage4")))
+QUICK = TrainOptions(epochs=3, batch_size=8, lr=1e-3, weight_decay=0.0, seed=1)
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Images held in memory, as a source of pixels."""
+
+    images: np.ndarray  # (n, H, W, 3) uint8
+
+    def read(self, index):
+        return self.images[index]
+
+    def stamp(self, index):
+        return None
+
+    def mask(self, index):
+        return None
+
+
+def make_dataset(counts=(24, 12, 12), *, classes=2, side=16, task="binary", seed=0, height=None) -> Dataset:
+    """Make noise images whose class is the column in which a bright bar stands."""
+    random = np.random.default_rng(seed)
+    total = sum(counts)
+    images = random.integers(0, 80, (total, height or side, side, 3), dtype=np.uint8)
+    numbers = np.arange(total) % classes
+    for image, number in zip(images, numbers, strict=True):
+        left = int((number + 0.5) * side / classes)
+        image[:, left - 1 : left + 1] += 60
+    splits = [name for name, count in zip(("train", "val", "test"), counts, strict=True) for _ in range(count)]
+    if task == "multilabel":
+        labels = [
+            tuple(int(b) for b in random.permutation([number == k for k in range(classes)])) for number in numbers
+        ]
+        labels = [tuple(int(number % (k + 2) == 0) for k in range(classes)) for number in range(total)]
+    else:
+        labels = [int(number) for number in numbers]
+    samples = tuple(
+        Sample(id=f"s{i:03d}", label=label, split=split, group=f"g{i:03d}")
+        for i, (label, split) in enumerate(zip(labels, splits, strict=True))
+    )
+    return Dataset("scene", samples, tuple("abcdef"[:classes]), task, Arrays(images))
+
+
+def make_store(
+    path: Path,
+    dataset: Dataset,
+    *,
+    taps=TAPS,
+    dtype="float32",
+    only=None,
+    extents=None,
+    seed=0,
+    fields=None,
+    features=None,
+) -> cache.Store:
+    """Write a store of random features (or the given ones) for the samples of a data set."""
+    random = np.random.default_rng(seed)
+    kept = [i for i in range(len(dataset.samples)) if only is None or i in only]
+    rows = [cache.Row(dataset.samples[i].id, pixel_digest(dataset.read(i))) for i in kept]
+    specs = {tap: cache.TapSpec(*shape, dtype) for tap, shape in taps.items()}
+    if features is None:
+        features = {tap: random.standard_normal((len(dataset.samples), *shape)) for tap, shape in taps.items()}
+    parts = np.ones((len(dataset.samples), 2), np.float32) if extents is None else np.asarray(extents, np.float32)
+    fingerprint = cache.Fingerprint(fields or {"encoder": "random", "taps": {tap: list(s) for tap, s in taps.items()}})
+    with cache.create_store(path, fingerprint=fingerprint, taps=specs, rows=rows) as writer:
+        for plan in writer.pending:
+            at = [kept[row] for row in plan.rows]
+            writer.write(plan, {tap: value[at].astype(dtype) for tap, value in features.items()}, parts[at])
+        return writer.commit()
