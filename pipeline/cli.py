@@ -128,9 +128,7 @@ def extract(
 
     config = _load(config_path, overrides)
     with _progress() as progress:
-        report = stages.extract(
-            config, progress, replace=replace, reuse=reuse, strict=strict, recheck=recheck
-        )
+        report = stages.extract(config, progress, replace=replace, reuse=reuse, strict=strict, recheck=recheck)
     _show(report, as_json)
     return INCOMPLETE if report["set_aside"] else DONE
 
@@ -303,4 +301,6 @@ class _Lines:
 
 
 def _figures(info: Mapping[str, float | str]) -> str:
-    return "  ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in info.items())
+    return "  ".join(
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in info.items()
+    )

@@ -109,12 +109,84 @@ class StoreConfig(Section):
     shard_mib: Positive = 64
 
 
+class Gate(Section):
+    """One gate: a tap of the encoder, or `own` for the classifier's own features, onto a stage of the classifier."""
+
+    tap: str
+    stage: Literal["stem", "stage1", "stage2", "stage3", "stage4"]
+
+
+class SlcaConfig(Section):
+    """Options of every gate."""
+
+    pool: Positive = 1
+    reduction: Positive = 16
+    normalise: bool | None = None
+    mix: Literal["residual", "multiply"] = "residual"
+    identity_start: bool = False
+
+
+class ModelConfig(Section):
+    """The classifier of stage two."""
+
+    backbone: str
+    weights: str = "none"
+    image_px: Annotated[int, Field(ge=16)] = 224
+    gates: tuple[Gate, ...] = ()
+    slca: SlcaConfig = SlcaConfig()
+
+
+class AugmentConfig(Section):
+    """How far a training image may be changed; nothing by default. Gates follow every change of place."""
+
+    flip_horizontal: Fraction = 0.0
+    flip_vertical: Fraction = 0.0
+    quarter_turns: bool = False
+    rotation_degrees: Annotated[float, Field(ge=0, le=180)] = 0.0
+    scale: tuple[float, float] = (1.0, 1.0)
+    shift: Fraction = 0.0
+    crop: Annotated[float, Field(gt=0, le=1)] = 1.0
+    brightness: Fraction = 0.0
+    contrast: Fraction = 0.0
+    saturation: Fraction = 0.0
+    noise: Fraction = 0.0
+
+
+class TrainConfig(Section):
+    """How the classifier is trained; see `pipeline.optimise.TrainOptions` for what each key does."""
+
+    epochs: Positive = 100
+    batch_size: Positive = 32
+    optimiser: Literal["adamw", "adam", "sgd"] = "adamw"
+    lr: Annotated[float, Field(gt=0)] = 1e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    schedule: Literal["cosine", "step", "poly", "constant"] = "cosine"
+    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+    milestones: tuple[Positive, ...] = ()
+    gamma: Annotated[float, Field(gt=0)] = 0.1
+    clip_norm: Annotated[float, Field(ge=0)] = 0.0
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    loss: Literal["auto", "cross_entropy"] = "auto"
+    class_weights: Literal["none", "balanced"] = "none"
+    sampling: Literal["shuffle", "balanced"] = "shuffle"
+    patience: Annotated[int, Field(ge=0)] = 0
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    freeze: tuple[Literal["stem", "stage1", "stage2", "stage3", "stage4", "backbone"], ...] = ()
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    seed: int = 0
+    augment: AugmentConfig = AugmentConfig()
+    allow_missing: bool = False
+
+
 class Resources(Section):
-    """What a machine offers; nothing here changes a result, so nothing here is a DVC parameter."""
+    """What a machine offers; no result rests on it, so nothing here is a DVC parameter."""
 
     device: str = "auto"
     workers: Positive | None = None
     batch_size: Positive | None = None
+    features: Literal["auto", "device", "host", "stream"] = "auto"
+    channels_last: bool = False
+    compile: bool = False
 
 
 class Config(Section):
@@ -123,6 +195,8 @@ class Config(Section):
     data: DataConfig
     encoder: EncoderConfig
     store: StoreConfig
+    model: ModelConfig
+    train: TrainConfig
     run: Path
     resources: Resources = Resources()
 

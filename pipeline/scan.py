@@ -134,7 +134,12 @@ def _recall(stamps: npt.NDArray[np.bytes_], memory: Path) -> tuple[Digests, npt.
             keys, remembered = file["keys"], file["digests"]
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return digests, known
-    if keys.dtype != stamps.dtype or remembered.dtype != np.uint8 or remembered.shape != (len(keys), 32) or not len(keys):
+    if (
+        keys.dtype != stamps.dtype
+        or remembered.dtype != np.uint8
+        or remembered.shape != (len(keys), 32)
+        or not len(keys)
+    ):
         return digests, known
     at = np.minimum(np.searchsorted(keys, stamps), len(keys) - 1)
     known = (keys[at] == stamps) & (stamps != b"")

@@ -1,0 +1,67 @@
+"""What a person reads when a configuration is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import load_config
+from pipeline.errors import ConfigError
+
+from .conftest import TINY
+
+
+def read(folder: Path, text: str, *overrides: str) -> str:
+    path = folder / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    return str(caught.value).replace(str(path), "c.yaml")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.lrr=1e-3", "c.yaml: train.lrr: unknown key (value 0.001); did you mean 'lr'?"),
+        ("tran={}", "c.yaml: tran: unknown key (value {}); did you mean 'train'?"),
+        ("train.epochs=ten", "c.yaml: train.epochs: got 'ten', expected a valid integer"),
+        ("train.epochs=0", "c.yaml: train.epochs: got 0, expected greater than or equal to 1"),
+        ("train.lr=yes", "c.yaml: train.lr: got 'yes', expected a valid number"),
+        ("store.dtype=float64", "c.yaml: store.dtype: got 'float64', expected 'float16' or 'float32'"),
+        ("data.layout=dicom", "c.yaml: data.layout: 'dicom' is no layout; expected one of csv, demo, folder, medmnist"),
+        ("data.size=3", "c.yaml: data.size: unknown key (value 3); did you mean 'size_px'?"),
+    ],
+)
+def test_one_line_names_file_key_value_and_remedy(tmp_path: Path, override: str, message: str) -> None:
+    assert read(tmp_path, TINY, override) == message
+
+
+def test_every_problem_has_its_line(tmp_path: Path) -> None:
+    assert len(read(tmp_path, TINY, "train.lrr=1", "store.dtype=3").splitlines()) == 2
+
+
+def test_missing_key(tmp_path: Path) -> None:
+    assert read(tmp_path, TINY.replace("run: runs/demo", "")) == "c.yaml: run: missing; expected a value for this key"
+
+
+@pytest.mark.parametrize("override", ["epochs", "train..lr=1", "=3"])
+def test_an_override_has_a_key_and_a_value(tmp_path: Path, override: str) -> None:
+    assert "expected section.key=value" in read(tmp_path, TINY, override)
+
+
+def test_yaml_is_read_as_dvc_reads_it(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(TINY)
+    config = load_config(path, ["train.lr=1e-4", "data.path=yes"])
+    assert config.train.lr == 1e-4
+    assert config.data.path == Path("yes")
+
+
+def test_code_in_yaml_is_refused(tmp_path: Path) -> None:
+    assert "is not YAML of plain values" in read(tmp_path, "run: !!python/object/apply:os.getcwd []")
+
+
+def test_a_file_that_is_not_there_lists_those_that_are(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nothing\.yaml: cannot be read"):
+        load_config(tmp_path / "nothing.yaml")

@@ -1,0 +1,117 @@
+"""The whole job through the real command: both formats, real images, and what each step leaves behind."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import zarr
+
+import cache
+
+from .conftest import ROOT, TINY, copy_of, run_pipeline, succeed
+
+
+def metrics(folder: Path, run: str = "runs/demo") -> dict[str, object]:
+    found: dict[str, object] = json.loads((folder / run / "metrics.json").read_text())
+    return found
+
+
+def test_the_job_leaves_a_store_a_model_and_metrics(trained: Path) -> None:
+    with cache.open_store(trained / "features/demo.zarr") as store:
+        assert len(store) == 48
+        assert set(store.taps) == {"patch", "early", "middle", "late", "neck"}
+    assert not list((trained / "features").glob("*.partial"))
+    for name in ("model.safetensors", "model.json", "history.csv", "predictions.csv"):
+        assert (trained / "runs/demo" / name).stat().st_size > 0
+    found = metrics(trained)
+    for name in ("auc", "acc", "balanced_acc"):
+        assert 0 <= float(str(found[name])) <= 1
+
+
+def test_metrics_are_the_same_from_zarr_and_hdf5(trained: Path, tmp_path: Path) -> None:
+    folder = copy_of(trained, tmp_path / "h5")
+    settings = ("-c", "tiny.yaml", "--set", "store.path=features/demo.h5", "--set", "run=runs/h5")
+    for command in ("extract", "train", "evaluate"):
+        succeed(folder, command, *settings)
+    assert metrics(folder, "runs/h5") == metrics(folder)
+    group = zarr.open_group(str(folder / "features/demo.zarr"), mode="r")
+    with h5py.File(folder / "features/demo.h5") as file:
+        np.testing.assert_array_equal(file["neck"][:], group["neck"][:])
+
+
+def test_extracting_again_encodes_nothing_and_keeps_every_byte(trained: Path, tmp_path: Path) -> None:
+    folder = copy_of(trained, tmp_path / "again")
+    before = {p: (p.stat().st_ino, p.read_bytes()) for p in folder.glob("features/demo.zarr/**/*") if p.is_file()}
+    report = succeed(folder, "extract", "-c", "tiny.yaml")
+    assert (report["encoded"], report["reused"]) == (0, 48)
+    assert before == {
+        p: (p.stat().st_ino, p.read_bytes()) for p in folder.glob("features/demo.zarr/**/*") if p.is_file()
+    }
+
+
+def test_predict_agrees_with_evaluate(trained: Path) -> None:
+    with (trained / "runs/demo/predictions.csv").open() as file:
+        evaluated = next(csv.DictReader(file))
+    (image,) = trained.glob(f"data/demo/**/{Path(evaluated['id']).name}*.png")
+    report = succeed(trained, "predict", "-c", "tiny.yaml", image)
+    (predicted,) = report["predictions"]
+    for name, probability in predicted["probabilities"].items():
+        # stored features are rounded to float16, those made on the fly are not
+        assert probability == pytest.approx(float(evaluated[f"p_{name}"]), abs=5e-3)
+
+
+def test_plain_classifier_needs_no_store(prepared: Path, tmp_path: Path) -> None:
+    folder = copy_of(prepared, tmp_path / "plain")
+    settings = ("-c", "tiny.yaml", "--set", "model.gates=[]")
+    succeed(folder, "train", *settings)
+    assert succeed(folder, "evaluate", *settings)
+    assert not (folder / "features").exists()
+
+
+def test_real_ultrasound_in_both_formats(prepared: Path, real_data: Path, tmp_path: Path) -> None:
+    folder = copy_of(prepared, tmp_path / "breast")
+    with np.load(real_data / "breastmnist_224.npz") as file:
+        few = {name: file[name][:48] for name in file.files}
+    np.savez(folder / "few.npz", **few)
+    config = TINY.replace(
+        "data: {layout: demo, path: data/demo, count: 48, size_px: 64, seed: 0}",
+        "data: {layout: medmnist, name: breastmnist, path: few.npz, size_px: 224}",
+    )
+    (folder / "breast.yaml").write_text(config)
+    for suffix in ("zarr", "h5"):
+        settings = ("-c", "breast.yaml", "--set", f"store.path=features/b.{suffix}", "--set", f"run=runs/{suffix}")
+        for command in ("extract", "train", "evaluate"):
+            succeed(folder, command, *settings)
+    assert metrics(folder, "runs/zarr") == metrics(folder, "runs/h5")
+
+
+def test_real_x_rays_as_a_folder(prepared: Path, real_data: Path, tmp_path: Path) -> None:
+    folder = copy_of(prepared, tmp_path / "xray")
+    config = TINY.replace(
+        "data: {layout: demo, path: data/demo, count: 48, size_px: 64, seed: 0}",
+        f"data: {{layout: folder, path: {real_data / 'nih_cxr'}, group_pattern: '^(\\d+)_'}}",
+    )
+    (folder / "xray.yaml").write_text(config)
+    for command in ("extract", "train", "evaluate"):
+        succeed(folder, command, "-c", "xray.yaml")
+    assert 0 <= float(str(metrics(folder)["auc"])) <= 1
+
+
+def test_a_person_sees_a_table(trained: Path) -> None:
+    done = run_pipeline(trained, "store", "info", "features/demo.zarr")
+    assert done.returncode == 0
+    assert "48" in done.stdout
+    assert "sam_demo" in done.stdout
+    assert run_pipeline(trained, "store", "verify", "features/demo.zarr").returncode == 0
+
+
+def test_every_shipped_config_is_valid() -> None:
+    from pipeline.config import load_config
+
+    for path in sorted(ROOT.glob("configs/*.yaml")):
+        load_config(path)
