@@ -1,0 +1,79 @@
+"""Samples that are image files below one folder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from pipeline.data.dataset import Image, Mask, listing
+from pipeline.data.image import DEFAULT_READING, Reading, read_image, reading_rules
+from pipeline.errors import DataError
+
+
+@dataclass(frozen=True)
+class Files:
+    """One image file per sample, and optionally one mask file.
+
+    Attributes:
+        root: The folder.
+        names: File of each sample, relative to `root`, with forward slashes.
+        reading: How the files become uint8 RGB.
+        masks: Mask file of each sample, relative to `root`; non-zero is the finding. Empty if there are none.
+    """
+
+    root: Path
+    names: tuple[str, ...]
+    reading: Reading = DEFAULT_READING
+    masks: tuple[str, ...] = ()
+
+    def read(self, index: int) -> Image:
+        """Pixels of a sample, uint8 (H, W, 3).
+
+        Raises:
+            DataError: The file cannot be read.
+        """
+        return read_image(self.root / self.names[index], self.reading)
+
+    def stamp(self, index: int) -> str | None:
+        """Relative name, size, time and reading rule; None for a file that is not there."""
+        name = self.names[index]
+        try:
+            status = (self.root / name).stat()
+        except OSError:
+            return None
+        return json.dumps([name, status.st_size, status.st_mtime_ns, reading_rules(self.reading)])
+
+    def mask(self, index: int) -> Mask | None:
+        """Where the finding is, bool (H, W).
+
+        Raises:
+            DataError: The mask file cannot be read.
+        """
+        if not self.masks:
+            return None
+        return read_image(self.root / self.masks[index])[:, :, 0] > 0
+
+    def check(self, what: str) -> None:
+        """Refuse names that leave the folder or are not there, listing them.
+
+        Args:
+            what: Where the names come from, for the message.
+
+        Raises:
+            DataError: Some file is missing, or a name is absolute or climbs out with `..`.
+        """
+        everything = [*self.names, *self.masks]
+        outside = [name for name in everything if _leaves(name)]
+        if outside:
+            message = f"{what}: {len(outside)} paths leave {self.root}: {listing(outside)}; use paths relative to it"
+            raise DataError(message)
+        missing = [name for name in everything if not (self.root / name).is_file()]
+        if missing:
+            message = f"{what}: {len(missing)} of {len(everything)} files are not below {self.root}: {listing(missing)}"
+            raise DataError(message)
+
+
+def _leaves(name: str) -> bool:
+    path = PurePosixPath(name)
+    return path.is_absolute() or ".." in path.parts
