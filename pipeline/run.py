@@ -167,6 +167,12 @@ def load_classifier(
     return classifier.to(device or torch.device("cpu")).eval(), description
 
 
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """Read the rows of `history.json`."""
+    history: list[dict[str, Any]] = json.loads((folder / "history.json").read_text())
+    return history
+
+
 def check_fingerprint(description: Description, fingerprint: Fingerprint, folder: Path) -> None:
     """Refuse features that were computed in another way than those the model was trained on.
 

@@ -109,7 +109,7 @@ def train(
     run.begin(folder, _settings(dataset, store, model, options, augmentation), replace=replace)
     if (folder / "model.json").is_file():
         run.tidy(folder)
-        return TrainReport(folder, dict(run.load_description(folder).metrics), _read_history(folder), ())
+        return TrainReport(folder, dict(run.load_description(folder).metrics), run.read_history(folder), ())
     with torch.random.fork_rng(devices=[torch.device(machine.device)] if "cuda" in machine.device else []):
         session = _Session(dataset, store, folder, model, options, augmentation, machine, allow_missing, progress)
         return session.run()
@@ -254,8 +254,3 @@ def _settings(
         "train": asdict(options),
         "augmentation": asdict(augmentation),
     }
-
-
-def _read_history(folder: Path) -> list[Row]:
-    history: list[Row] = json.loads((folder / "history.json").read_text())
-    return history

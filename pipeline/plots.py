@@ -1,0 +1,101 @@
+"""Figures for people: small PNG files that read well on paper and on a screen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from pipeline import run
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito, 2008
+_DASHES = ("-", "--", ":", "-.")  # once the colours are used up
+_STYLE: Any = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+}
+Floats = npt.NDArray[np.floating[Any]]
+
+
+def draw_roc(path: Path, curves: Mapping[str, Sequence[Floats]], aucs: Mapping[str, float]) -> None:
+    """Draw one ROC curve per class.
+
+    Args:
+        path: The PNG file.
+        curves: By class, false and true positive rates, and what else follows.
+        aucs: By class, for the legend.
+    """
+    with _figure(path, width_in=4.2, height_in=4.2) as axes:
+        axes.plot((0, 1), (0, 1), color="#999999", linewidth=0.8, linestyle=":", label="chance")
+        for number, (name, curve) in enumerate(curves.items()):
+            axes.plot(curve[0], curve[1], **_line(number), label=f"{name}  AUC {aucs[name]:.3f}")
+        axes.set(xlabel="false positive rate", ylabel="true positive rate", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+        axes.set_aspect("equal")
+        axes.legend(loc="lower right", fontsize=8)
+
+
+def draw_history(path: Path, history: Sequence[Mapping[str, Any]], *, best_epoch: int) -> None:
+    """Draw the losses of each epoch, the AUC on val, and the epoch that was kept."""
+    epochs = [row["epoch"] for row in history]
+    with _figure(path, width_in=5.6, height_in=3.2) as axes:
+        axes.plot(epochs, [row["train_loss"] for row in history], **_line(0), label="train loss")
+        axes.plot(epochs, [row["val_loss"] for row in history], **_line(1), label="val loss")
+        axes.set(xlabel="epoch", ylabel="loss")
+        axes.set_ylim(bottom=0)
+        right = axes.twinx()
+        right.plot(epochs, [row["val_auc"] for row in history], **_line(2), label="val AUC (right)")
+        right.set_ylim(0, 1.02)
+        right.grid(visible=False)
+        right.axvline(best_epoch, color="#999999", linewidth=0.8, linestyle="--", label=f"kept: epoch {best_epoch}")
+        lines = [*axes.get_lines(), *right.get_lines()]
+        axes.legend(lines, [str(line.get_label()) for line in lines], loc="best", fontsize=8)
+
+
+def draw_confusion(path: Path, counts: Sequence[Sequence[int]], class_names: Sequence[str]) -> None:
+    """Draw the confusion matrix, shaded by the share of each true class."""
+    table = np.asarray(counts)
+    share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
+    side_in = 1.6 + 0.7 * len(class_names)
+    with _figure(path, width_in=side_in + 0.4, height_in=side_in) as axes:
+        axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+        axes.grid(visible=False)
+        for (row, column), count in np.ndenumerate(table):
+            dark = share[row, column] > 0.5
+            text = f"{count}\n{share[row, column]:.0%}"
+            axes.text(column, row, text, ha="center", va="center", color="white" if dark else "black", fontsize=8)
+        ticks = range(len(class_names))
+        axes.set_xticks(ticks, class_names, rotation=30, ha="right")
+        axes.set_yticks(ticks, class_names)
+        axes.set(xlabel="predicted", ylabel="true")
+
+
+@contextmanager
+def _figure(path: Path, *, width_in: float, height_in: float) -> Iterator[Axes]:
+    """Give axes to draw on, and write them to `path` whole."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(width_in, height_in), layout="constrained")
+        yield figure.add_subplot()
+        with run.replacing(path) as file:
+            figure.savefig(file, format="png", dpi=130)
+
+
+def _line(number: int) -> dict[str, Any]:
+    """Colour and dash of the line with a number, so that no two of the first 28 look the same."""
+    return {
+        "color": _COLOURS[number % len(_COLOURS)],
+        "linestyle": _DASHES[number // len(_COLOURS) % len(_DASHES)],
+        "linewidth": 1.5,
+    }
