@@ -58,6 +58,11 @@ def _explain(error: Exception) -> int:
     return getattr(error, "exit_status", FAILED)
 
 
+def _examples(*lines: str) -> str:
+    """Lines for the foot of a command's help, each kept on its own: the backspace asks click not to rewrap."""
+    return "\b\n" + "\n".join(("Examples:", *(f"  {line}" for line in lines)))
+
+
 def configured(command: Command) -> Command:
     """Give a command `-c`, `--set` and `--json`."""
     for option in (
@@ -86,15 +91,10 @@ def cli() -> None:
     """Pay for the frozen SAM encoder once, then train SLCA classifiers on its cached features."""
 
 
-@cli.command()
+@cli.command(epilog=_examples("pipeline prepare", "pipeline prepare -c configs/breastmnist.yaml"))
 @configured
 def prepare(config_path: Path, overrides: tuple[str, ...], as_json: bool) -> int:
-    """Make or fetch the data and the encoder's weights; what is there already is checked and kept.
-
-    \b
-    pipeline prepare
-    pipeline prepare -c configs/breastmnist.yaml
-    """
+    """Make or fetch the data and the encoder's weights; what is there already is checked and kept."""
     from pipeline import stages
 
     config = _load(config_path, overrides)
@@ -103,7 +103,11 @@ def prepare(config_path: Path, overrides: tuple[str, ...], as_json: bool) -> int
     return _show(report, as_json)
 
 
-@cli.command()
+@cli.command(
+    epilog=_examples(
+        "pipeline extract", "pipeline extract -c configs/breastmnist.yaml --set store.path=features/breast.h5"
+    )
+)
 @configured
 @click.option("--replace", is_flag=True, help="Swap out a store made with other settings, once the new one is whole.")
 @click.option("--reuse", multiple=True, type=click.Path(path_type=Path), help="An older store whose rows may be taken.")
@@ -118,12 +122,7 @@ def extract(
     strict: bool,
     recheck: bool,
 ) -> int:
-    """Stage one: run the frozen encoder over the images that the store does not hold yet.
-
-    \b
-    pipeline extract
-    pipeline extract -c configs/breastmnist.yaml --set store.path=features/breast.h5
-    """
+    """Stage one: run the frozen encoder over the images that the store does not hold yet."""
     from pipeline import stages
 
     config = _load(config_path, overrides)
@@ -133,16 +132,11 @@ def extract(
     return INCOMPLETE if report["set_aside"] else DONE
 
 
-@cli.command()
+@cli.command(epilog=_examples("pipeline train", "pipeline train --set model.gates=[] --set run=runs/plain"))
 @configured
 @click.option("--replace", is_flag=True, help="Start over where the run folder holds a run with other settings.")
 def train(config_path: Path, overrides: tuple[str, ...], as_json: bool, replace: bool) -> int:
-    """Stage two: train the gated classifier on stored features; continues an interrupted run.
-
-    \b
-    pipeline train
-    pipeline train --set model.gates=[] --set run=runs/plain
-    """
+    """Stage two: train the gated classifier on stored features; continues an interrupted run."""
     from pipeline import stages
 
     config = _load(config_path, overrides)
@@ -151,15 +145,10 @@ def train(config_path: Path, overrides: tuple[str, ...], as_json: bool, replace:
     return _show(report, as_json)
 
 
-@cli.command()
+@cli.command(epilog=_examples("pipeline evaluate", "pipeline evaluate --json"))
 @configured
 def evaluate(config_path: Path, overrides: tuple[str, ...], as_json: bool) -> int:
-    """Read the test set once: metrics, predictions and plots in the run folder.
-
-    \b
-    pipeline evaluate
-    pipeline evaluate --json
-    """
+    """Read the test set once: metrics, predictions and plots in the run folder."""
     from pipeline import stages
 
     config = _load(config_path, overrides)
@@ -168,16 +157,15 @@ def evaluate(config_path: Path, overrides: tuple[str, ...], as_json: bool) -> in
     return _show(report, as_json)
 
 
-@cli.command()
+@cli.command(
+    epilog=_examples(
+        "pipeline predict data/demo/images/*.png", "pipeline predict -c configs/breastmnist.yaml scan.png --json"
+    )
+)
 @configured
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 def predict(config_path: Path, overrides: tuple[str, ...], as_json: bool, images: tuple[Path, ...]) -> int:
-    """Class probabilities for image files, encoded on the fly.
-
-    \b
-    pipeline predict data/demo/images/*.png
-    pipeline predict -c configs/breastmnist.yaml scan.png --json
-    """
+    """Class probabilities for image files, encoded on the fly."""
     from pipeline import stages
 
     config = _load(config_path, overrides)
@@ -191,29 +179,35 @@ def store() -> None:
     """Look after feature stores: what is in one, and whether it is sound."""
 
 
-@store.command()
+@store.command(epilog=_examples("pipeline store info features/demo.zarr"))
 @click.argument("path")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def info(path: str, as_json: bool) -> int:
-    """What a store holds: rows, taps, bytes, encoder, and whether it is complete.
-
-    \b
-    pipeline store info features/demo.zarr
-    """
+    """What a store holds: rows, taps, bytes, encoder, and whether it is complete."""
     import cache
 
-    return _show(cache.info(path).to_dict(), as_json)
+    found = cache.info(path)
+    return _show(
+        {
+            "store": str(found.path),
+            "format": f"{found.format} {found.format_version}",
+            "complete": found.complete,
+            "shards": f"{found.shards_done} of {found.shards}",
+            "rows": found.rows,
+            "bytes": found.bytes_on_disk,
+            "taps": {name: f"{tap.channels}x{tap.height}x{tap.width} {tap.dtype}" for name, tap in found.taps.items()},
+            "fingerprint": dict(found.fingerprint.fields),
+            "provenance": dict(found.provenance),
+        },
+        as_json,
+    )
 
 
-@store.command()
+@store.command(epilog=_examples("pipeline store verify features/demo.zarr"))
 @click.argument("path")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def verify(path: str, as_json: bool) -> int:
-    """Read every byte of a store and name what is damaged; exit status 3 if anything is.
-
-    \b
-    pipeline store verify features/demo.zarr
-    """
+    """Read every byte of a store and name what is damaged; exit status 3 if anything is."""
     import cache
 
     with _progress() as progress:

@@ -3,28 +3,105 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import cache
-from pipeline import data, encoders
+from pipeline import data, encoders, run
+from pipeline import evaluate as test_set
 from pipeline import extract as stage_one
+from pipeline import predict as on_the_fly
+from pipeline import train as stage_two
+from pipeline.augment import Augmentation
+from pipeline.classifier import ModelOptions
 from pipeline.config import Config, CsvData, DemoData, FolderData, MedMnistData, SplitRule, to_dict
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.optimise import TrainOptions
 from pipeline.progress import Progress
+from pipeline.weights import download_imagenet
 
 Report = dict[str, Any]
 
 
 def prepare(config: Config, progress: Progress) -> Report:
-    """Make or fetch what the later stages read: the data set, then the encoder's weights."""
-    report: Report = {"data": _prepare_data(config, progress)}
-    report["encoder"] = _prepare_encoder(config, progress)
+    """Make or fetch what the later stages read: the data set, the encoder's weights, the backbone's."""
+    report = {"data": _prepare_data(config, progress), "encoder": _prepare_encoder(config, progress)}
+    if config.model.weights == "imagenet":
+        report["backbone"] = {"weights": str(download_imagenet(config.model.backbone))}
+    return report
+
+
+def _prepare_data(config: Config, progress: Progress) -> Report:
+    match config.data:
+        case DemoData() as demo:
+            data.generate_demo(demo.path, count=demo.count, size_px=demo.size_px, seed=demo.seed, progress=progress)
+        case MedMnistData() as archive if not archive.path.exists():
+            fetched = data.fetch_medmnist(archive.name, archive.size_px, archive.path.parent, progress=progress)
+            if fetched != archive.path:
+                message = (
+                    f"data.path is {str(archive.path)!r}; the official archive is now at {str(fetched)!r}: name it"
+                )
+                raise ConfigError(message)
+        case _:
+            pass  # the person's own files: loading them below is the check
+    dataset = load_dataset(config)
+    return {
+        "path": str(config.data.path),
+        "classes": list(dataset.class_names),
+        **{split: len(dataset.indices(split)) for split in data.SPLITS},
+    }
+
+
+def _prepare_encoder(config: Config, progress: Progress) -> Report:
+    wanted = config.encoder
+    if wanted.name == "sam_demo":
+        return _prepare_demo_encoder(config, progress)
+    if not wanted.checkpoint.is_file():
+        message = (
+            f"encoder.checkpoint: there is no {str(wanted.checkpoint)!r}; put a checkpoint of {wanted.name} there, "
+            f"SAM's own or any in its key layout"
+        )
+        raise CheckpointError(message)
+    return {"checkpoint": str(wanted.checkpoint), "sha256": encoders.weights_sha256(wanted.checkpoint)}
+
+
+def _prepare_demo_encoder(config: Config, progress: Progress) -> Report:
+    """Train the miniature SAM on images of another seed than the data set's, unless this very one is there."""
+    wanted = config.encoder.training
+    path = config.encoder.checkpoint
+    record = path.with_suffix(".json")
+    settings = {**to_dict(wanted), "arithmetic": encoders.ARITHMETIC, "torch": torch.__version__}
+    if path.is_file() and record.is_file():
+        known: Report = json.loads(record.read_text())
+        if known["settings"] == settings and known["sha256"] == encoders.weights_sha256(path):
+            return known
+    images, masks, _ = data.demo_arrays(wanted.images, 128, seed=wanted.seed)
+    held_out_images, held_out_masks, _ = data.demo_arrays(64, 128, seed=wanted.seed + 1000)
+    trained = encoders.train_demo_encoder(
+        images,
+        masks,
+        held_out_images,
+        held_out_masks,
+        path,
+        seed=wanted.seed,
+        steps=wanted.steps,
+        progress=progress,
+    )
+    report = {
+        "checkpoint": str(path),
+        "sha256": encoders.weights_sha256(path),
+        **asdict(trained),
+        "settings": settings,
+    }
+    run.write_json(record, report)
     return report
 
 
@@ -72,8 +149,11 @@ def load_dataset(config: Config) -> data.Dataset:
     match config.data:
         case DemoData(path=path):
             return data.load_demo(path)
-        case MedMnistData(path=path):
-            return data.load_medmnist(path)
+        case MedMnistData(path=path, name=name):
+            known = data.MEDMNIST_SETS.get(name)
+            if known is None:
+                return data.load_medmnist(path)
+            return data.load_medmnist(path, class_names=known.class_names, task=known.task)
         case FolderData(path=path, group_pattern=pattern, split=split):
             return data.load_folder(path, group_pattern=pattern, **_split(split))
         case CsvData() as table:
@@ -137,7 +217,7 @@ def train(config: Config, progress: Progress, *, replace: bool = False) -> Repor
     """Stage two: train the classifier of `model` in the folder `run`."""
     model, options, augmentation = _model_options(config), _train_options(config), _augmentation(config)
     dataset = load_dataset(config)
-    with _features(config, model) as store:
+    with _features(config, bool(model.taps)) as store:
         report = stage_two.train(
             dataset,
             store,
@@ -145,26 +225,69 @@ def train(config: Config, progress: Progress, *, replace: bool = False) -> Repor
             model=model,
             options=options,
             augmentation=augmentation,
-            device=device(config),
-            place=config.resources.features,
-            workers=workers(config),
-            channels_last=config.resources.channels_last,
-            compiled=config.resources.compile,
+            machine=_machine(config),
             allow_missing=config.train.allow_missing,
             replace=replace,
             progress=progress,
         )
-    return {
-        "run": str(report.folder),
-        "best_epoch": report.best_epoch,
-        "val": report.metrics,
-        "data": list(report.feeds),
-    }
+    return {"run": str(report.folder), "data": list(report.feeds), **report.metrics}
 
 
-def _features(config: Config, model: ModelOptions) -> AbstractContextManager[cache.Store | None]:
+def evaluate(config: Config, progress: Progress) -> Report:
+    """Read the test set once and leave metrics, predictions and plots in the folder `run`."""
+    description = run.load_description(config.run)
+    with _features(config, bool(description.model.taps)) as store:
+        figures = test_set.evaluate(
+            config.run,
+            load_dataset(config),
+            store,
+            machine=_machine(config),
+            allow_missing=config.train.allow_missing,
+            progress=progress,
+        )
+    return {"run": str(config.run), **figures}
+
+
+def predict(config: Config, progress: Progress, paths: Sequence[Path]) -> Report:
+    """Class probabilities of image files; features are made on the fly, as stage one would have."""
+    description = run.load_description(config.run)
+    encoder = identity = None
+    if description.model.taps:
+        encoder = build_encoder(config)
+        identity = stage_one.fingerprint(encoder, data.reading_rules(), config.store.dtype)
+    probabilities = on_the_fly.predict(
+        config.run,
+        (data.read_image(path) for path in paths),
+        encoder=encoder,
+        fingerprint=identity,
+        device=device(config),
+    )
+    predictions = []
+    for done, (path, row) in enumerate(zip(paths, probabilities, strict=True), start=1):
+        progress("predict", done, len(paths))
+        predictions.append(
+            {
+                "image": str(path),
+                "predicted": description.class_names[int(row.argmax())],
+                "probabilities": dict(zip(description.class_names, row.tolist(), strict=True)),
+            }
+        )
+    return {"run": str(config.run), "predictions": predictions}
+
+
+def _features(config: Config, wanted: bool) -> AbstractContextManager[cache.Store | None]:
     """The store, if the gates read any of it."""
-    return cache.open_store(config.store.path) if model.taps else nullcontext()
+    return cache.open_store(config.store.path) if wanted else nullcontext()
+
+
+def _machine(config: Config) -> stage_two.Machine:
+    return stage_two.Machine(
+        device=device(config),
+        place=config.resources.features,
+        workers=workers(config),
+        channels_last=config.resources.channels_last,
+        compiled=config.resources.compile,
+    )
 
 
 def _model_options(config: Config) -> ModelOptions:
@@ -179,9 +302,9 @@ def _model_options(config: Config) -> ModelOptions:
 
 
 def _train_options(config: Config) -> TrainOptions:
-    values = to_dict(config.train)
+    values: dict[str, Any] = to_dict(config.train)
     del values["augment"], values["allow_missing"]
-    return TrainOptions(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    return TrainOptions(**{**values, "milestones": tuple(values["milestones"]), "freeze": tuple(values["freeze"])})
 
 
 def _augmentation(config: Config) -> Augmentation:
@@ -190,4 +313,4 @@ def _augmentation(config: Config) -> Augmentation:
 
 
 def _split(rule: SplitRule) -> dict[str, Any]:
-    return {"fractions": {"val": rule.val, "test": rule.test}, "seed": rule.seed}
+    return {"fractions": (rule.val, rule.test), "seed": rule.seed}

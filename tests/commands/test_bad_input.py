@@ -1,0 +1,155 @@
+"""What a person reads when something is wrong: one line that says what to do, an exit status, never a traceback."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from .conftest import TINY, complaint, environment, run_pipeline, succeed
+
+DEMO = "data: {layout: demo, path: data/demo, count: 48, size_px: 64, seed: 0}"
+
+
+def folder_of_images(root: Path, classes: dict[str, int], *, size_px: int = 48) -> None:
+    generator = np.random.default_rng(0)
+    for name, count in classes.items():
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = generator.integers(0, 255, (size_px, size_px), np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{i}.png")
+
+
+def folder_config(work: Path, root: str = "images") -> str:
+    (work / "folder.yaml").write_text(TINY.replace(DEMO, f"data: {{layout: folder, path: {root}}}"))
+    return "folder.yaml"
+
+
+def test_no_such_config(tmp_path: Path) -> None:
+    assert "nothing.yaml: cannot be read" in complaint(tmp_path, "train", "-c", "nothing.yaml", status=2)
+
+
+def test_a_typo_in_a_key(work: Path) -> None:
+    said = complaint(work, "train", "-c", "tiny.yaml", "--set", "train.epoch=3", status=2)
+    assert "train.epoch: unknown key (value 3); did you mean 'epochs'?" in said
+
+
+def test_an_unknown_command_or_option_is_wrong_use(tmp_path: Path) -> None:
+    assert run_pipeline(tmp_path, "trian").returncode == 2
+    assert run_pipeline(tmp_path, "train", "--fast").returncode == 2
+
+
+def test_a_checkpoint_of_another_size(work: Path) -> None:
+    said = complaint(work, "extract", "-c", "tiny.yaml", "--set", "encoder.name=sam_vit_b", status=1)
+    assert "weights/sam_demo.pth" in said
+    assert "sam_demo" in said.replace("weights/sam_demo.pth", "")
+
+
+def test_no_checkpoint(work: Path) -> None:
+    said = complaint(work, "extract", "-c", "tiny.yaml", "--set", "encoder.checkpoint=weights/none.pth", status=1)
+    assert "weights/none.pth" in said
+
+
+def test_a_checkpoint_with_code_is_not_run(work: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (Path.touch, (Path("sprung"),))  # type: ignore[return-value]
+
+    torch.save({"trap": Trap()}, work / "weights/trap.pth")
+    said = complaint(work, "extract", "-c", "tiny.yaml", "--set", "encoder.checkpoint=weights/trap.pth", status=1)
+    assert "weights/trap.pth" in said
+    assert not (work / "sprung").exists()
+
+
+def test_a_truncated_image_is_set_aside_and_tried_again(work: Path) -> None:
+    folder_of_images(work / "images", {"a": 12, "b": 12})
+    bad = work / "images/a/3.png"
+    whole = bad.read_bytes()
+    bad.write_bytes(whole[: len(whole) // 2])
+    config = folder_config(work)
+    report = succeed(work, "extract", "-c", config, status=3)
+    ((sample, reason),) = report["set_aside"].items()
+    assert "3" in sample
+    assert "a/3.png" in reason
+    assert report["rows"] == 23
+    said = complaint(work, "extract", "-c", config, "--strict", status=1)
+    assert "a/3.png" in said
+    said = complaint(work, "train", "-c", config, status=1)
+    assert "allow_missing" in said
+    bad.write_bytes(whole)
+    report = succeed(work, "extract", "-c", config)
+    assert (report["encoded"], report["reused"], report["rows"]) == (1, 23, 24)
+
+
+def test_an_empty_class(work: Path) -> None:
+    folder_of_images(work / "images", {"a": 8, "b": 8})
+    (work / "images/c").mkdir()
+    assert "'c'" in complaint(work, "extract", "-c", folder_config(work), status=1)
+
+
+def test_one_class_only_in_val(work: Path) -> None:
+    for split, classes in {"train": {"a": 6}, "val": {"a": 3, "b": 3}, "test": {"a": 3}}.items():
+        folder_of_images(work / "images" / split, classes)
+    assert "train has no sample of b (val 3, test 0)" in complaint(
+        work, "extract", "-c", folder_config(work), status=1
+    ).replace("'", "")
+
+
+def test_a_store_of_another_fingerprint(work: Path) -> None:
+    succeed(work, "extract", "-c", "tiny.yaml")
+    said = complaint(work, "extract", "-c", "tiny.yaml", "--set", "encoder.pool=8", status=1)
+    assert "pool" in said
+    assert "features/demo.zarr" in said
+    assert "--replace" in said
+    report = succeed(work, "extract", "-c", "tiny.yaml", "--set", "encoder.pool=8", "--replace")
+    assert report["encoded"] == 48
+
+
+def test_a_model_refuses_features_of_another_fingerprint(work: Path) -> None:
+    succeed(work, "extract", "-c", "tiny.yaml")
+    succeed(work, "train", "-c", "tiny.yaml")
+    succeed(work, "extract", "-c", "tiny.yaml", "--set", "encoder.pool=8", "--replace")
+    assert "pool is 8 and was 4 in training" in complaint(work, "evaluate", "-c", "tiny.yaml", status=1)
+
+
+def test_an_hdf5_file_that_is_none(work: Path) -> None:
+    (work / "features").mkdir()
+    (work / "features/demo.h5").write_bytes(b"these are no features" * 1000)
+    said = complaint(work, "train", "-c", "tiny.yaml", "--set", "store.path=features/demo.h5", status=1)
+    assert "features/demo.h5" in said
+    assert "features/demo.h5" in complaint(work, "store", "info", "features/demo.h5", status=1)
+
+
+def test_a_store_that_is_not_there(work: Path) -> None:
+    assert "features/demo.zarr" in complaint(work, "train", "-c", "tiny.yaml", status=1)
+    assert "nowhere.zarr" in complaint(work, "store", "info", "nowhere.zarr", status=1)
+
+
+def test_no_space_left(work: Path) -> None:
+    limit = 300_000  # bytes that a file may have, as a full disk would cut it off
+
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    command = [sys.executable, "-m", "pipeline", "extract", "-c", "tiny.yaml", "--set", "encoder.pool=1"]
+    done = subprocess.run(
+        command, cwd=work, env=environment(), capture_output=True, text=True, check=False, preexec_fn=limited
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "space" in done.stderr
+    assert succeed(work, "extract", "-c", "tiny.yaml", "--set", "encoder.pool=1")["rows"] == 48
+
+
+@pytest.mark.parametrize("device", ["cuda", "tpu"])
+def test_a_device_that_is_not_there(work: Path, device: str) -> None:
+    if device == "cuda" and torch.cuda.is_available():
+        pytest.skip("this machine has the device")
+    said = complaint(work, "extract", "-c", "tiny.yaml", "--set", f"resources.device={device}", status=2)
+    assert "resources.device" in said
