@@ -37,8 +37,9 @@ from cache.fingerprint import Difference, Fingerprint
 from cache.index import Row
 from cache.info import StoreInfo, info
 from cache.reader import Store, open_store
+from cache.shards import ShardPlan
 from cache.verify import Damage, verify
-from cache.writer import ShardPlan, StoreWriter, create_store
+from cache.writer import StoreWriter, create_store
 
 __all__ = [
     "FORMAT_VERSION",

@@ -35,6 +35,8 @@ def space_errors(path: Path) -> Iterator[None]:
 def write_file(path: Path, blocks: Iterable[bytes | memoryview], scratch: Path) -> None:
     """Write `blocks` to `path` so that the name never shows anything but the whole, synced content.
 
+    The name itself is durable after `sync_folder` on the folder, which one call does for many files.
+
     Args:
         path: The file; replaced if it exists (its old inode is left as it was).
         blocks: Content, in order.
@@ -55,7 +57,6 @@ def write_file(path: Path, blocks: Iterable[bytes | memoryview], scratch: Path) 
         except BaseException:
             scratch.unlink(missing_ok=True)
             raise
-        sync_folder(path.parent)
 
 
 def sync_folder(path: Path) -> None:

@@ -12,8 +12,7 @@ from cache.errors import StoreNotFoundError
 from cache.fingerprint import JSON, Fingerprint
 from cache.hdf5_file import read_header
 from cache.reader import store_format
-from cache.work import WorkFolder
-from cache.writer import partial_path
+from cache.work import WorkFolder, partial_path
 from cache.zarr_folder import read_root
 
 

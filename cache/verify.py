@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from cache.description import Description
 from cache.errors import FormatError, StoreError, UntrustedStoreError
+from cache.finish import metadata_files
 from cache.hdf5_file import Header, open_hdf5, read_header, trailers_sha256
 from cache.index import Index
 from cache.mapped import MappedFile, ZarrRows, read_plain
@@ -21,12 +22,9 @@ from cache.reader import open_files, store_format
 from cache.zarr_folder import OpenedStore, check_metadata, load_index, read_root
 from cache.zarr_layout import (
     CHECKSUM_BYTES,
-    group_json,
     index_chunk_name,
-    index_json,
     shard_index,
     shard_name,
-    tap_json,
     with_checksum,
 )
 
@@ -100,16 +98,11 @@ def _zarr_damage(store: Path, progress: Progress) -> Iterator[Damage]:
 
 def _metadata_damage(store: Path, description: Description) -> Iterator[Damage]:
     """Arrays and groups whose `zarr.json` is not what the root calls for."""
-    expected = {
-        name: tap_json(tap, description.slots, description.shard_rows) for name, tap in description.taps.items()
-    }
-    expected |= {f"index/{name}": index_json(entry) for name, entry in description.index.items()}
-    expected |= {"index": group_json(), "index/crc32c": group_json()}
-    for name, content in expected.items():
+    for name, content in metadata_files(description).items():
         try:
-            check_metadata(store, store / name, content)
+            check_metadata(store, (store / name).parent, content)
         except StoreError as error:
-            yield Damage(f"{name}/zarr.json", str(error))
+            yield Damage(name, str(error))
 
 
 def _index_damage(store: Path, description: Description) -> Iterator[Damage]:

@@ -20,27 +20,10 @@ from cache.description import TapSpec, load_json
 from cache.durable import link_or_copy, remove, sync_folder, write_file
 from cache.errors import FormatError
 from cache.fingerprint import JSON, Fingerprint, canonical
-from cache.index import Row
+from cache.identity import Identity
 from cache.mapped import ZarrRows
 from cache.plan import KeptShard, Plan
 from cache.source import Source
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What a run must share with an interrupted one to continue it.
-
-    Attributes:
-        fingerprint: What the features depend on.
-        taps: Shapes and types.
-        provenance: The story told by the run that began.
-        rows_sha256: Digest of the ids and pixel digests in order.
-    """
-
-    fingerprint: Fingerprint
-    taps: Mapping[str, TapSpec]
-    provenance: Mapping[str, JSON]
-    rows_sha256: str
 
 
 @dataclass(frozen=True)
@@ -58,12 +41,9 @@ class ShardRecord:
     set_aside: Mapping[int, str]
 
 
-def rows_sha256(rows: Sequence[Row]) -> str:
-    """Digest that tells two lists of rows apart."""
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(row.id.encode() + b"\n" + row.digest)
-    return digest.hexdigest()
+def partial_path(path: Path) -> Path:
+    """Where the store at `path` grows."""
+    return path.with_name(path.name + ".partial")
 
 
 class WorkFolder:
@@ -138,7 +118,7 @@ class WorkFolder:
         self._write("plan.npz", _npz(row_slot=plan.row_slot, digest=plan.digest, filled=plan.filled))
         fields = {
             "fingerprint": identity.fingerprint.fields,
-            "taps": {name: [*tap.shape, tap.dtype] for name, tap in identity.taps.items()},
+            "taps": [[name, *tap.shape, tap.dtype] for name, tap in identity.taps.items()],
             "provenance": identity.provenance,
             "rows_sha256": identity.rows_sha256,
             "shard_rows": plan.shard_rows,
@@ -174,7 +154,7 @@ class WorkFolder:
         """
         try:
             fields = self.fields()
-            taps = {name: TapSpec(*shape) for name, shape in fields["taps"].items()}
+            taps = {name: TapSpec(*shape) for name, *shape in fields["taps"]}
             identity = Identity(Fingerprint(fields["fingerprint"]), taps, fields["provenance"], fields["rows_sha256"])
             arrays = _load_npz(self._work / "plan.npz")
             plan = Plan(fields["shard_rows"], arrays["row_slot"], arrays["digest"], arrays["filled"], ())
@@ -234,6 +214,7 @@ class WorkFolder:
 
     def _write(self, name: str, data: bytes) -> None:
         write_file(self._work / name, [data], self.scratch(name))
+        sync_folder(self._work)
 
 
 def _npz(**arrays: npt.NDArray[Any]) -> bytes:

@@ -1,0 +1,102 @@
+"""The last lines of a store: index, metadata of the arrays, and the root that makes them one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cache.description import Description
+from cache.durable import sync_folder, write_file
+from cache.errors import IncompleteRowsError
+from cache.identity import Identity
+from cache.index import Row, describe_entry, encode_ids, encode_json
+from cache.plan import NOWHERE, Plan
+from cache.work import WorkFolder
+from cache.zarr_layout import group_json, index_chunk_name, index_json, root_json, tap_json, with_checksum
+
+
+def finish_store(
+    work: WorkFolder, identity: Identity, plan: Plan, rows: Sequence[Row], known_bad: Mapping[bytes, str]
+) -> None:
+    """Complete the Zarr folder in `work.store`, whose shards are all there; the root comes last.
+
+    Args:
+        work: The store in the making.
+        identity: Fingerprint, taps and provenance.
+        plan: Slot of every row.
+        rows: The rows that were asked for.
+        known_bad: Reasons by digest of pixels that were known to give no feature.
+
+    Raises:
+        IncompleteRowsError: Every row is set aside.
+        NoSpaceError: The disk is full.
+    """
+    arrays = _index_arrays(work, identity, plan, rows, known_bad)
+    description = Description(
+        fingerprint=identity.fingerprint,
+        taps=identity.taps,
+        rows=len(arrays["slot"]),
+        slots=plan.slots,
+        shard_rows=plan.shard_rows,
+        index={name: describe_entry(array) for name, array in arrays.items()},
+        provenance=identity.provenance,
+    )
+    files = metadata_files(description)
+    for name, entry in description.index.items():
+        files[f"index/{name}/{index_chunk_name(entry)}"] = with_checksum(arrays[name].tobytes())
+    write_files(work.store, files, work.scratch("metadata"))
+    root = root_json(description)
+    work.seal(root)
+    write_file(work.store / "zarr.json", [root], work.scratch("metadata"))
+    sync_folder(work.store)
+
+
+def metadata_files(description: Description) -> dict[str, bytes]:
+    """Content of every `zarr.json` but the root's, by path in the store."""
+    files = {
+        f"{name}/zarr.json": tap_json(tap, description.slots, description.shard_rows)
+        for name, tap in description.taps.items()
+    }
+    files |= {f"index/{name}/zarr.json": index_json(entry) for name, entry in description.index.items()}
+    return files | {"index/zarr.json": group_json(), "index/crc32c/zarr.json": group_json()}
+
+
+def write_files(store: Path, files: Mapping[str, bytes], scratch: Path) -> None:
+    """Write files into a folder, all synced, their folders too."""
+    for name, data in files.items():
+        path = store / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, [data], scratch)
+    for folder in {parent for name in files for parent in (store / name).parents if parent.is_relative_to(store)}:
+        sync_folder(folder)
+
+
+def _index_arrays(
+    work: WorkFolder, identity: Identity, plan: Plan, rows: Sequence[Row], known_bad: Mapping[bytes, str]
+) -> dict[str, npt.NDArray[Any]]:
+    """Every array of the index, by name."""
+    extent, checksums, found_bad = work.collect(plan, identity.taps)
+    present = extent[:, 0] > 0
+    reasons = {**known_bad, **{plan.digest[slot].tobytes(): reason for slot, reason in found_bad.items()}}
+    stored = [slot != NOWHERE and bool(present[slot]) for slot in plan.row_slot.tolist()]
+    if not any(stored):
+        reason = next(iter(reasons.values()), "")
+        message = f"{work.path}: all {len(rows)} rows are set aside ({reason}); there is nothing to store"
+        raise IncompleteRowsError(message)
+    set_aside = [
+        {"id": row.id, "digest": row.digest.hex(), "reason": reasons[row.digest]}
+        for row, good in zip(rows, stored, strict=True)
+        if not good
+    ]
+    return {
+        "ids": encode_ids([row.id for row, good in zip(rows, stored, strict=True) if good]),
+        "set_aside": encode_json(set_aside),
+        "slot": plan.row_slot[stored],
+        "digest": np.where(present[:, None], plan.digest, np.uint8(0)),
+        "extent": extent,
+        **{f"crc32c/{tap}": checksums[tap] for tap in identity.taps},
+    }
