@@ -1,7 +1,11 @@
 """Data sets of four layouts behind one description: samples, splits, groups, and pixels as uint8 RGB."""
 
 from pipeline.data.dataset import Dataset, Image, Label, Mask, Sample, Split, Task, identical_across_splits
+from pipeline.data.download import fetch_medmnist
+from pipeline.data.folder import load_folder
 from pipeline.data.image import Reading, pixel_digest, read_image, reading_rules
+from pipeline.data.medmnist import load_medmnist
+from pipeline.data.table import load_csv
 
 __all__ = [
     "Dataset",
@@ -12,7 +16,11 @@ __all__ = [
     "Sample",
     "Split",
     "Task",
+    "fetch_medmnist",
     "identical_across_splits",
+    "load_csv",
+    "load_folder",
+    "load_medmnist",
     "pixel_digest",
     "read_image",
     "reading_rules",
