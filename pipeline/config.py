@@ -34,6 +34,15 @@ class SplitRule(Section):
     seed: int = 0
 
 
+class ReadingConfig(Section):
+    """How files become uint8 RGB where that is a choice; see `pipeline.data.Reading`."""
+
+    depth: Literal["full", "percentile", "window"] = "full"
+    percentiles: tuple[float, float] = (0.5, 99.5)
+    window: tuple[float, float] | None = None
+    frame: Annotated[int, Field(ge=0)] = 0
+
+
 class DemoData(Section):
     """Ultrasound-like images made on the spot (`layout: demo`)."""
 
@@ -60,6 +69,7 @@ class FolderData(Section):
     path: Path
     group_pattern: str | None = None
     split: SplitRule = SplitRule()
+    reading: ReadingConfig = ReadingConfig()
 
 
 class CsvData(Section):
@@ -75,7 +85,10 @@ class CsvData(Section):
     split_column: str | None = None
     group_column: str | None = None
     suffix: str = ""
+    mask_column: str | None = None
+    task: Literal["multiclass", "binary", "ordinal", "multilabel"] | None = None
     split: SplitRule = SplitRule()
+    reading: ReadingConfig = ReadingConfig()
 
 
 DataConfig = Annotated[DemoData | MedMnistData | FolderData | CsvData, Field(discriminator="layout")]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -23,6 +23,9 @@ from pipeline import train as stage_two
 from pipeline.augment import Augmentation
 from pipeline.classifier import ModelOptions
 from pipeline.config import Config, CsvData, DemoData, FolderData, MedMnistData, SplitRule, to_dict
+from pipeline.data.medmnist_sets import SETS as MEDMNIST_SETS
+from pipeline.encoders.demo import train_demo_encoder
+from pipeline.encoders.encoder import ARITHMETIC
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.optimise import TrainOptions
 from pipeline.progress import Progress
@@ -56,7 +59,7 @@ def _prepare_data(config: Config, progress: Progress) -> Report:
     return {
         "path": str(config.data.path),
         "classes": list(dataset.class_names),
-        **{split: len(dataset.indices(split)) for split in data.SPLITS},
+        **{split: len(dataset.indices(split)) for split in get_args(data.Split)},
     }
 
 
@@ -78,14 +81,14 @@ def _prepare_demo_encoder(config: Config, progress: Progress) -> Report:
     wanted = config.encoder.training
     path = config.encoder.checkpoint
     record = path.with_suffix(".json")
-    settings = {**to_dict(wanted), "arithmetic": encoders.ARITHMETIC, "torch": torch.__version__}
+    settings = {**to_dict(wanted), "arithmetic": ARITHMETIC, "torch": torch.__version__}
     if path.is_file() and record.is_file():
         known: Report = json.loads(record.read_text())
         if known["settings"] == settings and known["sha256"] == encoders.weights_sha256(path):
             return known
     images, masks, _ = data.demo_arrays(wanted.images, 128, seed=wanted.seed)
     held_out_images, held_out_masks, _ = data.demo_arrays(64, 128, seed=wanted.seed + 1000)
-    trained = encoders.train_demo_encoder(
+    trained = train_demo_encoder(
         images,
         masks,
         held_out_images,
@@ -121,7 +124,7 @@ def extract(
         dataset,
         encoder,
         config.store.path,
-        reading=data.reading_rules(),
+        reading=data.reading_rules(_reading(config)),
         dtype=config.store.dtype,
         shard_mib=config.store.shard_mib,
         batch_size=config.resources.batch_size or 8,
@@ -150,24 +153,26 @@ def load_dataset(config: Config) -> data.Dataset:
         case DemoData(path=path):
             return data.load_demo(path)
         case MedMnistData(path=path, name=name):
-            known = data.MEDMNIST_SETS.get(name)
+            known = MEDMNIST_SETS.get(name)
             if known is None:
                 return data.load_medmnist(path)
             return data.load_medmnist(path, class_names=known.class_names, task=known.task)
-        case FolderData(path=path, group_pattern=pattern, split=split):
-            return data.load_folder(path, group_pattern=pattern, **_split(split))
+        case FolderData() as folder:
+            return data.load_folder(
+                folder.path,
+                group_pattern=folder.group_pattern,
+                fractions=_fractions(folder.split),
+                seed=folder.split.seed,
+                reading=_reading(config),
+            )
         case CsvData() as table:
             return data.load_csv(
                 table.path,
                 root=table.images,
-                path_column=table.path_column,
-                label_column=table.label_column,
-                label_columns=table.label_columns,
-                rest_class=table.rest_class,
-                split_column=table.split_column,
-                group_column=table.group_column,
-                suffix=table.suffix,
-                **_split(table.split),
+                fractions=_fractions(table.split),
+                seed=table.split.seed,
+                reading=_reading(config),
+                **table.model_dump(exclude={"layout", "path", "images", "split", "reading"}),
             )
 
 
@@ -254,10 +259,10 @@ def predict(config: Config, progress: Progress, paths: Sequence[Path]) -> Report
     encoder = identity = None
     if description.model.taps:
         encoder = build_encoder(config)
-        identity = stage_one.fingerprint(encoder, data.reading_rules(), config.store.dtype)
+        identity = stage_one.fingerprint(encoder, data.reading_rules(_reading(config)), config.store.dtype)
     probabilities = on_the_fly.predict(
         config.run,
-        (data.read_image(path) for path in paths),
+        (data.read_image(path, _reading(config)) for path in paths),
         encoder=encoder,
         fingerprint=identity,
         device=device(config),
@@ -312,5 +317,11 @@ def _augmentation(config: Config) -> Augmentation:
     return Augmentation(**{**values, "scale": tuple(values["scale"])})
 
 
-def _split(rule: SplitRule) -> dict[str, Any]:
-    return {"fractions": (rule.val, rule.test), "seed": rule.seed}
+def _fractions(rule: SplitRule) -> dict[data.Split, float]:
+    return {"val": rule.val, "test": rule.test}
+
+
+def _reading(config: Config) -> data.Reading:
+    """How image files become uint8 RGB; layouts without a choice take the default."""
+    rules = getattr(config.data, "reading", None)
+    return data.Reading() if rules is None else data.Reading(**rules.model_dump())
