@@ -8,6 +8,7 @@ never meets the library's parser when it is opened.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Mapping
@@ -30,7 +31,7 @@ from cache.durable import space_errors, sync_folder
 from cache.errors import DamagedRowError, FormatError, StoreError, StoreNotFoundError, UntrustedStoreError
 from cache.fingerprint import canonical
 from cache.index import Index, UInt8, describe_entry
-from cache.mapped import Hdf5Rows, MappedFile, open_plain, row_bytes
+from cache.mapped import Hdf5Rows, MappedFile, open_plain, read_range, row_bytes
 from cache.progress import Progress, silent
 from cache.zarr_folder import OpenedStore
 from cache.zarr_layout import CHECKSUM_BYTES
@@ -38,6 +39,7 @@ from cache.zarr_layout import CHECKSUM_BYTES
 _MAGIC = b"feature-store hdf5 "
 _FIRST_LINE_BYTES = len(_MAGIC) + 9
 _MAX_HEADER_BYTES = 1 << 20
+_HASHED_AT_ONCE = 1 << 22
 _TREE_BYTES_PER_ROW = 128
 """Upper bound of what HDF5's chunk tree needs for a row (measured: 87); reserved in front of the rows."""
 
@@ -166,7 +168,7 @@ def open_hdf5(path: Path) -> OpenedStore:
     """
     header, block = read_header(path)
     mapped = MappedFile(path, header.file_bytes)
-    if structure_sha256(mapped.data, header.row_regions(), block) != header.structure_sha256:
+    if structure_sha256(path, header, block) != header.structure_sha256:
         message = (
             f"{path}: the HDF5 structure is not the one that was written; the file is damaged, or a program has "
             f"changed it (links and external storage are never followed): fetch or extract it again"
@@ -175,8 +177,7 @@ def open_hdf5(path: Path) -> OpenedStore:
     description = header.description
 
     def load(name: str) -> UInt8:
-        start = header.offsets[f"index/{name}"]
-        return np.array(mapped.data[start : start + description.index[name].size_bytes])
+        return read_range(path, header.offsets[f"index/{name}"], description.index[name].size_bytes)
 
     index = Index(description, load, str(path))
     if not index.present.all():
@@ -185,14 +186,14 @@ def open_hdf5(path: Path) -> OpenedStore:
     return OpenedStore(description, index, Hdf5Rows(mapped, description.taps, header.offsets))
 
 
-def structure_sha256(data: UInt8, row_regions: list[tuple[int, int]], block: int) -> str:
+def structure_sha256(path: Path, header: Header, block: int) -> str:
     """Hexadecimal SHA-256 of everything behind the user block but the regions of rows."""
     digest = hashlib.sha256()
     position = block
-    for start, stop in row_regions:
-        digest.update(data[position:start].data)
+    for start, stop in [*header.row_regions(), (header.file_bytes, header.file_bytes)]:
+        for first in range(position, start, _HASHED_AT_ONCE):
+            digest.update(read_range(path, first, min(_HASHED_AT_ONCE, start - first)).data)
         position = stop
-    digest.update(data[position:].data)
     return digest.hexdigest()
 
 
@@ -327,13 +328,12 @@ def _first_byte(dataset: Any, tap: TapSpec, path: Path) -> int:
 def _write_header(description: Description, offsets: Mapping[str, int], path: Path, block: int) -> None:
     """Fill the user block of a closed file and sync it."""
     mapped = MappedFile(path)
-    regions = Header(description, 0, offsets, "", {}).row_regions()
     trailers = {
         name: trailers_sha256(mapped.data, offsets[name], description.slots, tap.row_bytes)
         for name, tap in description.taps.items()
     }
-    structure = structure_sha256(mapped.data, regions, block)
-    header = Header(description, mapped.data.nbytes, offsets, structure, trailers)
+    header = Header(description, mapped.data.nbytes, offsets, "", trailers)
+    header = dataclasses.replace(header, structure_sha256=structure_sha256(path, header, block))
     with path.open("r+b") as file:
         file.write(header.to_bytes(block))
         file.flush()

@@ -99,6 +99,24 @@ def read_plain(path: Path, limit: int) -> bytes:
         return file.read(limit)
 
 
+def read_range(path: Path, start: int, size: int) -> UInt8:
+    """Bytes of a plain file as memory of our own, (size,) uint8; maps would count against the process as well.
+
+    Raises:
+        FormatError: The file ends earlier.
+    """
+    data = np.empty(size, np.uint8)
+    with open(open_plain(path), "rb", buffering=0) as file:
+        file.seek(start)
+        read = 0
+        while read < size and (more := file.readinto(data[read:].data)):
+            read += more
+    if read < size:
+        message = f"{path} ends {size - read} bytes too early; it is truncated"
+        raise FormatError(message)
+    return data
+
+
 @dataclass(frozen=True)
 class Places:
     """Where rows lie.

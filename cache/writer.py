@@ -32,8 +32,8 @@ from cache.source import Source, store_source
 from cache.work import WorkFolder, partial_path
 from cache.zarr_folder import OpenedStore, open_zarr
 
-MAX_SHARD_ROWS = 16384
-"""Bounds a shard's own index to 256 KiB where rows are tiny."""
+MAX_SHARD_ROWS = 65536
+"""Bounds a shard's own index to 1 MiB where rows are tiny."""
 
 
 def create_store(

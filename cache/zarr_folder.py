@@ -6,12 +6,10 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from cache.description import KEY, Description, load_json, parse_description
 from cache.errors import FormatError, StoreNotFoundError, UntrustedStoreError
 from cache.index import Index, UInt8, check_size
-from cache.mapped import MappedFile, RowFiles, ZarrRows, read_plain
+from cache.mapped import RowFiles, ZarrRows, read_plain, read_range
 from cache.zarr_layout import CHECKSUM_BYTES, index_chunk_name, index_json, root_json, tap_json
 
 MAX_METADATA_BYTES = 1 << 20
@@ -113,9 +111,8 @@ def load_index(folder: Path, description: Description, name: str) -> UInt8:
     entry = description.index[name]
     path = folder / "index" / name / index_chunk_name(entry)
     try:
-        mapped = MappedFile(path)
+        check_size(entry, path.lstat().st_size - CHECKSUM_BYTES, str(path))
+        return read_range(path, 0, entry.size_bytes)
     except FileNotFoundError as error:
         message = f"{path} is missing; the store is damaged: run 'store repair' or fetch it again"
         raise FormatError(message) from error
-    check_size(entry, mapped.data.nbytes - CHECKSUM_BYTES, str(path))
-    return np.array(mapped.data[:-CHECKSUM_BYTES])

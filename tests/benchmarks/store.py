@@ -1,0 +1,308 @@
+"""How fast the store is beside its peers, on the same data: `python -m tests.benchmarks.store [--json] [--mib N]`."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import zarr
+
+import cache
+
+BATCH = 32
+ROUNDS = 9
+Reader = Callable[[np.ndarray[Any, Any], np.ndarray[Any, Any]], object]
+
+LARGE = cache.TapSpec(256, 64, 64, "float16")
+"""A row of 2 MiB: the neck of SAM without a pool."""
+SMALL = cache.TapSpec(256, 16, 16, "float16")
+"""A row of 128 KiB: the neck of SAM pooled by 4."""
+
+
+def features(count: int, tap: cache.TapSpec) -> np.ndarray[Any, Any]:
+    """Noise of (count, C, h, w): every row differs, nothing compresses."""
+    random = np.random.default_rng(0)
+    return random.integers(0, 0x7BFF, (count, *tap.shape), np.uint16).view(np.float16)
+
+
+def rows(count: int) -> list[cache.Row]:
+    return [cache.Row(f"image-{i}", hashlib.sha256(b"%d" % i).digest()) for i in range(count)]
+
+
+def make_store(path: Path, data: np.ndarray[Any, Any], tap: cache.TapSpec) -> cache.Store:
+    """A store whose only tap, `neck`, holds `data`."""
+    fingerprint = cache.Fingerprint({"encoder": "noise"})
+    with cache.create_store(path, fingerprint=fingerprint, taps={"neck": tap}, rows=rows(len(data))) as writer:
+        for plan in writer.pending:
+            first, last = plan.rows[0], plan.rows[-1]
+            writer.write(plan, {"neck": data[first : last + 1]}, np.ones((len(plan.rows), 2), np.float32))
+        return writer.commit()
+
+
+def seconds(read: Reader, batches: list[np.ndarray[Any, Any]], buffer: np.ndarray[Any, Any]) -> float:
+    """Wall time of reading every batch into the buffer."""
+    start = time.perf_counter()
+    for batch in batches:
+        read(batch, buffer)
+    return time.perf_counter() - start
+
+
+def readers(folder: Path, data: np.ndarray[Any, Any], tap: cache.TapSpec) -> Iterator[tuple[str, Reader, bool]]:
+    """Name, reader and whether it is quick enough for full rounds, of everything that runs here."""
+    raw = folder / "rows.raw"
+    data.tofile(raw)
+    mapped = np.memmap(raw, np.float16, "r", shape=data.shape)
+
+    def by_row(source: Any) -> Reader:
+        def read(batch: np.ndarray[Any, Any], buffer: np.ndarray[Any, Any]) -> None:
+            for i, row in enumerate(batch):
+                buffer[i] = source[row]
+
+        return read
+
+    def direct(batch: np.ndarray[Any, Any], buffer: np.ndarray[Any, Any]) -> None:
+        for i, row in enumerate(batch):
+            packed_rows.read_direct(buffer, np.s_[int(row)], np.s_[i])
+
+    def files(batch: np.ndarray[Any, Any], buffer: np.ndarray[Any, Any]) -> None:
+        for i, row in enumerate(batch):
+            buffer[i] = np.load(folder / "npy" / f"{row}.npy")
+
+    def ours(store: cache.Store, verify: bool) -> Reader:
+        return lambda batch, buffer: store.read(batch, out={"neck": buffer}, verify=verify)
+
+    yield "np.memmap, row by row", by_row(mapped), True
+    folded = make_store(folder / "store.zarr", data, tap)
+    packed = make_store(folder / "store.h5", data, tap)
+    yield "store, zarr", ours(folded, verify=False), True
+    yield "store, zarr, verified", ours(folded, verify=True), True
+    yield "store, hdf5", ours(packed, verify=False), True
+    yield "store, hdf5, verified", ours(packed, verify=True), True
+    packed_rows = h5py.File(folder / "store.h5", "r")["neck"]
+    yield "h5py, read_direct by row", direct, True
+    (folder / "npy").mkdir()
+    for i, row in enumerate(data):
+        np.save(folder / "npy" / f"{i}.npy", row)
+    yield "one .npy a sample", files, True
+    array: Any = zarr.open_group(folder / "store.zarr", mode="r")["neck"]
+    yield "zarr, row by row", by_row(array), False
+    yield "zarr, oindex", lambda batch, buffer: array.oindex[np.sort(batch)], False
+    yield from litdata_reader(folder, data)
+    yield from mosaic_reader(folder, data)
+
+
+def litdata_reader(folder: Path, data: np.ndarray[Any, Any]) -> Iterator[tuple[str, Reader, bool]]:
+    """litdata where it is installed."""
+    if importlib.util.find_spec("litdata") is None:
+        return
+    from litdata import StreamingDataset
+    from litdata.streaming.writer import BinaryWriter
+
+    writer = BinaryWriter(str(folder / "litdata"), chunk_bytes="64MB")
+    for i, row in enumerate(data):
+        writer[i] = {"neck": row}
+    writer.done()
+    writer.merge()
+    peer = StreamingDataset(str(folder / "litdata"))
+
+    def read(batch: np.ndarray[Any, Any], buffer: np.ndarray[Any, Any]) -> None:
+        for i, row in enumerate(batch):
+            buffer[i] = peer[int(row)]["neck"]
+
+    yield "litdata", read, False
+
+
+def mosaic_reader(folder: Path, data: np.ndarray[Any, Any]) -> Iterator[tuple[str, Reader, bool]]:
+    """mosaicml-streaming where it is installed."""
+    if importlib.util.find_spec("streaming") is None:
+        return
+    from streaming import LocalDataset, MDSWriter
+
+    with MDSWriter(out=str(folder / "mds"), columns={"neck": "ndarray"}) as writer:
+        for row in data:
+            writer.write({"neck": row})
+    peer = LocalDataset(str(folder / "mds"))
+
+    def read(batch: np.ndarray[Any, Any], buffer: np.ndarray[Any, Any]) -> None:
+        for i, row in enumerate(batch):
+            buffer[i] = peer[int(row)]["neck"]
+
+    yield "mosaicml-streaming", read, False
+
+
+def reading(folder: Path, tap: cache.TapSpec, mib: int) -> dict[str, float]:
+    """GiB/s of shuffled batches of 32 from a warm page cache, by reader.
+
+    The quick readers take turns, so that a disturbance of the machine meets all of them; the best round counts.
+    """
+    count = max(2 * BATCH, mib * 2**20 // tap.row_bytes)
+    data = features(count, tap)
+    found = list(readers(folder, data, tap))
+    buffer = np.zeros((BATCH, *tap.shape), np.float16)
+    random = np.random.default_rng(1)
+    spent: dict[str, list[float]] = {name: [] for name, _, _ in found}
+    for turn in range(ROUNDS + 1):
+        order = random.permutation(count)[: count // BATCH * BATCH]
+        batches = np.split(order, len(order) // BATCH)
+        for name, read, quick in found:
+            chosen = batches if quick else batches[:2]
+            if quick or turn < 3:
+                spent[name].append(seconds(read, chosen, buffer) / len(chosen))
+    size = BATCH * tap.row_bytes / 2**30
+    return {name: size / min(times[1:]) for name, times in spent.items()}
+
+
+def threads(folder: Path, mib: int) -> float:
+    """How much faster two threads read rows of 128 KiB, verified, than one."""
+    count = max(2 * BATCH, mib * 2**20 // SMALL.row_bytes)
+    store = make_store(folder / "store.zarr", features(count, SMALL), SMALL)
+    buffers = [np.zeros((BATCH, *SMALL.shape), np.float16) for _ in range(2)]
+    batches = np.split(np.random.default_rng(2).permutation(count)[: count // BATCH * BATCH], count // BATCH)
+
+    def read(part: int, parts: int) -> None:
+        for batch in batches[part::parts]:
+            store.read(batch, out={"neck": buffers[part]})
+
+    spent: dict[int, list[float]] = {1: [], 2: []}
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(ROUNDS):
+            for parts, times in spent.items():
+                start = time.perf_counter()
+                list(pool.map(lambda part, parts=parts: read(part, parts), range(parts)))
+                times.append(time.perf_counter() - start)
+    return min(spent[1]) / min(spent[2])
+
+
+def write_cost(folder: Path) -> float:
+    """Time of writing a shard of 64 MiB, as a multiple of a plain write and fsync of the same bytes."""
+    data = features(32, LARGE)
+    ratios = []
+    for turn in range(5):
+        plain = folder / f"plain-{turn}"
+        start = time.perf_counter()
+        with plain.open("wb", buffering=0) as file:
+            file.write(data.data)
+            os.fsync(file.fileno())
+        bare = time.perf_counter() - start
+        path = folder / f"written-{turn}.zarr"
+        with cache.create_store(
+            path, fingerprint=cache.Fingerprint({}), taps={"neck": LARGE}, rows=rows(len(data))
+        ) as writer:
+            start = time.perf_counter()
+            writer.write(writer.pending[0], {"neck": data}, np.ones((len(data), 2), np.float32))
+            ratios.append((time.perf_counter() - start) / bare)
+    return statistics.median(ratios)
+
+
+OPEN = """
+import sys, time
+from pathlib import Path
+import numpy as np
+import cache
+start = time.perf_counter()
+store = cache.open_store(sys.argv[1])
+store.ids
+store.read([0])
+spent = time.perf_counter() - start
+peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+print(spent, int(peak.split()[1]) / 1024)
+order = np.random.default_rng(0).integers(0, len(store), (200, 32))
+for _ in range(3):
+    start = time.perf_counter()
+    for batch in order:
+        store.read(batch)
+    spent = time.perf_counter() - start
+print(spent / len(order))
+"""
+
+
+def opening(folder: Path, suffix: str) -> dict[str, float]:
+    """Opening a million rows: seconds, peak MiB of the process, and what a batch costs against a thousand rows."""
+    tap = cache.TapSpec(8, 2, 2, "float16")
+    cost = {}
+    for count in (1000, 1_000_000):
+        path = folder / f"{count}.{suffix}"
+        make_store(path, features(count, tap), tap)
+        result = subprocess.run([sys.executable, "-c", OPEN, str(path)], check=True, capture_output=True, text=True)
+        spent, memory, batch = map(float, result.stdout.split())
+        cost[count] = batch
+    return {"seconds": spent, "mb": memory, "batch_over_1000_rows": cost[1_000_000] / cost[1000]}
+
+
+def measure(folder: Path, mib: int) -> tuple[dict[str, float], Mapping[str, Mapping[str, float]]]:
+    """The figures, and the tables of GiB/s they come from."""
+    tables = {}
+    for name, tap in (("2 MiB", LARGE), ("128 KiB", SMALL)):
+        with tempfile.TemporaryDirectory(dir=folder) as inner:
+            tables[name] = reading(Path(inner), tap, mib)
+    large, small = ({name: speed / t["np.memmap, row by row"] for name, speed in t.items()} for t in tables.values())
+    with tempfile.TemporaryDirectory(dir=folder) as inner:
+        cost = write_cost(Path(inner))
+    with tempfile.TemporaryDirectory(dir=folder) as inner:
+        scaling = threads(Path(inner), mib // 2)
+    with tempfile.TemporaryDirectory(dir=folder) as inner:
+        million = {suffix: opening(Path(inner), suffix) for suffix in ("zarr", "h5")}
+    figures = {
+        "read_2mib": large["store, zarr"],
+        "read_2mib_verified": large["store, zarr, verified"],
+        "read_128kib": small["store, zarr"],
+        "read_128kib_verified": small["store, zarr, verified"],
+        "hdf5_read_2mib": large["store, hdf5"],
+        "hdf5_read_2mib_verified": large["store, hdf5, verified"],
+        "hdf5_read_128kib": small["store, hdf5"],
+        "hdf5_read_128kib_verified": small["store, hdf5, verified"],
+        "over_zarr_oindex": large["store, zarr, verified"] / large["zarr, oindex"],
+        "threads_2_over_1": scaling,
+        "write_cost": cost,
+        "open_1m_seconds": million["zarr"]["seconds"],
+        "open_1m_mb": million["zarr"]["mb"],
+        "open_1m_hdf5_seconds": million["h5"]["seconds"],
+        "open_1m_hdf5_mb": million["h5"]["mb"],
+        "batch_1m_over_1k": million["zarr"]["batch_over_1000_rows"],
+    }
+    return {name: round(value, 3) for name, value in figures.items()}, tables
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the tables")
+    parser.add_argument("--mib", type=int, default=512, help="size of the data set, MiB")
+    parser.add_argument("--folder", type=Path, help="where to write, a temporary folder by default")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        figures, tables = measure(Path(folder), arguments.mib)
+    if arguments.json:
+        print(json.dumps(figures))
+        return
+    print(f"shuffled batches of {BATCH}, warm page cache, {arguments.mib} MiB, {os.cpu_count()} cores\n")
+    print(
+        "| reader | 2 MiB rows, GiB/s | of memmap | 128 KiB rows, GiB/s | of memmap |\n| --- | --- | --- | --- | --- |"
+    )
+    bases = [table["np.memmap, row by row"] for table in tables.values()]
+    for name in tables["2 MiB"]:
+        cells = (
+            f"{table[name]:.2f} | {table[name] / base:.2f}" for table, base in zip(tables.values(), bases, strict=True)
+        )
+        print(f"| {name} | {' | '.join(cells)} |")
+    print("\n| figure | value |\n| --- | --- |")
+    for name, value in figures.items():
+        print(f"| `{name}` | {value} |")
+
+
+if __name__ == "__main__":
+    main()
