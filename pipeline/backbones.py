@@ -6,7 +6,7 @@ a file before the cut, under the library's own names, and nothing is downloaded 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ class Backbone(nn.Module):
     """A classifier that can be entered between its stages.
 
     Attributes:
-        name: As in `NAMES`.
+        name: As in `BACKBONES`.
         stages: The five modules of `STAGES`, each (B, C, H, W) to (B, C', H', W').
         head: (B, C_4, H, W) to (B, outputs).
         widths: Channels after each of `STAGES`.
@@ -67,7 +67,7 @@ def build_backbone(name: str, outputs: int, weights: str | Path = "none") -> Bac
     """Build a backbone with a head of `outputs` numbers.
 
     Args:
-        name: One of `NAMES`, or `timm:` and a model of the timm extra that offers `features_only`.
+        name: One of `BACKBONES`, or `timm:` and a model of the timm extra that offers `features_only`.
         outputs: Numbers per image; a head of another size in the weights is left out and starts anew.
         weights: `"none"` for a random start, `"imagenet"` for the library's own file, or a local file in the library's
             key layout (`.safetensors`, or a `.pth` without code).
@@ -78,10 +78,10 @@ def build_backbone(name: str, outputs: int, weights: str | Path = "none") -> Bac
     """
     if name.startswith(TIMM):
         net, cut = _build_timm(name, outputs)
-    elif name in NAMES:
+    elif name in BACKBONES:
         net, cut = _build_torchvision(name, outputs)
     else:
-        msg = f"There is no backbone {name!r}: choose one of {', '.join(NAMES)}, or 'timm:NAME' with the timm extra."
+        msg = f"There is no backbone {name!r}: choose one of {', '.join(BACKBONES)}, or 'timm:NAME' (an extra)."
         raise ConfigError(msg)
     if str(weights) == "imagenet":
         weights = imagenet_file(name)
@@ -107,7 +107,7 @@ def _build_torchvision(name: str, outputs: int) -> tuple[Any, Callable[[Any], Pa
     net = torchvision.models.get_model(name.removesuffix("_28"), weights=None, num_classes=outputs)
     if name.endswith("_28"):
         _for_28_px(net)
-    return net, _CUTS[name]
+    return net, BACKBONES[name]
 
 
 def _for_28_px(net: Any) -> None:
@@ -197,7 +197,7 @@ def _cut_timm(net: Any, outputs: int) -> Parts:
     return (_channels_first(stages) if net.output_fmt == "NHWC" else stages), head
 
 
-_CUTS: Mapping[str, Callable[[Any], Parts]] = {
+BACKBONES: dict[str, Callable[[Any], Parts]] = {
     **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"), _cut_resnet),
     **dict.fromkeys(("resnet18_28", "resnet50_28"), _cut_resnet),
     **dict.fromkeys(("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"), _cut_resnet),
@@ -205,4 +205,3 @@ _CUTS: Mapping[str, Callable[[Any], Parts]] = {
     **dict.fromkeys(("convnext_tiny", "convnext_small", "convnext_base", "convnext_large"), _cut_convnext),
     **dict.fromkeys(("efficientnet_v2_s", "efficientnet_v2_m", "efficientnet_v2_l"), _cut_efficientnet),
 }
-NAMES = tuple(_CUTS)

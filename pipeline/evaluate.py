@@ -61,7 +61,7 @@ def evaluate(
     if (dataset.task, tuple(dataset.class_names)) != (description.task, description.class_names):
         msg = (
             f"The model in {str(folder)!r} knows the {description.task} classes {list(description.class_names)}; "
-            f"the data set {dataset.name!r} has the {dataset.task} classes {list(dataset.class_names)}: use its own data."
+            f"the data set {dataset.name!r} has the {dataset.task} classes {list(dataset.class_names)}: name its own."
         )
         raise RunError(msg)
     labels = np.asarray(dataset.labels)[dataset.indices(split)]

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from pipeline import run
 
@@ -38,7 +39,7 @@ def draw_roc(path: Path, curves: Mapping[str, Sequence[Floats]], aucs: Mapping[s
         curves: By class, false and true positive rates, and what else follows.
         aucs: By class, for the legend.
     """
-    with _figure(path, width_in=4.2, height_in=4.2) as axes:
+    with _figure(path, width_in=4.2, height_in=4.2) as (axes,):
         axes.plot((0, 1), (0, 1), color="#999999", linewidth=0.8, linestyle=":", label="chance")
         for number, (name, curve) in enumerate(curves.items()):
             axes.plot(curve[0], curve[1], **_line(number), label=f"{name}  AUC {aucs[name]:.3f}")
@@ -50,18 +51,17 @@ def draw_roc(path: Path, curves: Mapping[str, Sequence[Floats]], aucs: Mapping[s
 def draw_history(path: Path, history: Sequence[Mapping[str, Any]], *, best_epoch: int) -> None:
     """Draw the losses of each epoch, the AUC on val, and the epoch that was kept."""
     epochs = [row["epoch"] for row in history]
-    with _figure(path, width_in=5.6, height_in=3.2) as axes:
-        axes.plot(epochs, [row["train_loss"] for row in history], **_line(0), label="train loss")
-        axes.plot(epochs, [row["val_loss"] for row in history], **_line(1), label="val loss")
-        axes.set(xlabel="epoch", ylabel="loss")
-        axes.set_ylim(bottom=0)
-        right = axes.twinx()
-        right.plot(epochs, [row["val_auc"] for row in history], **_line(2), label="val AUC (right)")
-        right.set_ylim(0, 1.02)
-        right.grid(visible=False)
-        right.axvline(best_epoch, color="#999999", linewidth=0.8, linestyle="--", label=f"kept: epoch {best_epoch}")
-        lines = [*axes.get_lines(), *right.get_lines()]
-        axes.legend(lines, [str(line.get_label()) for line in lines], loc="best", fontsize=8)
+    with _figure(path, width_in=6.4, height_in=3.0, panels=2) as (left, right):
+        left.plot(epochs, [row["train_loss"] for row in history], **_line(0), label="train")
+        left.plot(epochs, [row["val_loss"] for row in history], **_line(1), label="val")
+        left.set(xlabel="epoch", ylabel="loss")
+        left.set_ylim(bottom=0)
+        right.plot(epochs, [row["val_auc"] for row in history], **_line(1), label="val")
+        right.set(xlabel="epoch", ylabel="AUC", ylim=(min(0.5, *(row["val_auc"] for row in history)), 1.01))
+        for axes in (left, right):
+            axes.axvline(best_epoch, color="#999999", linewidth=0.8, linestyle="--", label=f"kept: epoch {best_epoch}")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        left.figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
 
 
 def draw_confusion(path: Path, counts: Sequence[Sequence[int]], class_names: Sequence[str]) -> None:
@@ -69,7 +69,7 @@ def draw_confusion(path: Path, counts: Sequence[Sequence[int]], class_names: Seq
     table = np.asarray(counts)
     share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
     side_in = 1.6 + 0.7 * len(class_names)
-    with _figure(path, width_in=side_in + 0.4, height_in=side_in) as axes:
+    with _figure(path, width_in=side_in + 0.4, height_in=side_in) as (axes,):
         axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
         axes.grid(visible=False)
         for (row, column), count in np.ndenumerate(table):
@@ -83,11 +83,11 @@ def draw_confusion(path: Path, counts: Sequence[Sequence[int]], class_names: Seq
 
 
 @contextmanager
-def _figure(path: Path, *, width_in: float, height_in: float) -> Iterator[Axes]:
-    """Give axes to draw on, and write them to `path` whole."""
+def _figure(path: Path, *, width_in: float, height_in: float, panels: int = 1) -> Iterator[list[Axes]]:
+    """Give axes side by side to draw on, and write them to `path` whole."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(width_in, height_in), layout="constrained")
-        yield figure.add_subplot()
+        yield [figure.add_subplot(1, panels, number + 1) for number in range(panels)]
         with run.replacing(path) as file:
             figure.savefig(file, format="png", dpi=130)
 

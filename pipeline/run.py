@@ -17,7 +17,6 @@ import csv
 import io
 import json
 import os
-import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -33,6 +32,7 @@ from cache import Fingerprint
 from pipeline.classifier import Classifier, ModelOptions, Shape
 from pipeline.errors import RunError
 from pipeline.tasks import Head, Task, outputs_of
+from pipeline.weights import TORN
 
 _VERSION = 1
 
@@ -247,7 +247,7 @@ def load_checkpoint(folder: Path, device: torch.device) -> dict[str, Any] | None
         return None
     try:
         checkpoint: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except TORN as error:
         msg = f"{str(file)!r} cannot be read ({type(error).__name__}): delete it and train again."
         raise RunError(msg) from error
     return checkpoint

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from pipeline.errors import CheckpointError, ConfigError
 
+# What torch's unpickler raises on bytes that are no checkpoint, besides what it means to raise.
+TORN = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError)
 TIMM = "timm:"  # what the names of timm's backbones begin with
 _HEADS = ("fc.", "head.", "classifier.", "last_linear.")
 
@@ -72,7 +74,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         if file.suffix == ".safetensors":
             return safetensors.torch.load_file(file)
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except (safetensors.SafetensorError, *TORN) as error:
         msg = f"{str(file)!r} cannot be read as weights ({type(error).__name__}): copy or download it again."
         raise CheckpointError(msg) from error
     state = state.get("state_dict", state) if isinstance(state, Mapping) else state

@@ -8,7 +8,7 @@ import torch
 import torchvision.models
 from torch import nn
 
-from pipeline.backbones import NAMES, STAGES, build_backbone
+from pipeline.backbones import BACKBONES, STAGES, build_backbone
 from pipeline.classifier import Classifier, ModelOptions
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.geometry import identity
@@ -46,7 +46,7 @@ def test_without_gates_the_classifier_is_torchvisions_bit_for_bit(name):
 
 
 def test_every_name_builds_into_a_stem_and_four_stages():
-    small = [name for name in NAMES if not name.endswith(("_l", "_large", "_b", "_base", "101_32x8d", "101_64x4d"))]
+    small = [name for name in BACKBONES if not name.endswith(("_l", "_large", "_b", "_base", "101_32x8d", "101_64x4d"))]
     for name in small:
         backbone = build_backbone(name, outputs=3)
         assert len(backbone.stages) == len(STAGES) == len(backbone.widths)

@@ -1,0 +1,66 @@
+"""Losses and probabilities of the four tasks against formulas written out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from pipeline.tasks import balancing_weights, head_of, losses, outputs_of, probabilities
+
+
+def test_each_task_has_its_head():
+    heads = {task: head_of(task) for task in ("multiclass", "binary", "ordinal", "multilabel")}
+    assert heads == {
+        "multiclass": "softmax",
+        "binary": "softmax",
+        "ordinal": "continuation",
+        "multilabel": "sigmoid",
+    }
+    assert head_of("ordinal", "cross_entropy") == "softmax"
+    assert [outputs_of(head, 5) for head in ("softmax", "continuation", "sigmoid")] == [5, 4, 5]
+
+
+def test_grades_follow_the_continuation_ratio_by_hand():
+    logits = torch.tensor([[0.0, np.log(3.0)]])  # P(y > 0) = 1/2, P(y > 1 | y >= 1) = 3/4
+    expected = torch.tensor([[1 / 2, 1 / 2 * 1 / 4, 1 / 2 * 3 / 4]])
+    torch.testing.assert_close(probabilities("continuation", logits), expected)
+    for grade in range(3):
+        loss = losses("continuation", logits, torch.tensor([grade]))
+        torch.testing.assert_close(loss, -expected[:, grade].log())
+
+
+@pytest.mark.parametrize("head", ["softmax", "continuation"])
+def test_probabilities_sum_to_one_even_for_extreme_outputs(head):
+    logits = torch.tensor([[-500.0, 500.0, 3.0], [500.0, 500.0, -500.0]])
+    p = probabilities(head, logits)
+    torch.testing.assert_close(p.sum(dim=1), torch.ones(2))
+    assert torch.isfinite(losses(head, logits, torch.tensor([0, 1]))).all()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_plain_classes_cost_the_cross_entropy(smoothing):
+    logits, labels, weights = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 1, 1]), torch.rand(4)
+    expected = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
+    torch.testing.assert_close(losses("softmax", logits, labels, smoothing=smoothing), expected)
+    weighted = losses("softmax", logits, labels, class_weights=weights, smoothing=0.0)
+    torch.testing.assert_close(weighted, F.cross_entropy(logits, labels, weight=weights, reduction="none"))
+
+
+def test_several_labels_cost_the_mean_of_their_binary_cross_entropies():
+    logits, labels = torch.randn(5, 3), torch.randint(0, 2, (5, 3))
+    p = torch.sigmoid(logits)
+    expected = -(labels * p.log() + (1 - labels) * (1 - p).log()).mean(dim=1)
+    torch.testing.assert_close(losses("sigmoid", logits, labels), expected)
+    torch.testing.assert_close(probabilities("sigmoid", logits), p)
+
+
+def test_balancing_makes_classes_weigh_the_same():
+    labels = np.array([0, 0, 0, 1, 2, 2])
+    weights = balancing_weights("softmax", labels, 3)
+    totals = [weights[k] * (labels == k).sum() for k in range(3)]
+    assert totals == pytest.approx([2, 2, 2])
+    assert weights[labels].mean() == pytest.approx(1)
+    several = np.array([[1, 0], [0, 0], [0, 1], [0, 1]])
+    assert balancing_weights("sigmoid", several, 2).tolist() == [3, 1]
