@@ -1,0 +1,205 @@
+"""Evaluation reads one split once and leaves figures that agree; prediction gives the same probabilities."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import sklearn.metrics
+import torch
+from PIL import Image
+
+import cache
+from pipeline import run
+from pipeline.encoders import Prepared
+from pipeline.errors import DataError, RunError
+from pipeline.evaluate import evaluate
+from pipeline.predict import predict
+from pipeline.train import train
+from tests.train.scenes import QUICK, TAPS, TINY, Arrays, make_dataset, make_store
+
+PLAIN = dataclasses.replace(TINY, gates=())
+
+
+class ColourEncoder(torch.nn.Module):
+    """An encoder in three lines: each tap is made of the mean colour of each cell of the padded square."""
+
+    input_px = 32
+    taps = TAPS
+
+    def prepare(self, image):
+        height, width = image.shape[:2]
+        pixels = torch.zeros(3, 32, 32, dtype=torch.uint8)
+        pixels[:, :height, :width] = torch.from_numpy(image).permute(2, 0, 1)
+        return Prepared(pixels=pixels, size=(height, width))
+
+    def encode(self, pixels, sizes):
+        cells = torch.nn.functional.avg_pool2d(pixels.float() / 255, 8)  # (B, 3, 4, 4)
+        return {tap: torch.cat((cells, cells.square()), dim=1)[:, :channels] for tap, (channels, _, _) in TAPS.items()}
+
+
+FIELDS = {"encoder": "colour", "dtype": "float16"}
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory):
+    """A data set of wide images, a store that the encoder above filled, and a finished run."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    dataset = make_dataset(classes=3, task="multiclass", height=24, side=32)
+    encoder = ColourEncoder()
+    prepared = [encoder.prepare(dataset.read(i)) for i in range(len(dataset))]
+    features = encoder.encode(torch.stack([p.pixels for p in prepared]), None)
+    store = make_store(
+        folder / "s.zarr",
+        dataset,
+        dtype="float16",
+        fields=FIELDS,
+        features={tap: value.numpy() for tap, value in features.items()},
+        extents=[(24 / 32, 1.0)] * len(dataset),
+    )
+    train(dataset, store, folder / "run", model=TINY, options=dataclasses.replace(QUICK, epochs=5))
+    return dataset, store, folder / "run"
+
+
+def test_the_figures_agree_with_the_rows_and_with_scikit_learn(setting):
+    dataset, store, folder = setting
+    figures = evaluate(folder, dataset, store)
+    assert figures == json.loads((folder / "metrics.json").read_text())
+    with (folder / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    test = [dataset.samples[i] for i in dataset.indices("test")]
+    assert [row["id"] for row in rows] == [sample.id for sample in test]
+    assert [row["group"] for row in rows] == [sample.group for sample in test]
+    names = list(dataset.class_names)
+    assert [row["label"] for row in rows] == [names[sample.label] for sample in test]
+    p = np.array([[float(row[f"p_{name}"]) for name in names] for row in rows])
+    labels = np.array([sample.label for sample in test])
+    expected = sklearn.metrics.roc_auc_score(np.eye(3)[labels], p, average="macro")
+    assert figures["auc"] == pytest.approx(expected, abs=1e-12)
+    assert [row["predicted"] for row in rows] == [names[k] for k in p.argmax(axis=1)]
+    assert np.array(figures["confusion"]).sum() == len(test) == figures["n"]
+    assert figures["split"] == "test"
+
+
+def test_curves_are_written_for_programs_and_for_people(setting):
+    dataset, store, folder = setting
+    figures = evaluate(folder, dataset, store)
+    with (folder / "roc.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for name in dataset.class_names:
+        points = [row for row in rows if row["class"] == name]
+        x, y = ([float(row[axis]) for row in points] for axis in ("fpr", "tpr"))
+        assert np.trapezoid(y, x) == pytest.approx(figures["class_auc"][name])
+        assert points[0]["threshold"] == ""
+    for name in ("roc.png", "loss.png", "confusion.png"):
+        with Image.open(folder / name) as picture:
+            assert min(picture.size) > 300
+            assert np.asarray(picture.convert("L")).std() > 5  # something is drawn
+
+
+def test_only_the_split_asked_for_is_read(setting, monkeypatch):
+    dataset, store, folder = setting
+    read = []
+    monkeypatch.setattr(Arrays, "read", lambda self, index: read.append(index) or self.images[index])
+    evaluate(folder, dataset, store)
+    assert sorted(read) == dataset.indices("test")
+
+
+def test_training_never_reads_the_test_split(setting, tmp_path, monkeypatch):
+    dataset, store, _ = setting
+    read = []
+    monkeypatch.setattr(Arrays, "read", lambda self, index: read.append(index) or self.images[index])
+    train(dataset, store, tmp_path, model=TINY, options=dataclasses.replace(QUICK, epochs=1))
+    assert sorted(set(read)) == [*dataset.indices("train"), *dataset.indices("val")]
+
+
+def test_features_of_another_fingerprint_are_refused_by_field(setting, tmp_path):
+    dataset, _, folder = setting
+    other = make_store(tmp_path / "other.zarr", dataset, fields={"encoder": "shape", "dtype": "float16"})
+    with pytest.raises(RunError, match="other features: encoder is 'shape' and was 'colour' in training"):
+        evaluate(folder, dataset, other)
+    with pytest.raises(RunError, match="encoder is 'shape' and was 'colour' in training"):
+        list(predict(folder, [dataset.read(0)], encoder=ColourEncoder(), fingerprint=other.fingerprint))
+
+
+def test_other_classes_are_refused(setting):
+    dataset, store, folder = setting
+    renamed = dataclasses.replace(dataset, class_names=("x", "y", "z"))
+    with pytest.raises(RunError, match=r"knows the multiclass classes \['a', 'b', 'c'\]"):
+        evaluate(folder, renamed, store)
+
+
+def test_a_test_split_of_one_class_is_refused(setting):
+    dataset, store, folder = setting
+    samples = tuple(dataclasses.replace(s, label=0) if s.split == "test" else s for s in dataset.samples)
+    with pytest.raises(DataError, match="Split 'test' holds one class only"):
+        evaluate(folder, dataclasses.replace(dataset, samples=samples), store)
+
+
+def test_a_folder_without_a_finished_run_is_refused(setting, tmp_path):
+    dataset, store, _ = setting
+    with pytest.raises(RunError, match=r"no trained model in .*: run `pipeline train` first"):
+        evaluate(tmp_path, dataset, store)
+
+
+def test_damaged_weights_are_refused(setting, tmp_path):
+    _, _, folder = setting
+    for name in ("model.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(RunError, match=r"model.safetensors' does not hold the weights that model.json describes"):
+        run.load_classifier(tmp_path)
+    (tmp_path / "model.json").write_text("{}")
+    with pytest.raises(RunError, match=r"model.json' is no description of a model"):
+        run.load_classifier(tmp_path)
+
+
+def test_prediction_encodes_on_the_fly_and_agrees_with_evaluation(setting):
+    dataset, store, folder = setting
+    evaluate(folder, dataset, store)
+    with (folder / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    expected = [[float(row[f"p_{name}"]) for name in dataset.class_names] for row in rows]
+    images = (dataset.read(i) for i in dataset.indices("test"))
+    said = predict(folder, images, encoder=ColourEncoder(), fingerprint=cache.Fingerprint(FIELDS), batch_size=5)
+    np.testing.assert_allclose(np.array(list(said)), expected, atol=1e-6)
+
+
+def test_prediction_asks_for_the_encoder_it_needs(setting):
+    dataset, _, folder = setting
+    with pytest.raises(RunError, match=r"needs the taps \['early', 'neck'\]: give the encoder"):
+        list(predict(folder, [dataset.read(0)]))
+
+
+def test_the_plain_classifier_predicts_images_of_any_size(scene, tmp_path):
+    train(scene, None, tmp_path, model=PLAIN, options=dataclasses.replace(QUICK, epochs=1))
+    images = [np.zeros((9, 30, 3), np.uint8), np.full((64, 40, 3), 255, np.uint8), scene.read(0)]
+    said = list(predict(tmp_path, images))
+    assert [p.shape for p in said] == [(2,)] * 3
+    assert [p.sum() for p in said] == pytest.approx([1, 1, 1])
+
+
+def test_several_labels_are_spelled_in_one_cell(tmp_path):
+    dataset = make_dataset(classes=3, task="multilabel")
+    train(dataset, None, tmp_path, model=PLAIN, options=dataclasses.replace(QUICK, epochs=1))
+    evaluate(tmp_path, dataset, None)
+    with (tmp_path / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for row, index in zip(rows, dataset.indices("test"), strict=True):
+        present = [name for name, bit in zip("abc", dataset.samples[index].label, strict=True) if bit]
+        assert row["label"] == "|".join(present)
+    assert not (tmp_path / "confusion.png").exists()
+
+
+def test_samples_that_the_store_lacks_may_be_left_out(setting, tmp_path):
+    dataset, store, folder = setting
+    kept = [i for i in range(len(dataset)) if i != dataset.indices("test")[0]]
+    features = store.read(range(len(store)))
+    partial = make_store(tmp_path / "p.zarr", dataset, dtype="float16", fields=FIELDS, only=kept, features=features)
+    with pytest.raises(RunError, match="lacks 1 of 12 samples of split 'test'"):
+        evaluate(folder, dataset, partial)
+    assert evaluate(folder, dataset, partial, allow_missing=True)["n"] == 11
