@@ -89,8 +89,8 @@ def make_plan(rows: Sequence[Row], shard_rows: int, sources: Sequence[Source], k
     free = (number for number in count() if number not in shards)
     for position, source in enumerate(sources):
         for number in range(-(-len(source.digest) // shard_rows)):
-            if not keep_shards or source.shard_rows != shard_rows:
-                continue
+            if not (keep_shards and source.in_shards and source.shard_rows == shard_rows):
+                break
             live = _live(source, number, wanted, placed)
             if live:
                 new = next(free) if number in shards else number

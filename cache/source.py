@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import google_crc32c
 import numpy as np
@@ -44,9 +43,10 @@ class Source:
         """(slots,) which slots hold a row."""
         return self.extent[:, 0] > 0
 
-    def shard(self, tap: str, number: int) -> Path | None:
-        """A shard file that can be shared, if this source has shard files."""
-        return self.rows.path(tap, number) if isinstance(self.rows, ZarrRows) else None
+    @property
+    def in_shards(self) -> bool:
+        """Whether its shard files can be shared."""
+        return isinstance(self.rows, ZarrRows)
 
     def row(self, tap: str, slot: int) -> UInt8 | None:
         """Raw bytes of a row, (row_bytes,) uint8, or None if they are damaged."""
