@@ -284,17 +284,21 @@ class _Lines:
     """Progress where there is no terminal: a task's first and last piece, and a line every half minute."""
 
     def __init__(self) -> None:
+        self._began: dict[str, float] = {}
         self._last: dict[str, float] = {}
 
     def __call__(self, task: str, done: int, total: int, **info: float | str) -> None:
         now = time.monotonic()
+        began = self._began.setdefault(task, now)
         if done < total and now - self._last.setdefault(task, now) < LINE_EVERY_SECONDS:
             return
         self._last[task] = now
-        click.echo(f"{task} {done}/{total} {_figures(info)}".rstrip(), err=True)
+        left = f"  {(now - began) / done * (total - done):.0f} s left" if 0 < done < total else ""
+        click.echo(f"{task} {done}/{total}  {_figures(info)}{left}".rstrip(), err=True)
 
 
 def _figures(info: Mapping[str, float | str]) -> str:
     return "  ".join(
-        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in info.items()
+        f"{key.replace('_', ' ')} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in info.items()
     )

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 import cache
 from pipeline.data import Dataset
+from pipeline.encode import BatchSize, Flight, Shard, launch, out_of_memory
 from pipeline.encoders import Encoder, Prepared
 from pipeline.errors import DataError
 from pipeline.overlap import ahead
@@ -68,7 +70,10 @@ class ExtractReport:
     advice: str = ""
 
 
-def fingerprint(encoder: Encoder, reading: Mapping[str, object], dtype: str) -> cache.Fingerprint:
+JSON = Any  # a value that `json` writes
+
+
+def fingerprint(encoder: Encoder, reading: Mapping[str, JSON], dtype: str) -> cache.Fingerprint:
     """Everything that the stored numbers depend on, apart from the source pixels that each row names itself.
 
     Args:
@@ -84,16 +89,16 @@ def extract(
     encoder: Encoder,
     path: Path,
     *,
-    reading: Mapping[str, object],
+    reading: Mapping[str, JSON],
     dtype: str = "float16",
     shard_mib: int = 64,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     workers: int = 2,
     reuse: Sequence[Path] = (),
     replace: bool = False,
     strict: bool = False,
     recheck: bool = False,
-    provenance: Mapping[str, object] | None = None,
+    provenance: Mapping[str, JSON] | None = None,
     progress: Progress = silent,
 ) -> ExtractReport:
     """Encode what is not stored yet and leave a complete store at `path`.
@@ -105,7 +110,7 @@ def extract(
         reading: See `fingerprint`.
         dtype: Type of the stored numbers.
         shard_mib: Size of the largest tap's shard files, MiB.
-        batch_size: Images per encoder call.
+        batch_size: Images per encoder call; None chooses (see `pipeline.encode.BatchSize`).
         workers: Decoding threads.
         reuse: Older stores of the same fingerprint whose rows may be taken.
         replace: Swap out a store of another fingerprint once the new one is complete, instead of refusing.
@@ -119,137 +124,147 @@ def extract(
         cache.StoreError: The store refuses, for example for another fingerprint; the message says what to do.
     """
     clock = Clock()
-    started = time.perf_counter()
-    with clock("scan"):
-        memory = path.with_name(path.name + ".seen.npz")
-        seen = scan(dataset, memory, recheck=recheck, workers=workers, strict=strict, progress=progress)
-    if not seen.readable.any():
-        reason = next(iter(seen.set_aside.values()), "it has no samples")
-        message = f"none of the {len(dataset.samples)} images of {dataset.name!r} can be read: {reason}"
-        raise DataError(message)
-    identity = fingerprint(encoder, reading, dtype)
-    taps = {name: cache.TapSpec(*shape, dtype) for name, shape in encoder.taps.items()}
-    rows = [cache.Row(dataset.samples[i].id, seen.digests[i].tobytes()) for i in seen.rows]
-    with cache.create_store(
-        path,
-        fingerprint=identity,
-        taps=taps,
-        rows=rows,
-        provenance=provenance,
-        shard_mib=shard_mib,
-        reuse=reuse,
-        replace=replace,
-    ) as writer:
-        to_encode = sum(len(plan.rows) for plan in writer.pending)
-        _check_disk(path, to_encode, taps)
-        set_aside = _encode_shards(dataset, encoder, writer, seen, dtype, batch_size, workers, strict, clock, progress)
-        with clock("commit"):
-            store = writer.commit()
-    clock.seconds["total"] = time.perf_counter() - started
+    with clock("total"):
+        with clock("scan"):
+            memory = path.with_name(path.name + ".seen.npz")
+            seen = scan(dataset, memory, recheck=recheck, workers=workers, strict=strict, progress=progress)
+        if not seen.readable.any():
+            reason = next(iter(seen.set_aside.values()), "it has no samples")
+            message = f"none of the {len(dataset.samples)} images of {dataset.name!r} can be read: {reason}"
+            raise DataError(message)
+        taps = {name: cache.TapSpec(*shape, dtype) for name, shape in encoder.taps.items()}
+        with cache.create_store(
+            path,
+            fingerprint=fingerprint(encoder, reading, dtype),
+            taps=taps,
+            rows=[cache.Row(dataset.samples[i].id, seen.digests[i].tobytes()) for i in seen.rows],
+            provenance=provenance,
+            shard_mib=shard_mib,
+            reuse=reuse,
+            replace=replace,
+        ) as writer:
+            encoded = sum(len(plan.rows) for plan in writer.pending)
+            _announce(path, encoded, writer.reused, taps, progress)
+            sizes = BatchSize(encoder, batch_size, path.with_name(path.name + ".batch.json"))
+            set_aside = _Encoding(seen, encoder, writer, dtype, sizes, workers, strict, clock, progress).run()
+            with clock("commit"):
+                store = writer.commit()
     return ExtractReport(
         store=path,
         rows=len(store),
-        encoded=to_encode,
+        encoded=encoded,
         reused=writer.reused,
-        set_aside={**seen.set_aside, **{rows[row].id: reason for row, reason in set_aside.items()}},
+        set_aside={**seen.set_aside, **set_aside},
         seconds=clock.seconds,
         advice=_advice(clock.seconds, workers),
     )
 
 
-def _encode_shards(
-    dataset: Dataset,
-    encoder: Encoder,
-    writer: cache.StoreWriter,
-    seen: Scan,
-    dtype: str,
-    batch_size: int,
-    workers: int,
-    strict: bool,
-    clock: Clock,
-    progress: Progress,
-) -> dict[int, str]:
-    """Encode and write every pending shard; returns the rows set aside for a non-finite feature, with the reason."""
-    plans = writer.pending
-    total = sum(len(plan.rows) for plan in plans)
-    set_aside: dict[int, str] = {}
-    done = 0
+@dataclass
+class _Encoding:
+    """The loop over pending shards: decoding ahead of the encoder, writing behind it."""
 
-    indices = seen.rows
+    seen: Scan
+    encoder: Encoder
+    writer: cache.StoreWriter
+    dtype: str
+    sizes: BatchSize
+    workers: int
+    strict: bool
+    clock: Clock
+    progress: Progress
 
-    def decode(row: int) -> Prepared:
-        return encoder.prepare(seen.image(int(indices[row])))
+    def __post_init__(self) -> None:
+        self._done = 0
+        self._total = sum(len(plan.rows) for plan in self.writer.pending)
+        self._began = time.perf_counter()
 
-    with ThreadPoolExecutor(workers, "decode") as decoders, ThreadPoolExecutor(1, "write") as writers:
-        decoded = ahead(decode, (row for plan in plans for row in plan.rows), decoders, depth=2 * batch_size + workers)
-        writing: Future[None] | None = None
-        try:
-            for plan in plans:
-                shard = _ShardBuffer(encoder.taps, len(plan.rows), dtype)
-                for start in range(0, len(plan.rows), batch_size):
-                    count = min(batch_size, len(plan.rows) - start)
-                    with clock("wait for decode"):
-                        batch = [next(decoded) for _ in range(count)]
-                    with clock("encode"):
-                        shard.fill(start, batch, encoder)
-                    done += count
-                    progress("encode", done, total)
-                bad = {plan.rows[i]: "the encoder gave a feature that is not finite" for i in shard.non_finite()}
-                if bad and strict:
-                    first = dataset.samples[indices[min(bad)]].id
-                    message = f"sample {first!r}: {bad[min(bad)]}; run without --strict to set such images aside"
-                    raise DataError(message)
-                set_aside.update(bad)
-                with clock("wait for write"):
+    def run(self) -> dict[str, str]:
+        """Encode and write every pending shard; returns the samples set aside, with the reason."""
+        set_aside: dict[str, str] = {}
+        with ThreadPoolExecutor(self.workers, "decode") as decoders, ThreadPoolExecutor(1, "write") as writers:
+            writing: Future[None] | None = None
+            plans = deque(self.writer.pending)
+            decoded = self._decode_ahead(plans, decoders)
+            while plans:
+                try:
+                    shard = self._encode(plans[0], decoded)
+                except Exception as error:
+                    if not out_of_memory(error) or not self.sizes.halve():
+                        raise
+                    decoded.close()
+                    decoded = self._decode_ahead(plans, decoders)  # the shard in hand again, in smaller batches
+                    continue
+                plan = plans.popleft()
+                bad = self._set_aside(plan, shard)
+                set_aside.update({self._id(row): reason for row, reason in bad.items()})
+                with self.clock("wait for write"):
                     if writing is not None:
                         writing.result()
-                writing = writers.submit(writer.write, plan, shard.features, shard.extents, bad)
-            with clock("wait for write"):
+                writing = writers.submit(self.writer.write, plan, shard.features, shard.extents, bad)
+            with self.clock("wait for write"):
                 if writing is not None:
                     writing.result()
-        except BaseException:
-            decoders.shutdown(wait=False, cancel_futures=True)
-            raise
-    return set_aside
+        return set_aside
+
+    def _encode(self, plan: cache.ShardPlan, decoded: Iterator[Prepared]) -> Shard:
+        """Encode the rows of one shard, with one batch in flight while the next is launched."""
+        shard = Shard(self.encoder.taps, len(plan.rows), self.dtype)
+        flight: Flight | None = None
+        for start in range(0, len(plan.rows), self.sizes.images):
+            with self.clock("wait for decode"):
+                batch = list(islice(decoded, min(self.sizes.images, len(plan.rows) - start)))
+            with self.clock("encode"):
+                ahead_of_it = launch(self.encoder, batch, start, getattr(torch, self.dtype))
+                if flight is not None:
+                    shard.land(flight)
+                flight = ahead_of_it
+            self._report(start + len(batch))
+        with self.clock("encode"):
+            if flight is not None:
+                shard.land(flight)
+        self._done += len(plan.rows)
+        return shard
+
+    def _decode_ahead(self, plans: Iterable[cache.ShardPlan], pool: ThreadPoolExecutor) -> Generator[Prepared]:
+        """Prepared images of the plans' rows, in order, decoded up to two batches ahead."""
+        indices = self.seen.rows
+
+        def decode(row: int) -> Prepared:
+            return self.encoder.prepare(self.seen.image(int(indices[row])))
+
+        rows = [row for plan in plans for row in plan.rows]
+        return ahead(decode, rows, pool, depth=2 * self.sizes.images + self.workers)
+
+    def _set_aside(self, plan: cache.ShardPlan, shard: Shard) -> dict[int, str]:
+        """Reason by row for the rows of a shard that must not be stored."""
+        bad = {plan.rows[i]: "the encoder gave a feature that is not finite" for i in shard.non_finite()}
+        if bad and self.strict:
+            row = min(bad)
+            message = f"sample {self._id(row)!r}: {bad[row]}; without --strict such images are set aside"
+            raise DataError(message)
+        return bad
+
+    def _id(self, row: int) -> str:
+        return self.seen.dataset.samples[int(self.seen.rows[row])].id
+
+    def _report(self, in_shard: int) -> None:
+        done = self._done + in_shard
+        seconds = time.perf_counter() - self._began
+        self.progress("encode", done, self._total, images_per_s=done / seconds)
 
 
-class _ShardBuffer:
-    """Host memory of one shard in the making: every tap's rows, and which of them are finite."""
-
-    def __init__(self, taps: Mapping[str, tuple[int, int, int]], rows: int, dtype: str) -> None:
-        self.features: dict[str, npt.NDArray[np.generic]] = {
-            tap: np.empty((rows, *shape), dtype) for tap, shape in taps.items()
-        }
-        self.extents = np.empty((rows, 2), np.float32)
-        self._finite = np.ones(rows, bool)
-
-    def fill(self, start: int, batch: Sequence[Prepared], encoder: Encoder) -> None:
-        """Encode a batch of prepared images into rows `start` onwards."""
-        pixels = torch.stack([image.pixels for image in batch])
-        sizes = torch.tensor([image.size for image in batch])
-        stop = start + len(batch)
-        self.extents[start:stop] = sizes.numpy() / np.float32(encoder.input_px)
-        for tap, feature in encoder.encode(pixels, sizes).items():
-            rows = torch.from_numpy(self.features[tap][start:stop])
-            stored = feature.to(rows.dtype)
-            self._finite[start:stop] &= stored.isfinite().flatten(1).all(1).cpu().numpy()
-            rows.copy_(stored)
-
-    def non_finite(self) -> list[int]:
-        """Rows with a value that is not finite in some tap, after rounding to the stored type."""
-        return [int(i) for i in np.flatnonzero(~self._finite)]
-
-
-def _check_disk(path: Path, rows: int, taps: Mapping[str, cache.TapSpec]) -> None:
-    """Refuse to start work whose result cannot fit; a store is packed once more where it becomes a single file."""
-    row_bytes = sum(t.channels * t.height * t.width * np.dtype(t.dtype).itemsize for t in taps.values())
-    copies = 1 if path.suffix == ".zarr" else 2
-    needed = rows * row_bytes * copies
+def _announce(path: Path, rows: int, reused: int, taps: Mapping[str, cache.TapSpec], progress: Progress) -> None:
+    """Say what is about to happen, and refuse to start work whose result cannot fit on the disk."""
+    packed_again = path.suffix != ".zarr"  # shards first, then one file
+    needed = rows * sum(tap.row_bytes for tap in taps.values()) * (2 if packed_again else 1)
     existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
+    mib = 2**20
+    progress("plan", 1, 1, encode=rows, reuse=reused, needed_mib=needed / mib, free_mib=free / mib)
     if needed > free:
         message = (
-            f"{path}: {rows} rows need {needed / 2**20:.0f} MiB and {free / 2**20:.0f} MiB are free; "
+            f"{path}: {rows} rows need {needed / mib:.0f} MiB and {free / mib:.0f} MiB are free; "
             f"make space, raise encoder.pool, or list fewer taps"
         )
         raise cache.NoSpaceError(message)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def ahead(work: Callable[[T], R], items: Iterable[T], pool: ThreadPoolExecutor, depth: int) -> Iterator[R]:
+def ahead(work: Callable[[T], R], items: Iterable[T], pool: ThreadPoolExecutor, depth: int) -> Generator[R]:
     """Yield `work(item)` in the order of `items` while `pool` runs at most `depth` items ahead of the consumer.
 
     Args:

@@ -127,7 +127,7 @@ def extract(
         reading=data.reading_rules(_reading(config)),
         dtype=config.store.dtype,
         shard_mib=config.store.shard_mib,
-        batch_size=config.resources.batch_size or 8,
+        batch_size=config.resources.batch_size,
         workers=workers(config),
         reuse=reuse,
         replace=replace,

@@ -1,0 +1,154 @@
+"""Stage one around the encoder: what is encoded, what is reused, what is set aside, and in what batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import cache
+from pipeline.errors import DataError
+from pipeline.extract import ExtractReport, extract
+
+from .fakes import CountingEncoder, Pictures, as_encoder, picture, pictures
+
+
+def run(source: Pictures, encoder: CountingEncoder, path: Path, **options: object) -> ExtractReport:
+    return extract(source.dataset(), as_encoder(encoder), path, reading={}, **options)  # type: ignore[arg-type]
+
+
+def values(path: Path) -> dict[str, float]:
+    """What the store says of each sample: the grey value that its features were made from."""
+    with cache.open_store(path) as store:
+        rows = store.read(range(len(store)))
+        assert (rows["neck"] == rows["neck"][:, :1, :1, :1]).all()
+        assert (rows["early"][:, 0, 0, 0] == rows["neck"][:, 0, 0, 0]).all()
+        return dict(zip(store.ids, rows["neck"][:, 0, 0, 0].tolist(), strict=True))
+
+
+@pytest.mark.parametrize("suffix", ["zarr", "h5"])
+def test_every_sample_gets_its_own_features(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"s.{suffix}"
+    report = run(pictures(11), CountingEncoder(), path, batch_size=4)
+    assert (report.rows, report.encoded, report.reused, report.set_aside) == (11, 11, 0, {})
+    assert values(path) == {f"{i:03d}.png": float(i) for i in range(11)}
+    with cache.open_store(path) as store:
+        np.testing.assert_array_equal(store.extents, np.tile(np.float32([1.0, 0.5]), (11, 1)))
+
+
+def test_an_unchanged_data_set_is_recognised_without_reading_a_pixel(tmp_path: Path) -> None:
+    run(pictures(5), CountingEncoder(), tmp_path / "s.zarr")
+    again, encoder = pictures(5), CountingEncoder()
+    report = run(again, encoder, tmp_path / "s.zarr")
+    assert (report.encoded, report.reused) == (0, 5)
+    assert not again.reads
+    run(again, encoder, tmp_path / "s.zarr", recheck=True)
+    assert sum(again.reads.values()) == 5
+    assert encoder.encoded == 0
+
+
+def test_changed_and_new_images_are_encoded_and_no_others(tmp_path: Path) -> None:
+    source = pictures(20)
+    run(source, CountingEncoder(), tmp_path / "s.zarr")
+    images = dict(source.images)
+    images["003.png"] = picture(103)  # 2 changed
+    images["004.png"] = picture(104)
+    del images["010.png"], images["011.png"]  # 2 removed
+    images["renamed.png"] = images.pop("012.png")  # 1 renamed
+    images |= {"new.png": picture(200), "twin.png": picture(200)}  # 2 new, 1 of them a copy of the other
+    encoder = CountingEncoder()
+    report = run(Pictures(images), encoder, tmp_path / "s.zarr")
+    assert encoder.encoded == report.encoded == 3
+    assert values(tmp_path / "s.zarr") == {name: float(np.asarray(image)[0, 0, 0]) for name, image in images.items()}
+
+
+def test_images_are_decoded_once(tmp_path: Path) -> None:
+    source = pictures(9)
+    run(source, CountingEncoder(), tmp_path / "s.zarr")
+    assert set(source.reads.values()) == {1}
+
+
+def test_bad_images_are_set_aside_and_tried_again(tmp_path: Path) -> None:
+    source = pictures(6)
+    source.images["002.png"] = b"no image"
+    report = run(source, CountingEncoder(poison=4), tmp_path / "s.zarr")
+    assert report.rows == 4
+    assert report.set_aside == {
+        "002.png": "002.png: not an image",
+        "004.png": "the encoder gave a feature that is not finite",
+    }
+    assert values(tmp_path / "s.zarr").keys() == {"000.png", "001.png", "003.png", "005.png"}
+    source.images["002.png"] = picture(2)
+    encoder = CountingEncoder()
+    report = run(source, encoder, tmp_path / "s.zarr")
+    assert (report.rows, report.set_aside) == (6, {})
+    assert encoder.encoded == 2
+
+
+def test_strict_stops_at_the_first_bad_image(tmp_path: Path) -> None:
+    source = pictures(6)
+    with pytest.raises(DataError, match=r"sample '004\.png': .*not finite"):
+        run(source, CountingEncoder(poison=4), tmp_path / "s.zarr", strict=True)
+    source.images["002.png"] = b"no image"
+    with pytest.raises(DataError, match=r"002\.png: not an image"):
+        run(source, CountingEncoder(), tmp_path / "t.zarr", strict=True)
+
+
+def test_nothing_readable_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none of the 2 images of 'pictures' can be read: a: not an image"):
+        run(Pictures({"a": b"x", "b": b"y"}), CountingEncoder(), tmp_path / "s.zarr")
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_remembered(tmp_path: Path) -> None:
+    encoder = CountingEncoder(limit=3)
+    run(pictures(16), encoder, tmp_path / "s.zarr", batch_size=8)
+    assert encoder.batches == [2] * 8
+    assert values(tmp_path / "s.zarr") == {f"{i:03d}.png": float(i) for i in range(16)}
+    more = CountingEncoder(limit=3)
+    more_pictures = Pictures({f"m{i}": picture(100 + i) for i in range(4)})
+    run(more_pictures, more, tmp_path / "s.zarr", batch_size=8)
+    assert more.batches == [2, 2]
+
+
+def test_an_image_that_never_fits_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="too small"):
+        run(pictures(2), CountingEncoder(limit=0), tmp_path / "s.zarr")
+
+
+def test_an_image_that_changes_after_the_scan_is_not_stored_under_the_old_digest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.scan.KEEP_BYTES", 0)
+    source = pictures(4)
+
+    class Meddling(CountingEncoder):
+        def prepare(self, image: object) -> object:  # type: ignore[override]
+            source.images["003.png"] = picture(99)
+            return super().prepare(image)  # type: ignore[arg-type]
+
+    with pytest.raises(DataError, match=r"'003\.png': its image changed"):
+        run(source, Meddling(), tmp_path / "s.zarr", batch_size=1, workers=1)
+
+
+def test_not_enough_disk_stops_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 100})())
+    encoder = CountingEncoder()
+    with pytest.raises(cache.NoSpaceError, match=r"make space, raise encoder\.pool, or list fewer taps"):
+        run(pictures(4), encoder, tmp_path / "s.zarr")
+    assert encoder.encoded == 0
+
+
+def test_what_is_announced(tmp_path: Path) -> None:
+    said: list[tuple[str, int, int]] = []
+    plan: dict[str, object] = {}
+
+    def listen(task: str, done: int, total: int, **info: float | str) -> None:
+        said.append((task, done, total))
+        if task == "plan":
+            plan.update(info)
+
+    run(pictures(5), CountingEncoder(), tmp_path / "s.zarr", batch_size=2, progress=listen)
+    assert [s for s in said if s[0] == "encode"] == [("encode", 2, 5), ("encode", 4, 5), ("encode", 5, 5)]
+    assert (plan["encode"], plan["reuse"]) == (5, 0)
+    assert plan["needed_mib"] == 5 * (2 * 16 + 4) * 2 / 2**20
