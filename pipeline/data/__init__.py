@@ -1,6 +1,8 @@
 """Data sets of four layouts behind one description: samples, splits, groups, and pixels as uint8 RGB."""
 
 from pipeline.data.dataset import Dataset, Image, Label, Mask, Sample, Split, Task, identical_across_splits
+from pipeline.data.demo import generate_demo, load_demo
+from pipeline.data.demo_images import Difficulty, demo_arrays
 from pipeline.data.download import fetch_medmnist
 from pipeline.data.folder import load_folder
 from pipeline.data.image import Reading, pixel_digest, read_image, reading_rules
@@ -9,6 +11,7 @@ from pipeline.data.table import load_csv
 
 __all__ = [
     "Dataset",
+    "Difficulty",
     "Image",
     "Label",
     "Mask",
@@ -16,9 +19,12 @@ __all__ = [
     "Sample",
     "Split",
     "Task",
+    "demo_arrays",
     "fetch_medmnist",
+    "generate_demo",
     "identical_across_splits",
     "load_csv",
+    "load_demo",
     "load_folder",
     "load_medmnist",
     "pixel_digest",

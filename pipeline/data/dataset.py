@@ -57,7 +57,7 @@ class Dataset:
     """Samples in a fixed order and the pixels behind them; what it holds has been checked.
 
     Attributes:
-        name: For titles and messages.
+        name: For titles and messages; no path, because it is stored.
         samples: In the order of every array about this data set.
         class_names: By class number.
         task: What the labels mean; an ordinal task has its classes in ascending order.

@@ -60,7 +60,7 @@ def load_folder(
     drawn = splits or stratified_split(labels, groups, fractions=fractions, seed=seed)
     samples = tuple(map(Sample, names, labels, drawn, groups))
     task: Task = "binary" if len(class_names) == 2 else "multiclass"
-    return Dataset(str(root), samples, class_names, task, Files(root, tuple(names), reading))
+    return Dataset(root.resolve().name, samples, class_names, task, Files(root, tuple(names), reading))
 
 
 def _class_folders(root: Path) -> list[tuple[Split | None, Path]]:

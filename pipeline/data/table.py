@@ -66,11 +66,12 @@ def load_csv(
         DataError: A table or column is missing, a cell is empty or not what its column holds, files are missing
             (they are listed), a path leaves `root`, or the result is no valid `Dataset`.
     """
+    where = ", ".join(map(str, _tables(path)))
     if (label_column is None) == (not label_columns):
-        message = f"{_name(path)}: give either label_column ({label_column!r}) or label_columns ({label_columns!r})"
+        message = f"{where}: give either label_column ({label_column!r}) or label_columns ({label_columns!r})"
         raise DataError(message)
     if split_column is not None and isinstance(path, Mapping):
-        message = f"{_name(path)}: with one table per split there is no split_column ({split_column!r})"
+        message = f"{where}: with one table per split there is no split_column ({split_column!r})"
         raise DataError(message)
     columns = [path_column, label_column, *label_columns, split_column, group_column, mask_column]
     rows = _read(path, [column for column in columns if column is not None])
@@ -83,13 +84,14 @@ def load_csv(
     splits = _splits(rows, split_column) or stratified_split(labels, groups, fractions=fractions, seed=seed)
     masks = () if mask_column is None else tuple(_cell(row, mask_column) for row in rows)
     files = Files(root, tuple(name + suffix for name in ids), reading, masks)
-    files.check(_name(path))
+    files.check(where)
     task = task or ("binary" if len(class_names) == 2 else "multiclass")
-    return Dataset(_name(path), tuple(map(Sample, ids, labels, splits, groups)), class_names, task, files)
+    name = ", ".join(table.stem for table in _tables(path))
+    return Dataset(name, tuple(map(Sample, ids, labels, splits, groups)), class_names, task, files)
 
 
-def _name(path: Path | Mapping[Split, Path]) -> str:
-    return ", ".join(map(str, path.values())) if isinstance(path, Mapping) else str(path)
+def _tables(path: Path | Mapping[Split, Path]) -> list[Path]:
+    return list(path.values()) if isinstance(path, Mapping) else [path]
 
 
 def _read(path: Path | Mapping[Split, Path], columns: Sequence[str]) -> list[_Row]:
