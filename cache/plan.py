@@ -20,6 +20,9 @@ from cache.source import Source
 MAX_DEAD = 0.25
 """Part of a shard's rows that may be dead before its live rows are moved to a new one."""
 
+MAX_SMALL = 8
+"""Shards that may stay at most half full, so that many small additions do not end in many small files."""
+
 NOWHERE = -1
 """Slot of a row whose pixels are known to give no feature."""
 
@@ -83,31 +86,50 @@ def make_plan(rows: Sequence[Row], shard_rows: int, sources: Sequence[Source], k
     """
     known_bad = {digest for source in sources for digest in source.set_aside}
     wanted = dict.fromkeys(row.digest for row in rows if row.digest not in known_bad)
+    kept = _kept(wanted, shard_rows, sources) if keep_shards else []
     placed: dict[bytes, int] = {}
-    kept: list[KeptShard] = []
     shards: dict[int, UInt8] = {}
-    free = (number for number in count() if number not in shards)
-    for position, source in enumerate(sources):
-        for number in range(-(-len(source.digest) // shard_rows)):
-            if not (keep_shards and source.in_shards and source.shard_rows == shard_rows):
-                break
-            live = _live(source, number, wanted, placed)
-            if live:
-                new = next(free) if number in shards else number
-                shards[new] = source.digest[number * shard_rows : (number + 1) * shard_rows]
-                kept.append(KeptShard(new, position, number))
-                placed.update((digest, new * shard_rows + within) for digest, within in live.items())
+    for shard, live in kept:
+        start = shard.source_number * shard_rows
+        shards[shard.number] = sources[shard.source].digest[start : start + shard_rows]
+        placed.update((digest, shard.number * shard_rows + within) for digest, within in live.items())
     fresh = [digest for digest in wanted if digest not in placed]
-    for start in range(0, len(fresh), shard_rows):
-        chosen = fresh[start : start + shard_rows]
-        new = next(free)
-        shards[new] = np.frombuffer(b"".join(chosen), np.uint8).reshape(-1, 32)
-        placed.update((digest, new * shard_rows + within) for within, digest in enumerate(chosen))
+    free = (number for number in count() if number not in shards)
+    for first in range(0, len(fresh), shard_rows):
+        chosen = fresh[first : first + shard_rows]
+        number = next(free)
+        shards[number] = np.frombuffer(b"".join(chosen), np.uint8).reshape(-1, 32)
+        placed.update((digest, number * shard_rows + within) for within, digest in enumerate(chosen))
     row_slot = np.array([placed.get(row.digest, NOWHERE) for row in rows], np.int64)
-    return Plan(shard_rows, row_slot, *_tables(shards, shard_rows), tuple(kept))
+    return Plan(shard_rows, row_slot, *_tables(shards, shard_rows), tuple(shard for shard, _ in kept))
 
 
-def _live(source: Source, number: int, wanted: dict[bytes, None], placed: dict[bytes, int]) -> dict[bytes, int]:
+def _kept(
+    wanted: dict[bytes, None], shard_rows: int, sources: Sequence[Source]
+) -> list[tuple[KeptShard, dict[bytes, int]]]:
+    """Shards to share, under their own number where it is free, each with the place of its live rows by digest."""
+    found: list[tuple[int, int, dict[bytes, int]]] = []
+    placed: set[bytes] = set()
+    for position, source in enumerate(sources):
+        if source.in_shards and source.shard_rows == shard_rows:
+            for number in range(-(-len(source.digest) // shard_rows)):
+                live = _live(source, number, wanted, placed)
+                if live:
+                    found.append((position, number, live))
+                    placed |= live.keys()
+    if sum(2 * len(live) <= shard_rows for *_, live in found) > MAX_SMALL:
+        found = [item for item in found if 2 * len(item[2]) > shard_rows]
+    taken: set[int] = set()
+    free = (number for number in count() if number not in taken)
+    kept = []
+    for position, number, live in found:
+        new = next(free) if number in taken else number
+        taken.add(new)
+        kept.append((KeptShard(new, position, number), live))
+    return kept
+
+
+def _live(source: Source, number: int, wanted: dict[bytes, None], placed: set[bytes]) -> dict[bytes, int]:
     """Place in the shard by digest of the rows worth keeping, empty if too many others are dead."""
     start = number * source.shard_rows
     stop = start + source.shard_rows

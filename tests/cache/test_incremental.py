@@ -184,6 +184,15 @@ def test_without_hard_links_shards_are_copied(tmp_path: Path, monkeypatch: pytes
     assert_holds(store, rows(range(9)))
 
 
+def test_many_small_additions_do_not_end_in_many_small_files(tmp_path: Path) -> None:
+    path = tmp_path / "store.zarr"
+    for count in range(1, 41):
+        store, encoded = build(path, rows(range(count)))
+        assert len(encoded) == 1
+    assert len(shards(path)) / len(TAPS) <= 40 / ROWS_PER_SHARD + 8
+    assert_holds(store, rows(range(40)))
+
+
 @settings(max_examples=25, deadline=None)
 @given(versions=st.lists(st.lists(st.integers(0, 25), min_size=1, max_size=26), min_size=2, max_size=5))
 def test_any_history_reads_as_a_store_made_from_scratch(versions: list[list[int]]) -> None:
