@@ -3,9 +3,10 @@
 from pipeline.data.dataset import Dataset, Image, Label, Mask, Sample, Split, Task, identical_across_splits
 from pipeline.data.demo import generate_demo, load_demo
 from pipeline.data.demo_images import Difficulty, demo_arrays
+from pipeline.data.depth import Reading
 from pipeline.data.download import fetch_medmnist
 from pipeline.data.folder import load_folder
-from pipeline.data.image import Reading, pixel_digest, read_image, reading_rules
+from pipeline.data.image import pixel_digest, read_image, reading_rules
 from pipeline.data.medmnist import load_medmnist
 from pipeline.data.table import load_csv
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from pipeline.data.dataset import Image, Mask, listing
-from pipeline.data.image import DEFAULT_READING, Reading, read_image, reading_rules
+from pipeline.data.depth import DEFAULT_READING, Reading
+from pipeline.data.image import read_image, reading_rules
 from pipeline.errors import DataError
 
 
@@ -42,7 +44,11 @@ class Files:
             status = (self.root / name).stat()
         except OSError:
             return None
-        return json.dumps([name, status.st_size, status.st_mtime_ns, reading_rules(self.reading)])
+        return f"{name} {status.st_size} {status.st_mtime_ns} {self._rules}"
+
+    @cached_property
+    def _rules(self) -> str:
+        return json.dumps(reading_rules(self.reading))
 
     def mask(self, index: int) -> Mask | None:
         """Where the finding is, bool (H, W).

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pipeline.data.dataset import SPLITS, Dataset, Sample, Split, Task, listing
+from pipeline.data.depth import DEFAULT_READING, Reading
 from pipeline.data.files import Files
-from pipeline.data.image import DEFAULT_READING, SUFFIXES, Reading
+from pipeline.data.image import SUFFIXES
 from pipeline.data.splits import FRACTIONS, split_named, stratified_split
 from pipeline.errors import DataError
 

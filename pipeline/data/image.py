@@ -1,6 +1,6 @@
-"""Image files to uint8 RGB: PNG, JPEG, TIFF and BMP of any depth, upright, refused with the reason where damaged.
+"""Image files to uint8 RGB: PNG, JPEG, TIFF, BMP, DICOM; 8 to 16 bit; upright; refused with the reason if damaged.
 
-Every rule that turns what a file stores into the pixels of a sample:
+Every rule that turns what a file stores into the pixels of a sample (those of DICOM are in `pipeline.data.dicom`):
 
 | stored | becomes |
 | --- | --- |
@@ -25,61 +25,23 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image as Pillow
 from PIL import UnidentifiedImageError
 
+from pipeline.data import dicom
 from pipeline.data.dataset import Image
+from pipeline.data.depth import DEFAULT_READING, Reading, to_8_bit
 from pipeline.errors import DataError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", *dicom.SUFFIXES)
 MAX_PIXELS = 1 << 26  # 8192 x 8192; below the size at which Pillow itself warns of a decompression bomb
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 _ORIENTATION = 0x0112
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How values of more than 8 bits become 8 bits, and which frame of several is meant.
-
-    Attributes:
-        depth: `full` maps 0..65535 to 0..255 by division by 257, rounded. `percentile` maps the image's own
-            `percentiles` to 0 and 255. `window` maps `window` to 0..255 as DICOM does (PS3.3, C.11.2.1.2.1).
-        percentiles: Lower and upper, in percent.
-        window: Centre and width, in stored values.
-        frame: Page of a TIFF, counted from 0.
-
-    Raises:
-        DataError: The values contradict each other.
-    """
-
-    depth: Literal["full", "percentile", "window"] = "full"
-    percentiles: tuple[float, float] = (0.5, 99.5)
-    window: tuple[float, float] | None = None
-    frame: int = 0
-
-    def __post_init__(self) -> None:
-        low, high = self.percentiles
-        if not 0 <= low < high <= 100:
-            message = f"percentiles must ascend within 0 to 100, not {self.percentiles!r}"
-            raise DataError(message)
-        if (self.window is not None) != (self.depth == "window"):
-            message = f"depth {self.depth!r} with window {self.window!r}: give a window exactly where depth is 'window'"
-            raise DataError(message)
-        if self.window is not None and self.window[1] <= 1:
-            message = f"the width of a window must be more than 1, not {self.window[1]!r}"
-            raise DataError(message)
-        if self.frame < 0:
-            message = f"frame must be 0 or more, not {self.frame!r}"
-            raise DataError(message)
-
-
-DEFAULT_READING = Reading()
 
 
 def reading_rules(reading: Reading = DEFAULT_READING) -> dict[str, Any]:
@@ -101,50 +63,64 @@ def read_image(path: Path, reading: Reading = DEFAULT_READING) -> Image:
     """Read an image file upright as uint8 RGB (H, W, 3).
 
     Args:
-        path: A PNG, JPEG, TIFF or BMP file.
-        reading: How 16-bit values become 8 bits, and which page is read.
+        path: A PNG, JPEG, TIFF, BMP or DICOM file; its content counts, not its suffix.
+        reading: How values of more than 8 bits become 8 bits, and which page or frame is read.
 
     Raises:
-        DataError: The file is missing, empty, damaged, truncated, of another format, without pixels, or larger than
-            `MAX_PIXELS`; the message names it and the reason.
+        DataError: The file is missing, empty, damaged, truncated, of another format, without pixels, larger than
+            `MAX_PIXELS`, or DICOM without pydicom; the message names it and the reason.
     """
     try:
         if not path.stat().st_size:
-            raise _Unreadable("the file is empty")  # noqa: EM101
-        # opened here and not by Pillow, which maps uncompressed TIFF files by name and then garbles turned ones
-        with path.open("rb") as stream, Pillow.open(stream, formats=_FORMATS) as file:
-            _check_size(*file.size)
-            _seek(file, reading.frame)
-            file.load()
-            upright = _turn(_pixels(file, reading), file.getexif().get(_ORIENTATION, 1))
+            message = "the file is empty"
+            raise DataError(message)
+        with path.open("rb") as stream:
+            pixels = _dicom_pixels(stream, reading) if dicom.is_dicom(stream) else _pillow_pixels(stream, reading)
+    except ModuleNotFoundError as error:
+        message = f"{path}: this is DICOM, and {error.name} is not installed: pip install 'slca-pipeline[dicom]'"
+        raise DataError(message) from None
     except MemoryError:
         raise
-    except (
-        Exception
-    ) as error:  # Pillow's parsers raise what the damage happens to hit: OSError, SyntaxError, struct.error
+    except Exception as error:  # parsers raise what the damage happens to hit: OSError, SyntaxError, struct.error, ...
         message = f"{path}: cannot be read as an image ({_reason(error)}); replace the file or remove its sample"
         raise DataError(message) from error
-    return np.ascontiguousarray(upright)
+    return np.ascontiguousarray(pixels)
 
 
-class _Unreadable(Exception):
-    """Why a file that Pillow would take is refused."""
+def _dicom_pixels(stream: IO[bytes], reading: Reading) -> Image:
+    """Pixels of a DICOM file, uint8 (H, W, 3)."""
+    file = dicom.open_dicom(stream)
+    _check_size(*dicom.frame_size(file, reading.frame))
+    return dicom.dicom_pixels(file, reading)
+
+
+def _pillow_pixels(stream: IO[bytes], reading: Reading) -> Image:
+    """Pixels of a file in one of Pillow's formats, upright, uint8 (H, W, 3).
+
+    Pillow gets the stream and not the name: it maps an uncompressed TIFF file that it opens itself and then mistakes
+    the sides of one that lies turned.
+    """
+    with Pillow.open(stream, formats=_FORMATS) as file:
+        _check_size(*file.size)
+        _seek(file, reading.frame)
+        file.load()
+        return _turn(_colours(file, reading), file.getexif().get(_ORIENTATION, 1))
 
 
 def _reason(error: Exception) -> str:
     """One short clause about an exception from reading."""
     if isinstance(error, UnidentifiedImageError):
-        return f"not one of {', '.join(_FORMATS)}, or damaged in its first bytes"
+        return f"not one of {', '.join(_FORMATS)}, DICOM, or damaged in its first bytes"
     if isinstance(error, OSError) and error.errno is not None:
         return os.strerror(error.errno).lower()
-    return str(error) or type(error).__name__
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _check_size(width: int, height: int) -> None:
     """Refuse images without pixels and those whose decoding could exhaust the memory."""
     if not 0 < width * height <= MAX_PIXELS:
         message = f"it is {width} x {height}, and between 1 and {MAX_PIXELS} pixels are allowed"
-        raise _Unreadable(message)
+        raise DataError(message)
 
 
 def _seek(file: Pillow.Image, frame: int) -> None:
@@ -152,13 +128,13 @@ def _seek(file: Pillow.Image, frame: int) -> None:
     frames = getattr(file, "n_frames", 1)
     if frame >= frames:
         message = f"it has {frames} pages and page {frame} is asked for"
-        raise _Unreadable(message)
+        raise DataError(message)
     if frame:
         file.seek(frame)
         _check_size(*file.size)
 
 
-def _pixels(file: Pillow.Image, reading: Reading) -> Image:
+def _colours(file: Pillow.Image, reading: Reading) -> Image:
     """Decoded pixels as uint8 (H, W, 3), not yet turned upright."""
     if file.mode in ("I", "F") or file.mode.startswith("I;16"):
         grey = to_8_bit(np.asarray(file), reading)
@@ -166,40 +142,6 @@ def _pixels(file: Pillow.Image, reading: Reading) -> Image:
     if file.mode == "P" and "transparency" in file.info:
         return np.asarray(file.convert("RGBA"))[:, :, :3]
     return np.asarray(file.convert("RGB"))
-
-
-def to_8_bit(values: npt.NDArray[Any], reading: Reading) -> Image:
-    """Map grey values of any depth to 0..255 as `reading.depth` says.
-
-    Args:
-        values: Numbers (H, W).
-        reading: The rule.
-
-    Returns:
-        uint8 (H, W). An image of one value is 0 everywhere under `percentile`.
-
-    Raises:
-        DataError: `full` is asked for and the values are not 16-bit integers; or a value is not finite.
-    """
-    if reading.depth == "full":
-        if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65535:
-            message = (
-                f"its {values.dtype} values run from {values.min():g} to {values.max():g}, and depth 'full' takes "
-                f"integers from 0 to 65535: choose 'percentile' or 'window'"
-            )
-            raise DataError(message)
-        rounded = (values.astype(np.uint32) + 128) // 257  # of v / 257; no ties, 257 is odd
-        return np.asarray(rounded, np.uint8)
-    if not np.isfinite(values).all():
-        message = "it holds values that are not finite"
-        raise DataError(message)
-    if reading.window is not None:
-        centre, width = reading.window
-        low, high = centre - 0.5 - (width - 1) / 2, centre - 0.5 + (width - 1) / 2
-    else:
-        low, high = (float(v) for v in np.percentile(values, reading.percentiles))
-    scaled = (values.astype(np.float64) - low) * (255 / (high - low) if high > low else 0.0)
-    return np.asarray(np.rint(scaled.clip(0, 255)), np.uint8)
 
 
 def _turn(pixels: Image, orientation: int) -> Image:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.data.dataset import Dataset, Label, Sample, Split, Task, listing
+from pipeline.data.depth import DEFAULT_READING, Reading
 from pipeline.data.files import Files
-from pipeline.data.image import DEFAULT_READING, Reading
 from pipeline.data.splits import FRACTIONS, split_named, stratified_split
 from pipeline.errors import DataError
 

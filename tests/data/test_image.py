@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.data import Reading, pixel_digest, read_image, reading_rules
-from pipeline.data.image import to_8_bit
+from pipeline.data.depth import to_8_bit
 from pipeline.errors import DataError
 
 Pixels = npt.NDArray[np.uint8]
