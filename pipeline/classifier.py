@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.backbones import STAGES, build_backbone
 from pipeline.errors import ConfigError
@@ -62,6 +63,7 @@ class Classifier(nn.Module):
 
     Attributes:
         options: What was built.
+        taps: (C, h, w) of each stored tap that the gates read.
         backbone: The classifier without its gates.
         gates: One `SLCA` per pair of `options.gates`.
 
@@ -74,6 +76,7 @@ class Classifier(nn.Module):
         super().__init__()
         _check_gates(options, taps)
         self.options = options
+        self.taps = {tap: taps[tap] for tap in options.taps}
         self.backbone = build_backbone(options.backbone, outputs, options.weights)
         widths = dict(zip(STAGES, self.backbone.widths, strict=True))
         self.gates = nn.ModuleList(
@@ -140,6 +143,25 @@ class Classifier(nn.Module):
             "slca": sum(p.numel() for p in self.gates.parameters()),
             "trainable": sum(p.numel() for p in self.parameters() if p.requires_grad),
         }
+
+    @torch.no_grad()
+    def flop_counts(self) -> dict[str, int]:
+        """Count the operations of classifying one image: `backbone` and `slca`.
+
+        A multiplication and its addition are two; convolutions, matrix products and attention count, the rest does not.
+        """
+        device = next(self.parameters()).device
+        training = self.training
+        self.eval()
+        image = torch.zeros(1, 3, self.options.image_px, self.options.image_px, device=device)
+        features = {tap: torch.zeros(1, *shape, device=device) for tap, shape in self.taps.items()}
+        counts = []
+        for net, inputs in ((self.backbone, (image,)), (self, (image, features))):
+            with FlopCounterMode(display=False) as counter:
+                net(*inputs)
+            counts.append(int(counter.get_total_flops()))
+        self.train(training)
+        return {"backbone": counts[0], "slca": counts[1] - counts[0]}
 
     def _gate(
         self, stage: str, x: Tensor, features: Mapping[str, Tensor], extents: Tensor | None, affine: Tensor | None

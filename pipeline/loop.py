@@ -20,6 +20,7 @@ from pipeline.errors import ConfigError, RunError
 from pipeline.feed import Batch, Feed
 from pipeline.geometry import sample_image
 from pipeline.optimise import Average, TrainOptions, build_optimiser, learning_rate
+from pipeline.parallel import Team
 from pipeline.progress import Progress
 from pipeline.tasks import Head, balancing_weights, losses, probabilities
 
@@ -37,6 +38,14 @@ class Scores:
     losses: npt.NDArray[np.float64]
 
 
+@dataclass(frozen=True)
+class _Draws:
+    """Sources of an epoch's random numbers: affine maps, drawn alike by the whole team, and light, by each alone."""
+
+    place: torch.Generator
+    light: torch.Generator
+
+
 class Loop:
     """A classifier in training.
 
@@ -46,6 +55,7 @@ class Loop:
         feed: The training samples.
         options: How to train.
         augmentation: What images and gates go through.
+        team: The processes that share the work; None for this one alone.
         channels_last: Lay images out as (B, H, W, C).
         compiled: Use `torch.compile`.
 
@@ -62,16 +72,19 @@ class Loop:
         options: TrainOptions,
         augmentation: Augmentation,
         *,
+        team: Team | None = None,
         channels_last: bool = False,
         compiled: bool = False,
     ) -> None:
+        self.team = team or Team()
         self.classifier, self.head, self.feed, self.step = classifier, head, feed, 0
         self._options, self._augmentation = options, augmentation
         self._frozen = _freeze(classifier, options.freeze)
         if channels_last:
             classifier.to(memory_format=torch.channels_last)
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
-        self._forward: nn.Module = torch.compile(classifier) if compiled else classifier  # type: ignore[assignment]
+        shared = self.team.wrap(classifier, feed.device)
+        self._forward: nn.Module = torch.compile(shared) if compiled else shared  # type: ignore[assignment]
         self._optimiser = build_optimiser(options, classifier.parameters())
         self._average = Average(classifier, options.ema_decay) if options.ema_decay else None
         self._scaler = torch.amp.GradScaler(
@@ -79,7 +92,7 @@ class Loop:
         )
         weights = balancing_weights(head, feed.labels, feed.classes)
         self._class_weights = torch.from_numpy(weights).to(feed.device) if options.class_weights == "balanced" else None
-        self.steps_per_epoch = len(batches_of(torch.arange(len(feed)), options.batch_size))
+        self.steps_per_epoch = len(self._batches(torch.arange(len(feed))))
 
     @property
     def best_guess(self) -> Classifier:
@@ -96,14 +109,18 @@ class Loop:
             RunError: The loss is not finite.
         """
         device, total = self.feed.device, self._options.epochs * self.steps_per_epoch
-        torch.manual_seed(_derived_seed(self._options.seed, epoch, "dropout"))
-        generator = torch.Generator(device).manual_seed(_derived_seed(self._options.seed, epoch, "augmentation"))
-        order = batches_of(self._order(epoch), self._options.batch_size)
+        torch.manual_seed(self._seed(epoch, f"dropout of rank {self.team.rank}"))
+        draws = _Draws(
+            place=torch.Generator(device).manual_seed(self._seed(epoch, "place")),
+            light=torch.Generator(device).manual_seed(self._seed(epoch, f"light of rank {self.team.rank}")),
+        )
+        whole = self._batches(self._order(epoch))
+        order = [positions[self.team.share(positions)] for positions in whole]
         self._set_training()
         started, waited = time.perf_counter(), self.feed.waited_seconds
         sum_of_losses, previous = torch.zeros((), device=device), None
-        for batch in self.feed.batches(order):
-            loss = self._take_step(batch, generator)
+        for batch, positions in zip(self.feed.batches(order), whole, strict=True):
+            loss = self._take_step(batch, positions, draws)
             sum_of_losses += loss.sum()
             if previous is not None:  # one step late: the device is not kept waiting for the number
                 progress("train", self.step - 1, total, epoch=epoch + 1, loss=self._checked(*previous))
@@ -113,7 +130,7 @@ class Loop:
         seconds = time.perf_counter() - started
         return {
             "lr": learning_rate(self._options, self.step - 1, self.steps_per_epoch),
-            "train_loss": sum_of_losses.item() / sum(len(positions) for positions in order),
+            "train_loss": sum(self.team.gather(sum_of_losses.item())) / sum(len(positions) for positions in whole),
             "seconds": seconds,
             "wait_share": (self.feed.waited_seconds - waited) / seconds,
         }
@@ -137,21 +154,23 @@ class Loop:
         if self._average is not None:
             self._average.classifier.load_state_dict(state["average"])
 
-    def _take_step(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """Learn from one batch; returns the loss of each of its samples, (B,)."""
+    def _take_step(self, batch: Batch, whole: Tensor, draws: _Draws) -> Tensor:
+        """Learn from this process's part of a batch; returns the loss of each of its samples, (B,)."""
         options, augmentation = self._options, self._augmentation
         for group in self._optimiser.param_groups:
             group["lr"] = learning_rate(options, self.step, self.steps_per_epoch)
-        affine = augmentation.draw_affine(len(batch.positions), generator)
+        affine = augmentation.draw_affine(len(whole), draws.place)
+        affine = None if affine is None else affine[self.team.share(whole)]
         images = sample_image(batch.images, affine, self.classifier.options.image_px)
-        images = standardise(augmentation.relight(images, generator)).contiguous(memory_format=self._layout)
+        images = standardise(augmentation.relight(images, draws.light)).contiguous(memory_format=self._layout)
         with autocast(options.precision, self.feed.device):
             logits = self._forward(images, batch.features, batch.extents, affine)
         loss = losses(
             self.head, logits, batch.labels, class_weights=self._class_weights, smoothing=options.label_smoothing
         )
         self._optimiser.zero_grad(set_to_none=True)
-        self._scaler.scale(loss.mean()).backward()  # type: ignore[no-untyped-call]
+        mean = loss.sum() * self.team.size / len(whole)  # what the team's mean makes the mean over the whole batch
+        self._scaler.scale(mean).backward()  # type: ignore[no-untyped-call]
         if options.clip_norm:
             self._scaler.unscale_(self._optimiser)
             nn.utils.clip_grad_norm_(self.classifier.parameters(), options.clip_norm)
@@ -184,7 +203,7 @@ class Loop:
 
     def _order(self, epoch: int) -> Tensor:
         """Draw the epoch's samples: each once, or as many with classes equally likely."""
-        generator = torch.Generator().manual_seed(_derived_seed(self._options.seed, epoch, "order"))
+        generator = torch.Generator().manual_seed(self._seed(epoch, "order"))
         if self._options.sampling == "shuffle":
             return torch.randperm(len(self.feed), generator=generator)
         if self.head == "sigmoid":
@@ -192,6 +211,13 @@ class Loop:
             raise ConfigError(msg)
         weights = balancing_weights(self.head, self.feed.labels, self.feed.classes)[self.feed.labels]
         return torch.multinomial(torch.from_numpy(weights), len(self.feed), replacement=True, generator=generator)
+
+    def _batches(self, order: Tensor) -> list[Tensor]:
+        return batches_of(order, self._options.batch_size, smallest=max(2, self.team.size))
+
+    def _seed(self, epoch: int, purpose: str) -> int:
+        """Give each epoch and purpose numbers of their own."""
+        return int(np.random.SeedSequence([self._options.seed, epoch, *purpose.encode()]).generate_state(1)[0])
 
     def _set_training(self) -> None:
         """Switch to training, but leave frozen parts as they are in use: their batch norm does not move."""
@@ -202,24 +228,37 @@ class Loop:
 
 @torch.no_grad()
 def infer(
-    classifier: Classifier, head: Head, feed: Feed, *, batch_size: int = 64, precision: str = "float32"
+    classifier: Classifier,
+    head: Head,
+    feed: Feed,
+    *,
+    batch_size: int = 64,
+    precision: str = "float32",
+    team: Team | None = None,
 ) -> Scores:
-    """Score every sample of a feed, without augmentation."""
+    """Score every sample of a feed, without augmentation; each process of a team gets all the scores."""
     classifier.eval()
+    team = team or Team()
+    mine = torch.arange(len(feed))
+    mine = mine[team.share(mine)]
     said, cost = [], []
-    for batch in feed.batches(torch.arange(len(feed)).chunk(math.ceil(len(feed) / batch_size))):
+    for batch in feed.batches(torch.split(mine, batch_size)):
         images = standardise(sample_image(batch.images, None, classifier.options.image_px))
         with autocast(precision, feed.device):
             logits = classifier(images, batch.features, batch.extents)
-        said.append(probabilities(head, logits).double())
-        cost.append(losses(head, logits, batch.labels).double())
-    return Scores(torch.cat(said).cpu().numpy(), torch.cat(cost).cpu().numpy())
+        said.append(probabilities(head, logits).double().cpu().numpy())
+        cost.append(losses(head, logits, batch.labels).double().cpu().numpy())
+    everyone = team.gather((said, cost))
+    return Scores(
+        np.concatenate([part for said, _ in everyone for part in said]),
+        np.concatenate([part for _, cost in everyone for part in cost]),
+    )
 
 
-def batches_of(order: Tensor, batch_size: int) -> list[Tensor]:
-    """Cut an order into batches; a last one of one sample joins the batch before, as batch norm needs two."""
-    batches = list(order.split(batch_size))  # type: ignore[no-untyped-call]
-    if len(batches) > 1 and len(batches[-1]) == 1:
+def batches_of(order: Tensor, batch_size: int, *, smallest: int = 2) -> list[Tensor]:
+    """Cut an order into batches; a last one below `smallest` joins the batch before: batch norm needs two samples."""
+    batches = list(torch.split(order, batch_size))
+    if len(batches) > 1 and len(batches[-1]) < smallest:
         batches[-2:] = [torch.cat(batches[-2:])]
     return batches
 
@@ -251,8 +290,3 @@ def _freeze(classifier: Classifier, names: tuple[str, ...]) -> list[nn.Module]:
     for part in parts:
         part.requires_grad_(False)
     return parts
-
-
-def _derived_seed(seed: int, epoch: int, purpose: str) -> int:
-    """Give each epoch and purpose numbers of their own."""
-    return int(np.random.SeedSequence([seed, epoch, *purpose.encode()]).generate_state(1)[0])

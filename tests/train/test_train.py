@@ -313,11 +313,11 @@ def test_a_feature_that_is_not_finite_is_the_cause(scene, tmp_path):
 def test_the_last_good_checkpoint_survives_a_loss_that_is_not_finite(scene, store, tmp_path, monkeypatch):
     take_step = Loop._take_step
 
-    def breaks(self, batch, generator):
+    def breaks(self, batch, whole, draws):
         if self.step == 4:  # the second epoch
             with torch.no_grad():
                 next(self.classifier.parameters()).fill_(float("nan"))
-        return take_step(self, batch, generator)
+        return take_step(self, batch, whole, draws)
 
     monkeypatch.setattr(Loop, "_take_step", breaks)
     with pytest.raises(RunError, match=r"The loss is nan at step \d+ on 8 of 8 samples"):
@@ -368,3 +368,17 @@ def test_pooling_in_the_model_and_in_the_store_trains_the_same_classifier(scene,
         histories.append(do(scene, store, tmp_path / name, model=model).history)
     for key in ("train_loss", "val_loss"):
         assert [row[key] for row in histories[0]] == pytest.approx([row[key] for row in histories[1]], abs=1e-5)
+
+
+def test_two_processes_train_as_one(scene, store, tmp_path):
+    augmentation = Augmentation(flip_horizontal=0.5, rotation_degrees=10)
+    alone = do(scene, store, tmp_path / "alone", augmentation=augmentation)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launch, "-m", "tests.train.team_member", str(store.path), str(tmp_path / "team")]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    together = run.read_history(tmp_path / "team")
+    for key in ("lr", "train_loss", "val_loss", "val_auc"):
+        assert [row[key] for row in together] == pytest.approx([row[key] for row in alone.history], rel=1e-3), key
+    for name, value in weights_of(tmp_path / "team").items():
+        torch.testing.assert_close(value, weights_of(alone.folder)[name], rtol=1e-2, atol=1e-3)
