@@ -36,6 +36,7 @@ from cache.errors import (
 from cache.fingerprint import Difference, Fingerprint
 from cache.index import Row
 from cache.info import StoreInfo, info
+from cache.join import StoreWorker, join_store
 from cache.reader import Store, open_store
 from cache.shards import ShardPlan
 from cache.verify import Damage, verify
@@ -58,11 +59,13 @@ __all__ = [
     "StoreInfo",
     "StoreLockedError",
     "StoreNotFoundError",
+    "StoreWorker",
     "StoreWriter",
     "TapSpec",
     "UntrustedStoreError",
     "create_store",
     "info",
+    "join_store",
     "open_store",
     "verify",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from pathlib import Path
 from cache.errors import NoSpaceError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_HDF5_ERRNO = re.compile(r"errno = (\d+)")
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
@@ -22,11 +24,13 @@ def space_errors(path: Path) -> Iterator[None]:
     """Turn "no space left" into a `NoSpaceError` that says what happens to the work so far."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in _FULL:
+    except (OSError, RuntimeError) as error:
+        found = _HDF5_ERRNO.search(str(error))  # HDF5 tells the number in its text only
+        number = int(found[1]) if found else getattr(error, "errno", None)
+        if number not in _FULL:
             raise
         message = (
-            f"{path}: {os.strerror(error.errno or 0).lower()} while writing; what is finished is kept: "
+            f"{path}: {os.strerror(number).lower()} while writing; what is finished is kept: "
             f"make space (or raise the limit) and run the same command again"
         )
         raise NoSpaceError(message) from error
@@ -57,6 +61,20 @@ def write_file(path: Path, blocks: Iterable[bytes | memoryview], scratch: Path) 
         except BaseException:
             scratch.unlink(missing_ok=True)
             raise
+
+
+def require_space(size: int, scratch: Path) -> None:
+    """Try whether a file of `size` bytes fits, for a writer that does not survive a full disk.
+
+    Raises:
+        OSError: It does not.
+    """
+    try:
+        with scratch.open("wb") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def sync_folder(path: Path) -> None:

@@ -27,7 +27,7 @@ from cache.description import (
     load_json,
     parse_description,
 )
-from cache.durable import space_errors, sync_folder
+from cache.durable import require_space, space_errors, sync_folder
 from cache.errors import DamagedRowError, FormatError, StoreError, StoreNotFoundError, UntrustedStoreError
 from cache.fingerprint import canonical
 from cache.index import Index, UInt8, describe_entry
@@ -229,7 +229,10 @@ def pack_hdf5(opened: OpenedStore, target: Path, scratch: Path, progress: Progre
     while size < len(text) + 1024 + 256 * (len(arrays) + 2 * len(description.taps)):
         size *= 2
     try:
+        rows = sum(tap.row_bytes + CHECKSUM_BYTES + _TREE_BYTES_PER_ROW for tap in description.taps.values())
+        index = sum(entry.size_bytes for entry in description.index.values())
         with space_errors(target):
+            require_space(size + len(order) * rows + index + (1 << 16), scratch)
             offsets = _write_hdf5(opened, description, arrays, order, scratch, size, progress)
             _write_header(description, offsets, scratch, size)
             scratch.replace(target)

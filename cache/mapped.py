@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cache.description import TapSpec
-from cache.errors import FormatError, UntrustedStoreError
+from cache.errors import FormatError, StoreError, UntrustedStoreError
 from cache.zarr_layout import CHECKSUM_BYTES, shard_bytes, shard_name, stored_places
 
 UInt8 = npt.NDArray[np.uint8]
@@ -140,8 +140,8 @@ class RowFiles(Protocol):
         """A file of rows, mapped."""
 
 
-class ZarrRows:
-    """Rows in the shard files of a Zarr folder."""
+class ShardFiles:
+    """The shard files of one Zarr folder: their names, sizes and maps."""
 
     def __init__(
         self, folder: Path, taps: Mapping[str, TapSpec], shard_rows: int, present: npt.NDArray[np.bool_]
@@ -158,29 +158,56 @@ class ZarrRows:
         self._taps = taps
         self._shard_rows = shard_rows
         self._stored = stored_places(present, shard_rows)
-        self.file = lru_cache(MAX_MAPS)(self._open)
-
-    def places(self, tap: str, slots: Int64) -> Places:
-        """Where the rows of these slots lie."""
-        files, within = np.divmod(slots, self._shard_rows)
-        return Places(files, within * (self._taps[tap].row_bytes + CHECKSUM_BYTES))
+        self._inode = folder_inode(folder)
 
     def path(self, tap: str, number: int) -> Path:
         """A shard file."""
-        return self.shard_path(self._folder, tap, number)
-
-    @staticmethod
-    def shard_path(folder: Path, tap: str, number: int) -> Path:
-        """A shard file of the store in `folder`."""
-        return folder / tap / shard_name(number)
+        return self._folder / tap / shard_name(number)
 
     def size(self, tap: str, number: int) -> int:
         """Bytes that a shard file must have, 0 if there must be none."""
         stored = int(self._stored[number])
         return shard_bytes(stored, self._taps[tap].row_bytes, self._shard_rows) if stored else 0
 
-    def _open(self, tap: str, number: int) -> MappedFile:
-        return MappedFile(self.path(tap, number), self.size(tap, number))
+    def open(self, tap: str, number: int) -> MappedFile:
+        """A shard file, mapped.
+
+        Raises:
+            StoreError: The folder was swapped for another version, whose shards are none of ours.
+        """
+        try:
+            return MappedFile(self.path(tap, number), self.size(tap, number))
+        finally:
+            if folder_inode(self._folder) != self._inode:
+                message = f"{self._folder} was replaced by another version since it was opened; open it again"
+                raise StoreError(message)
+
+
+def folder_inode(folder: Path) -> tuple[int, int] | None:
+    """What tells a folder from another one of the same name."""
+    try:
+        found = folder.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+class ZarrRows:
+    """Rows in the shard files of a Zarr folder."""
+
+    def __init__(
+        self, folder: Path, taps: Mapping[str, TapSpec], shard_rows: int, present: npt.NDArray[np.bool_]
+    ) -> None:
+        """Describe the folder; see `ShardFiles`."""
+        self._taps = taps
+        self._shard_rows = shard_rows
+        self.shards = ShardFiles(folder, taps, shard_rows, present)
+        self.file = lru_cache(MAX_MAPS)(self.shards.open)
+
+    def places(self, tap: str, slots: Int64) -> Places:
+        """Where the rows of these slots lie."""
+        files, within = np.divmod(slots, self._shard_rows)
+        return Places(files, within * (self._taps[tap].row_bytes + CHECKSUM_BYTES))
 
 
 class Hdf5Rows:

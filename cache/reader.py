@@ -106,13 +106,10 @@ class Store:
         if self._files is None:
             files = open_files(self.path)
             if files.description.checksum != self._version:
-                raise self._replaced()
+                message = f"{self.path} was replaced by another version since it was opened; open it again"
+                raise StoreError(message)
             self._files = files
         return self._files
-
-    def _replaced(self) -> StoreError:
-        message = f"{self.path} was replaced by another version since it was opened; open it again"
-        return StoreError(message)
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -275,14 +272,8 @@ class Store:
             return np.empty(0, np.uint8)
         return file.data if file.intact() else np.empty(0, np.uint8)
 
-    def _damage(self, opened: OpenedStore, slots: npt.NDArray[np.int64], damaged: set[int]) -> StoreError:
-        """The error for damaged rows, or for a store that is another one by now."""
-        try:
-            replaced = open_files(self.path).description.checksum != self._version
-        except StoreError:
-            replaced = False
-        if replaced:
-            return self._replaced()
+    def _damage(self, opened: OpenedStore, slots: npt.NDArray[np.int64], damaged: set[int]) -> DamagedRowError:
+        """The error that names the samples."""
         row_of = {int(slot): row for row, slot in reversed(list(enumerate(opened.index.slot.tolist())))}
         ids = [opened.index.ids[row_of[int(slots[position])]] for position in sorted(damaged)]
         shown = ", ".join(map(repr, ids[:8])) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")

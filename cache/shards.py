@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -121,7 +122,7 @@ class ShardWriter:
             if any(row is not None for row in rows):
                 blocks = shard_blocks(rows, tap.row_bytes, self._plan.shard_rows, checksums[number])
                 target = self._work.shard(name, plan.number)
-                write_file(target, blocks, self._work.scratch(f"{plan.number}-{number}"))
+                write_file(target, blocks, self._work.scratch(f"{plan.number}-{number}-{os.getpid()}"))
                 sync_folder(target.parent)
         record = ShardRecord(extent, checksums, {slot - slots.start: reason for slot, reason in bad.items()})
         self._work.finish(plan.number, record)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cache.description import TapSpec
-from cache.errors import FormatError
+from cache.errors import StoreError
 from cache.index import UInt8
 from cache.mapped import RowFiles, ZarrRows, row_bytes
 from cache.zarr_folder import OpenedStore
@@ -52,7 +52,7 @@ class Source:
         """Raw bytes of a row, (row_bytes,) uint8, or None if they are damaged."""
         try:
             data = row_bytes(self.rows, self.taps[tap], tap, slot)
-        except (FormatError, FileNotFoundError):
+        except (StoreError, FileNotFoundError):
             return None
         return data if google_crc32c.value(data) == self.checksums[tap][slot] else None
 

@@ -131,7 +131,7 @@ def _stray_files(store: Path, description: Description, rows: ZarrRows) -> Itera
     shards = -(-description.slots // description.shard_rows)
     wanted = {"zarr.json", "index/zarr.json", "index/crc32c/zarr.json"}
     for tap in description.taps:
-        wanted |= {f"{tap}/zarr.json", *(f"{tap}/{shard_name(n)}" for n in range(shards) if rows.size(tap, n))}
+        wanted |= {f"{tap}/zarr.json", *(f"{tap}/{shard_name(n)}" for n in range(shards) if rows.shards.size(tap, n))}
     for name, entry in description.index.items():
         wanted |= {f"index/{name}/zarr.json", f"index/{name}/{index_chunk_name(entry)}"}
     if "card" in description.index:
@@ -151,7 +151,7 @@ def _shard_damage(
     description: Description, index: Index, rows: ZarrRows, tap: str, number: int, slot_ids: dict[int, list[str]]
 ) -> Iterator[Damage]:
     """Damage in one shard file of one tap."""
-    size, row_bytes = rows.size(tap, number), description.taps[tap].row_bytes
+    size, row_bytes = rows.shards.size(tap, number), description.taps[tap].row_bytes
     if not size:
         return
     first = number * description.shard_rows
@@ -159,7 +159,7 @@ def _shard_damage(
     name = f"{tap}/{shard_name(number)}"
     all_slots = (first + np.flatnonzero(present)).tolist()
     try:
-        data = MappedFile(rows.path(tap, number), size).data
+        data = MappedFile(rows.shards.path(tap, number), size).data
     except (FileNotFoundError, FormatError, UntrustedStoreError) as error:
         reason = "the file is missing" if isinstance(error, FileNotFoundError) else str(error)
         yield _rows_damage(name, reason, tap, all_slots, slot_ids)

@@ -24,6 +24,7 @@ from cache.identity import Identity
 from cache.mapped import ZarrRows
 from cache.plan import KeptShard, Plan
 from cache.source import Source
+from cache.zarr_layout import shard_name
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class WorkFolder:
 
     def shard(self, tap: str, number: int) -> Path:
         """A shard file of the store in the making."""
-        return ZarrRows.shard_path(self.store, tap, number)
+        return self.store / tap / shard_name(number)
 
     def exists(self) -> bool:
         """Whether there is a plan."""
@@ -134,7 +135,7 @@ class WorkFolder:
         old = slice(shard.source_number * plan.shard_rows, (shard.source_number + 1) * plan.shard_rows)
         for tap in taps:
             link_or_copy(
-                source.rows.path(tap, shard.source_number), self.shard(tap, shard.number), self.scratch("link")
+                source.rows.shards.path(tap, shard.source_number), self.shard(tap, shard.number), self.scratch("link")
             )
         checksums = np.stack([source.checksums[tap][old] for tap in taps])
         self.finish(shard.number, ShardRecord(source.extent[old], checksums, {}))
@@ -172,6 +173,19 @@ class WorkFolder:
     def finished(self) -> set[int]:
         """Numbers of the finished shards."""
         return {int(path.stem.removeprefix("shard-")) for path in self._work.glob("shard-*.npz")}
+
+    def is_finished(self, number: int) -> bool:
+        """Whether a shard is finished, or the whole store is."""
+        return (self._work / f"shard-{number}.npz").exists() or not self.exists()
+
+    def claim_file(self, number: int) -> Path:
+        """The file whose lock says that a process is at work on a shard."""
+        return self._work / f"claim-{number}"
+
+    def drop_litter(self) -> None:
+        """Delete what writes left that were stopped before their rename."""
+        for path in self._work.glob("unfinished-*"):
+            path.unlink(missing_ok=True)
 
     def record(self, number: int) -> ShardRecord:
         """What is known of a finished shard."""

@@ -7,7 +7,7 @@ takes the name in one step when every row is there; until then an older version 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from cache.finish import finish_store
 from cache.hdf5_file import pack_hdf5
 from cache.identity import REPLACE, Identity, holds, rows_sha256
 from cache.index import Row, check_rows
+from cache.join import claims
 from cache.lock import WriterLock
 from cache.plan import Plan, make_plan
 from cache.reader import Store, open_files, open_store, store_format
@@ -151,6 +152,14 @@ class StoreWriter:
             raise StoreError(message)
         self._shards.write(plan, features, extents, set_aside)
 
+    def claims(self) -> Iterator[ShardPlan]:
+        """The pending shards, shared with processes that have called `join_store`.
+
+        Yields shards that no other process has taken and ends when all are finished; write each before asking for the
+        next. The shard of a process that dies comes back here.
+        """
+        return claims(self._work, self.pending, wait=True)
+
     def commit(self) -> Store:
         """Finish the store and give it its name, in one rename.
 
@@ -229,6 +238,7 @@ def _begin(
         if identity.differences(before.fingerprint, before.taps):
             work.clear()
         elif before.rows_sha256 == identity.rows_sha256:
+            work.drop_litter()
             retired = [folder.source() for folder in work.retired()]
             return _Job(before, plan, known_bad, [*sources, *retired])
         else:

@@ -9,7 +9,7 @@ from pathlib import Path
 from cache.description import KEY, Description, load_json, parse_description
 from cache.errors import FormatError, StoreNotFoundError, UntrustedStoreError
 from cache.index import Index, UInt8, check_size
-from cache.mapped import RowFiles, ZarrRows, read_plain, read_range
+from cache.mapped import RowFiles, ZarrRows, folder_inode, read_plain, read_range
 from cache.zarr_layout import CHECKSUM_BYTES, index_chunk_name, index_json, root_json, tap_json
 
 MAX_METADATA_BYTES = 1 << 20
@@ -64,6 +64,7 @@ def open_zarr(folder: Path) -> OpenedStore:
         FormatError: Its metadata are damaged.
         UntrustedStoreError: It holds what no store holds.
     """
+    before = folder_inode(folder)
     description = read_root(folder)
     for name, tap in description.taps.items():
         check_metadata(folder, folder / name, tap_json(tap, description.slots, description.shard_rows))
@@ -74,7 +75,10 @@ def open_zarr(folder: Path) -> OpenedStore:
         return load_index(folder, description, name)
 
     index = Index(description, load, str(folder))
-    return OpenedStore(description, index, ZarrRows(folder, description.taps, description.shard_rows, index.present))
+    rows = ZarrRows(folder, description.taps, description.shard_rows, index.present)
+    if folder_inode(folder) != before:
+        return open_zarr(folder)
+    return OpenedStore(description, index, rows)
 
 
 def check_metadata(root: Path, array: Path, expected: bytes) -> None:
