@@ -48,11 +48,11 @@ def load_folder(
     classes: list[str] = []
     splits: list[Split] = []
     for split, folder in _class_folders(root):
-        images = sorted(_images(folder))
+        images = sorted(_images(root, folder))
         if not images:
             message = f"{folder}: the class has no image ({', '.join(SUFFIXES)}); add some or remove the folder"
             raise DataError(message)
-        names += [path.relative_to(root).as_posix() for path in images]
+        names += images
         classes += [folder.name] * len(images)
         splits += [split] * len(images) if split else []
     groups = _groups(root, names, group_pattern)
@@ -81,13 +81,14 @@ def _folders(root: Path) -> list[Path]:
     return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _images(folder: Path) -> Iterator[Path]:
-    """Image files at any depth below a folder, hidden ones left out."""
+def _images(root: Path, folder: Path) -> Iterator[str]:
+    """Image files at any depth below a folder, hidden ones left out, as paths relative to `root`."""
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        below = Path(parent).relative_to(root).as_posix()
         for name in files:
             if name.lower().endswith(SUFFIXES) and not name.startswith("."):
-                yield Path(parent, name)
+                yield f"{below}/{name}"
 
 
 def _groups(root: Path, names: list[str], pattern: str | None) -> list[str]:
