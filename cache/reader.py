@@ -202,7 +202,7 @@ class Store:
             filled[name] = self._buffer(name, len(slots), out)
             damaged |= self._fill(opened, name, slots, filled[name], verify)
         if damaged:
-            raise self._damage(opened, slots, damaged)
+            raise self._damage(opened, np.asarray(rows)[sorted(damaged)])
         return filled
 
     def _slots(self, opened: OpenedStore, rows: Sequence[int] | npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
@@ -272,10 +272,9 @@ class Store:
             return np.empty(0, np.uint8)
         return file.data if file.intact() else np.empty(0, np.uint8)
 
-    def _damage(self, opened: OpenedStore, slots: npt.NDArray[np.int64], damaged: set[int]) -> DamagedRowError:
-        """The error that names the samples."""
-        row_of = {int(slot): row for row, slot in reversed(list(enumerate(opened.index.slot.tolist())))}
-        ids = [opened.index.ids[row_of[int(slots[position])]] for position in sorted(damaged)]
+    def _damage(self, opened: OpenedStore, rows: npt.NDArray[np.integer[Any]]) -> DamagedRowError:
+        """The error that names the samples of damaged rows."""
+        ids = list(dict.fromkeys(opened.index.ids[row] for row in rows.tolist()))
         shown = ", ".join(map(repr, ids[:8])) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
         message = (
             f"{self.path}: the stored features of {shown} are damaged; run 'store verify' for all damage and "
