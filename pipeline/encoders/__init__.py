@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from pipeline.encoders.architecture import ARCHITECTURES, Architecture, architecture_named
 from pipeline.encoders.checkpoint import load_encoder, weights_sha256
+from pipeline.encoders.demo import DemoReport, train_demo_encoder
 from pipeline.encoders.encoder import Encoder, build_encoder
 from pipeline.encoders.preprocessing import Prepared
+from pipeline.encoders.views import VIEWS
 
 __all__ = [
     "ARCHITECTURES",
+    "VIEWS",
     "Architecture",
+    "DemoReport",
     "Encoder",
     "Prepared",
     "architecture_named",
     "build_encoder",
     "load_encoder",
+    "train_demo_encoder",
     "weights_sha256",
 ]

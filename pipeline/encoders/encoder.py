@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, get_args
@@ -18,9 +19,11 @@ from pipeline.encoders import preprocessing, vit
 from pipeline.encoders.architecture import Architecture, architecture_named
 from pipeline.encoders.checkpoint import load_encoder, weights_sha256
 from pipeline.encoders.preprocessing import Prepared
+from pipeline.encoders.views import VIEWS, turned
 from pipeline.errors import ConfigError
 
 Precision = Literal["float32", "bfloat16", "float16"]
+RunBlock = Callable[[nn.Module, Tensor], Tensor]
 JSON = str | int | float | list["JSON"] | dict[str, "JSON"]
 
 ARITHMETIC = 1  # raise when the same pixels and weights give other features
@@ -41,7 +44,7 @@ def build_encoder(
     Args:
         name: `sam_vit_b`, `sam_vit_l`, `sam_vit_h` or `sam_demo`.
         checkpoint: File of weights, see `load_encoder`.
-        taps: Any of `patch early middle late neck` and `block:N`.
+        taps: Any of `patch early middle late neck` and `block:N`; of a turned image with `@` and one of `VIEWS`.
         input_px: Side of the square input, px; None is what the weights were trained for.
         pool: Side k of the local average, in tokens; must divide the grid.
         precision: Type of the matrix products.
@@ -54,17 +57,18 @@ def build_encoder(
     architecture = architecture_named(name)
     input_px = architecture.input_px if input_px is None else input_px
     _check(architecture, taps, input_px, pool, precision)
-    module = load_encoder(architecture, checkpoint)
     encoder = Encoder(
         architecture,
-        module,
+        load_encoder(architecture, checkpoint),
         digest=weights_sha256(checkpoint),
         taps=taps,
         input_px=input_px,
         pool=pool,
         precision=precision,
     )
-    return encoder.to(device)
+    if torch.device(device).type == "cuda" and importlib.util.find_spec("triton"):
+        encoder.compile_blocks()
+    return encoder.to(device).eval()
 
 
 class Encoder(nn.Module):
@@ -73,7 +77,7 @@ class Encoder(nn.Module):
     Attributes:
         name: Of the architecture.
         input_px: Side S of the square input, px.
-        taps: Shape (C, g, g) of each tap's map after the pool.
+        taps: Shape (C, g, g) of each tap's map after the pool, in the order asked for.
     """
 
     def __init__(
@@ -94,14 +98,16 @@ class Encoder(nn.Module):
         self._digest = digest
         self._pool = pool
         self._precision = precision
-        self._depths = {tap: architecture.depth_of(tap) for tap in taps}
+        self._taps = {tap: _parse(architecture, tap) for tap in taps}
+        self._run_block: RunBlock = vit.run_block
+        self._static_batch = 0  # of the compiled form; 0 while there is none
         grid = input_px // architecture.patch_px
         vit.fit_to_grid(module, grid)
         vit.cast(module, getattr(torch, precision))
         self.vit = module
         side = grid // pool
         self.taps: Mapping[str, tuple[int, int, int]] = MappingProxyType(
-            {tap: (architecture.channels_at(depth), side, side) for tap, depth in self._depths.items()}
+            {tap: (architecture.channels_at(depth), side, side) for tap, (depth, _) in self._taps.items()}
         )
 
     def fingerprint(self) -> dict[str, JSON]:
@@ -116,7 +122,8 @@ class Encoder(nn.Module):
                 "std": list(preprocessing.STD),
             },
             "precision": self._precision,
-            "taps": {tap: self._architecture.describe(depth) for tap, depth in self._depths.items()},
+            "taps": {tap: self._architecture.describe(depth) for tap, (depth, _) in self._taps.items()},
+            "views": {tap: view for tap, (_, view) in self._taps.items() if view != "identity"},
             "pool": self._pool,
             "arithmetic": ARITHMETIC,
         }
@@ -132,7 +139,12 @@ class Encoder(nn.Module):
         """
         return preprocessing.prepare(image, self.input_px)
 
-    @torch.inference_mode()
+    def compile_blocks(self) -> None:
+        """Compile the blocks for batches of one size: the largest so far, to which smaller ones are filled up."""
+        self._run_block = torch.compile(vit.run_block, dynamic=False)
+        self._static_batch = 1
+
+    @torch.no_grad()
     def encode(self, pixels: Tensor, sizes: Tensor) -> dict[str, Tensor]:
         """Features of a batch.
 
@@ -143,28 +155,39 @@ class Encoder(nn.Module):
         Returns:
             float32 (B, C, g, g) of every tap, on the encoder's device.
         """
-        device = self.vit.pos_embed.device
-        images = preprocessing.normalise(pixels.to(device, non_blocking=True), sizes)
-        maps = self.maps(images)
-        return {tap: _pooled(maps[depth], self._pool) for tap, depth in self._depths.items()}
+        count = len(pixels)
+        pixels = pixels.to(self.vit.pos_embed.device, non_blocking=True)
+        if self._static_batch:
+            self._static_batch = max(self._static_batch, count)
+            pixels = F.pad(pixels, (0, 0, 0, 0, 0, 0, 0, self._static_batch - count))
+            sizes = F.pad(sizes, (0, 0, 0, self._static_batch - count))
+        features: dict[str, Tensor] = {}
+        for view in dict.fromkeys(view for _, view in self._taps.values()):
+            maps = self._maps(preprocessing.normalise(*turned(pixels, sizes, view)), view)
+            features |= {tap: _pooled(maps[depth][:count], self._pool) for tap, depth in self._depths(view).items()}
+        return {tap: features[tap] for tap in self._taps}
 
-    def maps(self, images: Tensor) -> dict[int, Tensor]:
-        """Feature maps at the depths that the taps need, before the pool; differentiable.
+    def _maps(self, images: Tensor, view: str) -> dict[int, Tensor]:
+        """Maps (B, h, w, C) by depth, of the depths that a view's taps name; nothing deeper is computed."""
+        wanted = set(self._depths(view).values())
+        maps = vit.feature_maps(self.vit, images, self._run_block)
+        return {depth: found for depth, found in zip(range(max(wanted) + 1), maps, strict=False) if depth in wanted}
 
-        Args:
-            images: float32 (B, 3, S, S), normalised and padded.
+    def _depths(self, view: str) -> dict[str, int]:
+        return {tap: depth for tap, (depth, of) in self._taps.items() if of == view}
 
-        Returns:
-            float32 (B, h, w, C) by depth.
-        """
-        wanted = set(self._depths.values())
-        found = {}
-        for depth, features in enumerate(vit.feature_maps(self.vit, images)):
-            if depth in wanted:
-                found[depth] = features
-            if depth == max(wanted):
-                break
-        return found
+
+def _parse(architecture: Architecture, tap: str) -> tuple[int, str]:
+    """Depth and view of a tap: `NAME`, or `NAME@VIEW`.
+
+    Raises:
+        ConfigError: There is no such tap or view.
+    """
+    name, _, view = tap.partition("@")
+    if "@" in tap and (view not in VIEWS or view == "identity"):
+        message = f"tap {tap!r} has no view {view!r}; valid views: {', '.join(list(VIEWS)[1:])}, or none at all"
+        raise ConfigError(message)
+    return architecture.depth_of(name), view or "identity"
 
 
 def _pooled(features: Tensor, pool: int) -> Tensor:
@@ -179,7 +202,7 @@ def _check(architecture: Architecture, taps: Sequence[str], input_px: int, pool:
         ConfigError: With the valid values.
     """
     for tap in taps:
-        architecture.depth_of(tap)
+        _parse(architecture, tap)
     if not taps or len(set(taps)) < len(taps):
         message = f"taps are {list(taps)!r}; expected at least one, each once"
         raise ConfigError(message)

@@ -1,0 +1,182 @@
+"""The miniature SAM of the demo: the same architecture in 0.8 M parameters, trained on the spot to segment lesions.
+
+Its features are frozen afterwards like those of any SAM, so the demo shows the real idea without a download. The
+mask head exists for the training alone; the checkpoint holds the image encoder in the official key layout.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from segment_anything.modeling import ImageEncoderViT
+from torch import Tensor, nn
+
+from pipeline.encoders import preprocessing, vit
+from pipeline.encoders.architecture import architecture_named
+from pipeline.progress import Progress, silent
+
+Images = npt.NDArray[np.uint8]
+Masks = npt.NDArray[np.bool_]
+
+_BATCH = 16
+_PEAK_LR = 1e-3
+
+
+@dataclass(frozen=True)
+class DemoReport:
+    """How the training of the miniature SAM went.
+
+    Attributes:
+        dice: Mean over held-out images of 2 |A and B| / (|A| + |B|) for predicted and true lesion, at full size.
+        seconds: Wall time of the training.
+        parameters: Of the encoder, without the mask head.
+        steps: Optimiser steps.
+    """
+
+    dice: float
+    seconds: float
+    parameters: int
+    steps: int
+
+
+def train_demo_encoder(
+    images: Images,
+    masks: Masks,
+    held_out_images: Images,
+    held_out_masks: Masks,
+    path: Path,
+    *,
+    seed: int = 0,
+    steps: int = 125,
+    progress: Progress = silent,
+) -> DemoReport:
+    """Train `sam_demo` to segment lesions, and write its image encoder as a checkpoint.
+
+    The same arrays, seed and number of threads give the same file, byte for byte, on a CPU.
+
+    Args:
+        images: uint8 (n, S, S), grey.
+        masks: bool (n, S, S), true where the lesion is.
+        held_out_images: Other images, to measure the Dice on.
+        held_out_masks: Their masks.
+        path: Checkpoint to write (`.pth`), in the official key layout; replaced at once or not at all.
+        seed: Of the first weights and of the order of images.
+        steps: Optimiser steps, each of 16 images.
+        progress: Called after each step.
+    """
+    started = time.perf_counter()
+    generator = torch.Generator().manual_seed(seed)
+    encoder = _new_encoder(generator)
+    head = _new_mask_head(encoder.neck[0].out_channels, generator)
+    parameters = [*encoder.parameters(), *head.parameters()]
+    optimiser = torch.optim.AdamW(parameters, lr=_PEAK_LR, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, _PEAK_LR, total_steps=steps)
+    for step, batch in enumerate(_batches(len(images), steps, generator), start=1):
+        loss = _loss(_predict(encoder, head, images[batch]), torch.from_numpy(masks[batch]).float())
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        schedule.step()
+        progress("train sam_demo", step, steps, loss=loss.item())
+    dice = _dice(encoder, head, held_out_images, held_out_masks)
+    _write(encoder, path)
+    return DemoReport(dice, time.perf_counter() - started, sum(p.numel() for p in encoder.parameters()), steps)
+
+
+def _batches(count: int, steps: int, generator: torch.Generator) -> Iterator[npt.NDArray[np.int64]]:
+    """Indices of each step's images; every image is seen once before any is seen again."""
+    order = torch.empty(0, dtype=torch.int64)
+    for _ in range(steps):
+        while len(order) < _BATCH:
+            order = torch.cat([order, torch.randperm(count, generator=generator)])
+        yield order[:_BATCH].numpy()
+        order = order[_BATCH:]
+
+
+def _predict(encoder: ImageEncoderViT, head: nn.Module, images: Images) -> Tensor:
+    """Logits (n, 64, 64) of the lesion, through the preprocessing that frozen features will go through."""
+    prepared = [preprocessing.prepare(np.repeat(image[:, :, None], 3, axis=2), encoder.img_size) for image in images]
+    pixels = torch.stack([one.pixels for one in prepared])
+    sizes = torch.tensor([one.size for one in prepared])
+    *_, neck = vit.feature_maps(encoder, preprocessing.normalise(pixels, sizes))
+    logits: Tensor = head(neck.permute(0, 3, 1, 2))
+    return logits.squeeze(1)
+
+
+def _loss(logits: Tensor, masks: Tensor) -> Tensor:
+    """Binary cross-entropy plus one minus the soft Dice, against masks averaged to the logits' size."""
+    target = F.adaptive_avg_pool2d(masks, (logits.shape[1], logits.shape[2]))
+    probability = logits.sigmoid()
+    overlap = (probability * target).sum((1, 2))
+    dice = (2 * overlap + 1) / (probability.sum((1, 2)) + target.sum((1, 2)) + 1)
+    return F.binary_cross_entropy_with_logits(logits, target) + (1 - dice).mean()
+
+
+@torch.inference_mode()
+def _dice(encoder: ImageEncoderViT, head: nn.Module, images: Images, masks: Masks) -> float:
+    """Mean Dice of thresholded predictions at the masks' own size; two empty masks agree fully."""
+    values = []
+    for start in range(0, len(images), _BATCH):
+        truth = torch.from_numpy(masks[start : start + _BATCH])
+        logits = _predict(encoder, head, images[start : start + _BATCH])
+        found = F.interpolate(logits[:, None], truth.shape[1:], mode="bilinear")[:, 0] > 0
+        both, total = (found & truth).sum((1, 2)), found.sum((1, 2)) + truth.sum((1, 2))
+        values.append(torch.where(total > 0, 2 * both / total, 1.0))
+    return torch.cat(values).mean().item()
+
+
+def _new_encoder(generator: torch.Generator) -> ImageEncoderViT:
+    """A `sam_demo` with random weights, drawn without touching torch's global generator."""
+    encoder = architecture_named("sam_demo").build().to_empty(device="cpu")
+    for name, parameter in encoder.named_parameters():
+        _initialise(name, parameter, generator)
+    return encoder
+
+
+def _new_mask_head(channels: int, generator: torch.Generator) -> nn.Module:
+    """Two upsamplings by two from the neck's grid to the predicted mask, as in SAM's decoder."""
+    with torch.device("meta"):
+        head = nn.Sequential(
+            nn.ConvTranspose2d(channels, 32, 2, 2), nn.GELU(), nn.ConvTranspose2d(32, 16, 2, 2), nn.GELU(),
+            nn.Conv2d(16, 1, 1),
+        )  # fmt: skip
+    head = head.to_empty(device="cpu")
+    for name, parameter in head.named_parameters():
+        _initialise(name, parameter, generator)
+    return head
+
+
+def _initialise(name: str, parameter: nn.Parameter, generator: torch.Generator) -> None:
+    """Biases and relative positions zero, normalisations one, matrices normal with the fan-in's scale."""
+    if "rel_pos" in name or name.endswith("bias"):
+        nn.init.zeros_(parameter)
+    elif parameter.ndim == 1:
+        nn.init.ones_(parameter)
+    elif name == "pos_embed":
+        nn.init.normal_(parameter, std=0.02, generator=generator)
+    else:
+        nn.init.normal_(parameter, std=math.sqrt(1 / parameter[0].numel()), generator=generator)
+
+
+def _write(encoder: ImageEncoderViT, path: Path) -> None:
+    """Write the checkpoint beside its name, then rename: a reader sees the old file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        try:
+            torch.save(encoder.state_dict(), file)
+            file.flush()
+            os.fsync(file.fileno())
+        except BaseException:
+            Path(file.name).unlink()
+            raise
+    Path(file.name).replace(path)
