@@ -1,0 +1,167 @@
+"""What an epoch on cached features costs: beside the plain classifier, and beside running the encoder in the loop.
+
+    python -m tests.benchmarks.train [--json] [--device cuda] [--rounds 3]
+
+Images and features are random, as the cost does not depend on them; their shapes are those of ViT-B at 1024 px (on a
+GPU: ViT-H), pooled by 4. Plain and gated epochs take turns, and the fastest of each is compared, since a shared machine
+only ever adds time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import resource
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import segment_anything
+import torch
+
+import cache
+from pipeline.augment import Augmentation
+from pipeline.classifier import Classifier, ModelOptions
+from pipeline.data import Dataset, Sample, pixel_digest
+from pipeline.encoders import build_encoder
+from pipeline.feed import Feed
+from pipeline.loop import Loop
+from pipeline.optimise import TrainOptions
+from pipeline.progress import silent
+
+SIDE_PX = 224
+BATCH = 32
+MOVES = Augmentation(flip_horizontal=0.5, rotation_degrees=15, scale=(0.9, 1.1), brightness=0.1, contrast=0.1)
+WIDTHS = {"sam_vit_b": 768, "sam_vit_h": 1280}
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Random images."""
+
+    images: np.ndarray
+
+    def read(self, index):
+        return self.images[index]
+
+    def stamp(self, index):
+        return None
+
+    def mask(self, index):
+        return None
+
+
+def make_dataset(count: int) -> Dataset:
+    images = np.random.default_rng(0).integers(0, 256, (count, SIDE_PX, SIDE_PX, 3), dtype=np.uint8)
+    samples = tuple(Sample(id=f"{i}", label=i % 2, split="train", group=f"{i}") for i in range(count))
+    return Dataset("noise", samples, ("a", "b"), "binary", Noise(images))
+
+
+def make_store(path: Path, dataset: Dataset, encoder: str) -> cache.Store:
+    width = WIDTHS[encoder]
+    taps = {tap: cache.TapSpec(width, 16, 16, "float16") for tap in ("patch", "early", "middle", "late")}
+    taps["neck"] = cache.TapSpec(256, 16, 16, "float16")
+    rows = [cache.Row(s.id, pixel_digest(dataset.read(i))) for i, s in enumerate(dataset.samples)]
+    random = np.random.default_rng(1)
+    with cache.create_store(path, fingerprint=cache.Fingerprint({"noise": 1}), taps=taps, rows=rows) as writer:
+        for plan in writer.pending:
+            count = len(plan.rows)
+            features = {
+                tap: random.standard_normal((count, s.channels, s.height, s.width), np.float32).astype("float16")
+                for tap, s in taps.items()
+            }
+            writer.write(plan, features, np.ones((count, 2), np.float32))
+        return writer.commit()
+
+
+def make_loop(backbone: str, dataset: Dataset, store: cache.Store | None, device: torch.device) -> Loop:
+    model = ModelOptions(backbone=backbone, image_px=SIDE_PX, gates=ModelOptions().gates if store else ())
+    feed = Feed(dataset, "train", store, taps=model.taps, image_px=SIDE_PX, device=device)
+    taps = {tap: shape for tap, (shape, _) in feed.shapes().items()}
+    classifier = Classifier(model, taps, outputs=2).to(device)
+    return Loop(classifier, "softmax", feed, TrainOptions(batch_size=BATCH), MOVES, channels_last=True)
+
+
+def seconds_of_epochs(loops: dict[str, Loop], rounds: int, device: torch.device) -> dict[str, dict[str, float]]:
+    """Let loops take turns; the fastest epoch of each, and the share of it that was spent waiting for data."""
+    best: dict[str, dict[str, float]] = {}
+    for number in range(rounds + 1):  # the first round warms up
+        for name, loop in loops.items():
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            row = loop.run_epoch(number, silent)
+            if number and (name not in best or row["seconds"] < best[name]["seconds"]):
+                best[name] = row
+    return best
+
+
+def seconds_to_encode(encoder: str, images: np.ndarray, folder: Path, device: torch.device) -> float:
+    """Seconds an image takes through the official architecture with random weights, a few images at a time."""
+    checkpoint = folder / "random.pth"
+    torch.manual_seed(0)
+    torch.save(segment_anything.sam_model_registry[encoder.removeprefix("sam_")]().state_dict(), checkpoint)
+    taps = ("patch", "early", "middle", "late", "neck")
+    precision = "bfloat16" if device.type == "cuda" else "float32"
+    frozen = build_encoder(encoder, checkpoint=checkpoint, taps=taps, pool=4, precision=precision, device=str(device))
+    times = []
+    for image in images:
+        start = time.perf_counter()
+        prepared = frozen.prepare(image)
+        features = frozen.encode(prepared.pixels[None], torch.tensor([prepared.size]))
+        features["neck"].sum().item()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def measure(device: torch.device, rounds: int, count: int) -> dict[str, object]:
+    encoder = "sam_vit_h" if device.type == "cuda" else "sam_vit_b"
+    backbones = ("resnet18", "resnet50", *(("resnet152",) if device.type == "cuda" else ()))
+    dataset = make_dataset(count)
+    result: dict[str, object] = {"device": str(device), "threads": torch.get_num_threads(), "encoder": encoder}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        store = make_store(folder / "noise.zarr", dataset, encoder)
+        per_image = {}
+        for backbone in backbones:
+            loops = {
+                "plain": make_loop(backbone, dataset, None, device),
+                "gated": make_loop(backbone, dataset, store, device),
+            }
+            best = seconds_of_epochs(loops, rounds, device)
+            per_image[backbone] = best["gated"]["seconds"] / count
+            result[f"gate_cost_{backbone}"] = best["gated"]["seconds"] / best["plain"]["seconds"]
+            result[f"images_per_second_{backbone}"] = count / best["gated"]["seconds"]
+            result["wait_share"] = max(float(str(result.get("wait_share", 0))), best["gated"]["wait_share"])
+            del loops
+            gc.collect()
+        result["peak_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        if device.type == "cuda":
+            result["peak_device_memory_mib"] = torch.cuda.max_memory_allocated(device) / 2**20
+        encode = seconds_to_encode(encoder, dataset.source.images[:2], folder, device)
+        result["seconds_to_encode_an_image"] = encode
+        result["online_over_cached"] = (encode + per_image["resnet18"]) / per_image["resnet18"]
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=int, default=3, help="epochs of each kind that are timed")
+    parser.add_argument("--count", type=int, default=64, help="images")
+    arguments = parser.parse_args()
+    result = measure(torch.device(arguments.device), arguments.rounds, arguments.count)
+    if arguments.json:
+        json.dump(result, sys.stdout, indent=2)
+        print()
+        return
+    for key, value in result.items():
+        print(f"{key:32} {value:.3f}" if isinstance(value, float) else f"{key:32} {value}")
+
+
+if __name__ == "__main__":
+    main()
