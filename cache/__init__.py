@@ -38,6 +38,7 @@ from cache.index import Row
 from cache.info import StoreInfo, info
 from cache.join import StoreWorker, join_store
 from cache.reader import Store, open_store
+from cache.repair import repair_store
 from cache.shards import ShardPlan
 from cache.verify import Damage, verify
 from cache.writer import StoreWriter, create_store
@@ -67,5 +68,6 @@ __all__ = [
     "info",
     "join_store",
     "open_store",
+    "repair_store",
     "verify",
 ]

@@ -15,57 +15,61 @@ from cache.errors import IncompleteRowsError
 from cache.identity import Identity
 from cache.index import Row, describe_entry, encode_ids, encode_json
 from cache.plan import NOWHERE, Plan
+from cache.spare import SPARE, encode_spare, spare_entry
 from cache.work import WorkFolder
 from cache.zarr_layout import group_json, index_chunk_name, index_json, root_json, tap_json, with_checksum
 
+Arrays = Mapping[str, npt.NDArray[Any]]
 
-def finish_store(
-    work: WorkFolder, identity: Identity, plan: Plan, rows: Sequence[Row], known_bad: Mapping[bytes, str]
-) -> None:
+
+def finish_store(work: WorkFolder, identity: Identity, slots: int, shard_rows: int, arrays: Arrays) -> None:
     """Complete the Zarr folder in `work.store`, whose shards are all there; the root comes last.
 
     Args:
         work: The store in the making.
         identity: Fingerprint, taps and provenance.
-        plan: Slot of every row.
-        rows: The rows that were asked for.
-        known_bad: Reasons by digest of pixels that were known to give no feature.
+        slots: Places in each tap's array.
+        shard_rows: Slots in a shard.
+        arrays: The index by name.
 
     Raises:
-        IncompleteRowsError: Every row is set aside.
         NoSpaceError: The disk is full.
     """
-    arrays = _index_arrays(work, identity, plan, rows, known_bad)
     description = Description(
         fingerprint=identity.fingerprint,
         taps=identity.taps,
         rows=len(arrays["slot"]),
-        slots=plan.slots,
-        shard_rows=plan.shard_rows,
+        slots=slots,
+        shard_rows=shard_rows,
         index={name: describe_entry(array) for name, array in arrays.items()},
         provenance=identity.provenance,
     )
-    files = metadata_files(description)
-    for name, entry in description.index.items():
-        files[f"index/{name}/{index_chunk_name(entry)}"] = with_checksum(arrays[name].tobytes())
-    write_files(work.store, files, work.scratch("metadata"))
+    _write_files(work.store, store_files(description, arrays), work.scratch("metadata"))
     root = root_json(description)
     work.seal(root)
     write_file(work.store / "zarr.json", [root], work.scratch("metadata"))
     sync_folder(work.store)
 
 
-def metadata_files(description: Description) -> dict[str, bytes]:
-    """Content of every `zarr.json` but the root's, by path in the store."""
+def store_files(description: Description, arrays: Arrays) -> dict[str, bytes]:
+    """Content of every file of a Zarr folder but its root and its shards, by path in the folder."""
+    spare = encode_spare(description, arrays, {})
+    entries = {**description.index, SPARE: spare_entry(spare)}
     files = {
         f"{name}/zarr.json": tap_json(tap, description.slots, description.shard_rows)
         for name, tap in description.taps.items()
     }
-    files |= {f"index/{name}/zarr.json": index_json(entry) for name, entry in description.index.items()}
-    return files | {"index/zarr.json": group_json(), "index/crc32c/zarr.json": group_json()}
+    files |= {"index/zarr.json": group_json(), "index/crc32c/zarr.json": group_json()}
+    for name, entry in entries.items():
+        array = spare if name == SPARE else arrays[name]
+        files[f"index/{name}/zarr.json"] = index_json(entry)
+        files[f"index/{name}/{index_chunk_name(entry)}"] = with_checksum(np.ascontiguousarray(array).tobytes())
+    if "card" in arrays:
+        files["README.md"] = arrays["card"].tobytes()
+    return files
 
 
-def write_files(store: Path, files: Mapping[str, bytes], scratch: Path) -> None:
+def _write_files(store: Path, files: Mapping[str, bytes], scratch: Path) -> None:
     """Write files into a folder, all synced, their folders too."""
     for name, data in files.items():
         path = store / name
@@ -75,10 +79,21 @@ def write_files(store: Path, files: Mapping[str, bytes], scratch: Path) -> None:
         sync_folder(folder)
 
 
-def _index_arrays(
+def collect_index(
     work: WorkFolder, identity: Identity, plan: Plan, rows: Sequence[Row], known_bad: Mapping[bytes, str]
 ) -> dict[str, npt.NDArray[Any]]:
-    """Every array of the index, by name."""
+    """The index of a store whose shards are all finished, by name.
+
+    Args:
+        work: The store in the making.
+        identity: Its taps.
+        plan: Slot of every row.
+        rows: The rows that were asked for.
+        known_bad: Reasons by digest of pixels that were known to give no feature.
+
+    Raises:
+        IncompleteRowsError: Every row is set aside.
+    """
     extent, checksums, found_bad = work.collect(plan, identity.taps)
     present = extent[:, 0] > 0
     reasons = {**known_bad, **{plan.digest[slot].tobytes(): reason for slot, reason in found_bad.items()}}

@@ -21,7 +21,7 @@ from cache.fingerprint import Fingerprint
 from cache.identity import Identity, holds, rows_sha256
 from cache.index import Row
 from cache.reader import open_files
-from cache.shards import ShardPlan, ShardWriter
+from cache.shards import ShardPlan, ShardWriter, find_origins
 from cache.source import store_source
 from cache.work import WorkFolder, partial_path
 
@@ -143,7 +143,8 @@ def join_store(
                 stores += [open_files(Path(name)) for name in reuse]
                 sources = [source for opened in stores if (source := store_source(opened))]
                 sources += [folder.source() for folder in work.retired()]
-                return StoreWorker(work, ShardWriter(work, taps, plan, sources))
+                origins = find_origins(work, plan, taps, sources)
+                return StoreWorker(work, ShardWriter(work, begun.taps, plan, origins))
         time.sleep(_POLL_SECONDS)
     message = f"{target}: no process has begun this store within {wait_seconds:.0f} s; start the leading one first"
     raise StoreError(message)

@@ -35,6 +35,11 @@ class WriterLock:
         os.ftruncate(self._handle, 0)
         os.pwrite(self._handle, json.dumps(holder).encode(), 0)
 
+    @property
+    def folder(self) -> Path:
+        """Where the lock file lies."""
+        return self._path.parent
+
     def release(self) -> None:
         """Give the lock back and delete its file; a second call does nothing."""
         if self._handle >= 0:

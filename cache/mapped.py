@@ -64,6 +64,10 @@ class MappedFile:
         self.path = path
         self.data: UInt8 = np.frombuffer(self._map, np.uint8)
 
+    def last(self, text: bytes) -> int:
+        """Where `text` begins for the last time, -1 if it does not occur."""
+        return self._map.rfind(text)
+
     def intact(self) -> bool:
         """Whether the file still has all of its bytes."""
         return self._map.size() >= len(self._map)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,35 +34,46 @@ class ShardPlan:
     rows: tuple[int, ...]
 
 
+Origins = Mapping[int, tuple[Source, int]]
+"""Source and slot there of an intact row, by the slot where it is wanted."""
+
+
+def unfinished(work: WorkFolder, plan: Plan) -> list[int]:
+    """Numbers of a plan's shards that are still to be written; a gap in the numbering is none."""
+    used = np.unique(np.flatnonzero(plan.filled) // plan.shard_rows)
+    return sorted(set(used.tolist()) - work.finished())
+
+
+def find_origins(work: WorkFolder, plan: Plan, taps: Iterable[str], sources: Sequence[Source]) -> Origins:
+    """An intact row of some source for every slot of an unfinished shard that has one, by the digest of its pixels."""
+    slots = (slot for number in unfinished(work, plan) for slot in plan.shard_slots(number) if plan.filled[slot])
+    wanted = {plan.digest[slot].tobytes(): slot for slot in slots}
+    origins: dict[int, tuple[Source, int]] = {}
+    for source in sources if wanted else ():
+        for old in np.flatnonzero(source.present).tolist():
+            slot = wanted.get(source.digest[old].tobytes())
+            if slot is not None and slot not in origins and all(source.row(tap, old) is not None for tap in taps):
+                origins[slot] = (source, old)
+    return origins
+
+
 class ShardWriter:
     """Fills the unfinished shards of a plan from the caller's features and from finished ones."""
 
-    def __init__(self, work: WorkFolder, taps: Mapping[str, TapSpec], plan: Plan, sources: Sequence[Source]) -> None:
+    def __init__(self, work: WorkFolder, taps: Mapping[str, TapSpec], plan: Plan, origins: Origins) -> None:
         """Find out what is missing.
 
         Args:
             work: The store in the making.
             taps: Shapes and types.
             plan: Slot of every row.
-            sources: Where finished rows may be taken from; damaged ones are not.
+            origins: Where the rows come from that need no encoding.
         """
         self._work = work
         self._taps = taps
         self._plan = plan
-        self._origin = self._find_origins(sources)
+        self._origin = origins
         self.pending: tuple[ShardPlan, ...] = self._find_pending()
-
-    def _find_origins(self, sources: Sequence[Source]) -> dict[int, tuple[Source, int]]:
-        """An intact row of some source, for every slot of an unfinished shard that has one."""
-        plan = self._plan
-        wanted = {plan.digest[slot].tobytes(): slot for number in self.unfinished() for slot in self._slots(number)}
-        origins: dict[int, tuple[Source, int]] = {}
-        for source in sources if wanted else ():
-            for old in np.flatnonzero(source.present).tolist():
-                slot = wanted.get(source.digest[old].tobytes())
-                if slot is not None and slot not in origins and all(source.row(t, old) is not None for t in self._taps):
-                    origins[slot] = (source, old)
-        return origins
 
     def _find_pending(self) -> tuple[ShardPlan, ...]:
         """Unfinished shards that need features."""
@@ -80,9 +91,8 @@ class ShardWriter:
         return [slot for slot in self._plan.shard_slots(number) if self._plan.filled[slot]]
 
     def unfinished(self) -> list[int]:
-        """Numbers of the shards that are still to be written; a gap in the numbering is none."""
-        used = np.unique(np.flatnonzero(self._plan.filled) // self._plan.shard_rows)
-        return sorted(set(used.tolist()) - self._work.finished())
+        """Numbers of the shards that are still to be written."""
+        return unfinished(self._work, self._plan)
 
     def write(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,20 +13,15 @@ import numpy.typing as npt
 
 from cache.description import Description
 from cache.errors import FormatError, StoreError, UntrustedStoreError
-from cache.finish import metadata_files
-from cache.hdf5_file import Header, open_hdf5, read_header, trailers_sha256
+from cache.finish import store_files
+from cache.hdf5_file import open_hdf5, read_header, trailers_sha256
 from cache.index import Index
-from cache.mapped import MappedFile, ZarrRows, read_plain
+from cache.mapped import MappedFile, ZarrRows, read_plain, row_bytes
 from cache.progress import Progress, silent
 from cache.reader import open_files, store_format
-from cache.zarr_folder import OpenedStore, check_metadata, load_index, read_root
-from cache.zarr_layout import (
-    CHECKSUM_BYTES,
-    index_chunk_name,
-    shard_index,
-    shard_name,
-    with_checksum,
-)
+from cache.recover import recover
+from cache.zarr_folder import OpenedStore, check_folders, read_root
+from cache.zarr_layout import CHECKSUM_BYTES, shard_index, shard_name
 
 
 @dataclass(frozen=True)
@@ -71,51 +66,38 @@ def verify(path: str | os.PathLike[str], progress: Progress = silent) -> tuple[D
 
 def _zarr_damage(store: Path, progress: Progress) -> Iterator[Damage]:
     try:
-        description = read_root(store)
+        read_root(store)
     except StoreError as error:
         yield Damage("zarr.json", str(error))
-        return
-    yield from _metadata_damage(store, description)
-    yield from _index_damage(store, description)
-    index = Index(description, lambda name: load_index(store, description, name), str(store))
     try:
-        present = index.present
-        rows = ZarrRows(store, description.taps, description.shard_rows, present)
-        yield from _stray_files(store, description, rows)
-        slot_ids = _slot_ids(index)
+        opened = recover(store)
+        description, rows = opened.description, opened.rows
+        files = store_files(description, {name: opened.index.array(name) for name in description.index})
+        slot_ids = _slot_ids(opened.index)
     except StoreError as error:
-        yield Damage("index", f"rows cannot be checked: {error}")
+        yield Damage("index", f"nothing but extracting again helps: {error}")
         return
+    assert isinstance(rows, ZarrRows)
+    for name, content in files.items():
+        yield from _file_damage(store, name, content)
+    yield from _stray_files(store, description, rows, files.keys())
     shards = -(-description.slots // description.shard_rows)
     for number in range(shards):
         for tap in description.taps:
-            try:
-                yield from _shard_damage(description, index, rows, tap, number, slot_ids)
-            except StoreError as error:
-                yield Damage(f"index/crc32c/{tap}", f"rows cannot be checked: {error}", tap)
+            yield from _shard_damage(description, opened.index, rows, tap, number, slot_ids)
         progress("verify", number + 1, shards)
 
 
-def _metadata_damage(store: Path, description: Description) -> Iterator[Damage]:
-    """Arrays and groups whose `zarr.json` is not what the root calls for."""
-    for name, content in metadata_files(description).items():
-        try:
-            check_metadata(store, (store / name).parent, content)
-        except StoreError as error:
-            yield Damage(name, str(error))
-
-
-def _index_damage(store: Path, description: Description) -> Iterator[Damage]:
-    """Index arrays whose bytes, checksum included, are not the ones that were written."""
-    for name, entry in description.index.items():
-        file = f"index/{name}/{index_chunk_name(entry)}"
-        try:
-            index = Index(description, lambda name: load_index(store, description, name), str(store))
-            data = index.array(name).tobytes()
-            if read_plain(store / file, entry.size_bytes + CHECKSUM_BYTES) != with_checksum(data):
-                yield Damage(file, "the crc32c behind the array is damaged")
-        except StoreError as error:
-            yield Damage(file, str(error))
+def _file_damage(store: Path, name: str, content: bytes) -> Iterator[Damage]:
+    """Whether a file of the index or of metadata is not what the description calls for."""
+    try:
+        check_folders(store, (store / name).parent)
+        if read_plain(store / name, len(content)) != content:
+            yield Damage(name, "the bytes are not those that were written")
+    except FileNotFoundError:
+        yield Damage(name, "the file is missing")
+    except StoreError as error:
+        yield Damage(name, str(error))
 
 
 def _slot_ids(index: Index) -> dict[int, list[str]]:
@@ -126,16 +108,12 @@ def _slot_ids(index: Index) -> dict[int, list[str]]:
     return found
 
 
-def _stray_files(store: Path, description: Description, rows: ZarrRows) -> Iterator[Damage]:
+def _stray_files(store: Path, description: Description, rows: ZarrRows, files: Collection[str]) -> Iterator[Damage]:
     """Files that no store of this description has; links among them."""
     shards = -(-description.slots // description.shard_rows)
-    wanted = {"zarr.json", "index/zarr.json", "index/crc32c/zarr.json"}
+    wanted = {"zarr.json", *files}
     for tap in description.taps:
-        wanted |= {f"{tap}/zarr.json", *(f"{tap}/{shard_name(n)}" for n in range(shards) if rows.shards.size(tap, n))}
-    for name, entry in description.index.items():
-        wanted |= {f"index/{name}/zarr.json", f"index/{name}/{index_chunk_name(entry)}"}
-    if "card" in description.index:
-        wanted.add("README.md")
+        wanted |= {f"{tap}/{shard_name(n)}" for n in range(shards) if rows.shards.size(tap, n)}
     folders = {str(Path(name).parent) for name in wanted}
     for base, inner, files in os.walk(store):
         here = Path(base).relative_to(store)
@@ -193,33 +171,33 @@ def _rows_damage(file: str, reason: str, tap: str, slots: list[int], slot_ids: d
 
 def _hdf5_damage(store: Path, progress: Progress) -> Iterator[Damage]:
     try:
-        opened = open_hdf5(store)
-        header, _ = read_header(store)
-        slot_ids = _slot_ids(opened.index)
+        open_hdf5(store)
     except StoreError as error:
         yield Damage(".", str(error))
-        return
-    for done, name in enumerate(header.description.taps):
-        yield from _tap_damage(opened, header, name, slot_ids)
-        progress("verify", done + 1, len(header.description.taps), tap=name)
-
-
-def _tap_damage(opened: OpenedStore, header: Header, name: str, slot_ids: dict[int, list[str]]) -> Iterator[Damage]:
-    """Damage in the rows of one tap of a single file."""
-    description, tap = header.description, header.description.taps[name]
-    data = opened.rows.file(name, 0).data
-    start, stride = header.offsets[name], tap.row_bytes + CHECKSUM_BYTES
     try:
-        checksums = opened.index.checksums(name)
+        opened = recover(store)
+        slot_ids = _slot_ids(opened.index)
     except StoreError as error:
-        yield Damage(".", str(error), name)
+        yield Damage(".", f"nothing but extracting again helps: {error}")
         return
-    bad = [
-        slot
-        for slot, expected in enumerate(checksums.tolist())
-        if google_crc32c.value(data[start + slot * stride :][: tap.row_bytes]) != expected
-    ]
+    for done, name in enumerate(opened.description.taps):
+        yield from _tap_damage(opened, name, slot_ids)
+        progress("verify", done + 1, len(opened.description.taps), tap=name)
+    try:
+        header, _ = read_header(store)
+    except StoreError:
+        return
+    data = MappedFile(store).data
+    for name, tap in header.description.taps.items():
+        found = trailers_sha256(data, header.offsets[name], header.description.slots, tap.row_bytes)
+        if found != header.trailers_sha256[name]:
+            yield Damage(".", "a fletcher32 checksum behind a row is damaged", name)
+
+
+def _tap_damage(opened: OpenedStore, name: str, slot_ids: dict[int, list[str]]) -> Iterator[Damage]:
+    """Damage in the rows of one tap of a single file."""
+    tap, checksums = opened.description.taps[name], opened.index.checksums(name).tolist()
+    rows = (row_bytes(opened.rows, tap, name, slot) for slot in range(opened.description.slots))
+    bad = [slot for slot, row in enumerate(rows) if google_crc32c.value(row) != checksums[slot]]
     if bad:
         yield _rows_damage(".", "the bytes of rows do not match their checksums", name, bad, slot_ids)
-    if trailers_sha256(data, start, description.slots, tap.row_bytes) != header.trailers_sha256[name]:
-        yield Damage(".", "a fletcher32 checksum behind a row is damaged", name)

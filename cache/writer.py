@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,16 +20,16 @@ from cache.description import TapSpec, check_taps, load_json
 from cache.durable import recover_swap, swap, sync_folder
 from cache.errors import IncompleteRowsError, StoreError, StoreNotFoundError
 from cache.fingerprint import JSON, Fingerprint, canonical
-from cache.finish import finish_store
-from cache.hdf5_file import pack_hdf5
+from cache.finish import collect_index, finish_store
+from cache.hdf5_pack import pack_hdf5
 from cache.identity import REPLACE, Identity, holds, rows_sha256
 from cache.index import Row, check_rows
 from cache.join import claims
 from cache.lock import WriterLock
 from cache.plan import Plan, make_plan
 from cache.reader import Store, open_files, open_store, store_format
-from cache.shards import ShardPlan, ShardWriter
-from cache.source import Source, store_source
+from cache.shards import Origins, ShardPlan, ShardWriter, find_origins
+from cache.source import store_source
 from cache.work import WorkFolder, partial_path
 from cache.zarr_folder import OpenedStore, open_zarr
 
@@ -84,25 +84,29 @@ def create_store(
         job = _begin(target, work, identity, rows, max(1, min(MAX_SHARD_ROWS, shard_rows)), reuse, replace)
         return StoreWriter(target, work, lock, tuple(rows), job)
     except BaseException:
-        _let_go(work, lock)
+        let_go(work, lock)
         raise
 
 
 @dataclass(frozen=True)
-class _Job:
+class Job:
     """What is to be written.
 
     Attributes:
         identity: Fingerprint, taps and provenance.
         plan: Slot of every row.
         known_bad: Reasons by digest of pixels known to give no feature.
-        sources: Where finished rows may be taken from.
+        origins: Where the rows come from that need no encoding.
+        extras: Optional arrays of the index, by name.
+        digests: Whether the store tells the digests of its pixels.
     """
 
     identity: Identity
     plan: Plan
     known_bad: Mapping[bytes, str]
-    sources: Sequence[Source]
+    origins: Origins
+    extras: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    digests: bool = True
 
 
 class StoreWriter:
@@ -112,18 +116,19 @@ class StoreWriter:
 
     Attributes:
         path: The store to be.
+        rows: The samples that the indices in `pending` mean.
         reused: Rows whose features are stored already.
         pending: Shards that need features.
     """
 
-    def __init__(self, path: Path, work: WorkFolder, lock: WriterLock, rows: tuple[Row, ...], job: _Job | None) -> None:
+    def __init__(self, path: Path, work: WorkFolder, lock: WriterLock, rows: tuple[Row, ...], job: Job | None) -> None:
         """Take over a planned job, or none where the finished store is what was asked for."""
         self.path = path
         self._work = work
         self._lock: WriterLock | None = lock
-        self._rows = rows
+        self.rows = rows
         self._job = job
-        self._shards = ShardWriter(work, job.identity.taps, job.plan, job.sources) if job else None
+        self._shards = ShardWriter(work, job.identity.taps, job.plan, job.origins) if job else None
         self.pending: tuple[ShardPlan, ...] = self._shards.pending if self._shards else ()
         to_encode = {rows[row].digest for plan in self.pending for row in plan.rows}
         self.reused = sum(row.digest not in to_encode for row in rows)
@@ -177,11 +182,18 @@ class StoreWriter:
                 message = f"{self.path}: {missing} rows are not written yet; write every shard of `pending` first"
                 raise IncompleteRowsError(message)
             self._shards.write_moved()
-            finish_store(self._work, self._job.identity, self._job.plan, self._rows, self._job.known_bad)
+            self._finish(self._job)
             self._give_name()
         self._work.clear()
         self.close()
         return open_store(self.path)
+
+    def _finish(self, job: Job) -> None:
+        """Write the index and all metadata."""
+        arrays = collect_index(self._work, job.identity, job.plan, self.rows, job.known_bad)
+        if not job.digests:
+            del arrays["digest"]
+        finish_store(self._work, job.identity, job.plan.slots, job.plan.shard_rows, {**arrays, **job.extras})
 
     def _give_name(self) -> None:
         """The one step that makes the store exist."""
@@ -198,7 +210,7 @@ class StoreWriter:
     def close(self) -> None:
         """Give the right to write back; finished shards stay for the next run."""
         if self._lock is not None:
-            _let_go(self._work, self._lock)
+            let_go(self._work, self._lock)
             self._lock = self._shards = self._job = None
 
     def __enter__(self) -> StoreWriter:
@@ -218,7 +230,7 @@ def _begin(
     shard_rows: int,
     reuse: Sequence[str | os.PathLike[str]],
     replace: bool,
-) -> _Job | None:
+) -> Job | None:
     """Plan what is to be done under the lock; None if the finished store at `path` is what is asked for."""
     recover_swap(path, work.aside)
     work.drop_committed()
@@ -239,8 +251,8 @@ def _begin(
             work.clear()
         elif before.rows_sha256 == identity.rows_sha256:
             work.drop_litter()
-            retired = [folder.source() for folder in work.retired()]
-            return _Job(before, plan, known_bad, [*sources, *retired])
+            sources += [folder.source() for folder in work.retired()]
+            return Job(before, plan, known_bad, find_origins(work, plan, before.taps, sources))
         else:
             work.retire()
     sources += [folder.source() for folder in work.retired()]
@@ -251,7 +263,7 @@ def _begin(
     reasons = {digest: reason for source in sources for digest, reason in source.set_aside.items()}
     known_bad = {row.digest: reasons[row.digest] for row in rows if row.digest in reasons}
     work.start(identity, plan, sources, known_bad)
-    return _Job(identity, plan, known_bad, sources)
+    return Job(identity, plan, known_bad, find_origins(work, plan, identity.taps, sources))
 
 
 def _current(path: Path, identity: Identity, replace: bool) -> OpenedStore | None:
@@ -270,8 +282,9 @@ def _current(path: Path, identity: Identity, replace: bool) -> OpenedStore | Non
     return None if identity.differences(described.fingerprint, described.taps) else current
 
 
-def _let_go(work: WorkFolder, lock: WriterLock) -> None:
-    """Release the lock, and the work folder with it if it is empty."""
+def let_go(work: WorkFolder, lock: WriterLock) -> None:
+    """Release the lock, and delete the work folder if it is empty."""
     lock.release()
-    with suppress(OSError):
-        work.path.rmdir()
+    for folder in dict.fromkeys((work.path, lock.folder)):
+        with suppress(OSError):
+            folder.rmdir()

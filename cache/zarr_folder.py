@@ -90,10 +90,7 @@ def check_metadata(root: Path, array: Path, expected: bytes) -> None:
     """
     path = array / "zarr.json"
     try:
-        for folder in (array, *array.parents[: len(array.relative_to(root).parts) - 1]):
-            if not stat.S_ISDIR(folder.lstat().st_mode):
-                message = f"{folder} is a symbolic link or a file; a store holds only folders of its own there"
-                raise UntrustedStoreError(message)
+        check_folders(root, array)
         found = read_plain(path, MAX_METADATA_BYTES)
     except FileNotFoundError as error:
         message = f"{path} is missing; the store is damaged: run 'store repair' or fetch it again"
@@ -104,6 +101,20 @@ def check_metadata(root: Path, array: Path, expected: bytes) -> None:
             f"run 'store repair' or fetch it again"
         )
         raise FormatError(message)
+
+
+def check_folders(root: Path, folder: Path) -> None:
+    """Refuse a folder of a store that is reached through a link.
+
+    Raises:
+        UntrustedStoreError: It, or a folder between it and the root, is a link or a file.
+        FileNotFoundError: One is missing.
+    """
+    while folder != root:
+        if not stat.S_ISDIR(folder.lstat().st_mode):
+            message = f"{folder} is a symbolic link or a file; a store holds only folders of its own there"
+            raise UntrustedStoreError(message)
+        folder = folder.parent
 
 
 def load_index(folder: Path, description: Description, name: str) -> UInt8:

@@ -1,0 +1,117 @@
+"""Repair: exactly the damaged rows are encoded again, everything else is taken from what is sound."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from cache.durable import recover_swap, remove
+from cache.identity import Identity, rows_sha256
+from cache.index import Row
+from cache.lock import WriterLock
+from cache.plan import NOWHERE, KeptShard, Plan
+from cache.reader import open_files
+from cache.recover import recover
+from cache.shards import Origins
+from cache.source import Source
+from cache.verify import Damage, verify
+from cache.work import WorkFolder, partial_path
+from cache.writer import Job, StoreWriter, let_go
+from cache.zarr_folder import OpenedStore
+
+
+def repair_store(path: str | os.PathLike[str]) -> StoreWriter:
+    """Begin the repair of a damaged store.
+
+    The writer's `pending` names the damaged rows; encode them from their images and `write` them, then `commit`. The
+    result has the bytes that the store had before it was damaged. Damaged metadata are made again from their second
+    copy. A dead slot's damage costs that slot.
+
+    Args:
+        path: The store.
+
+    Returns:
+        A writer whose `rows` are the store's, with those set aside at the end.
+
+    Raises:
+        StoreNotFoundError: There is none.
+        FormatError: Both copies of the metadata are damaged: nothing but extracting again helps.
+        StoreLockedError: Another process is writing it.
+    """
+    target = Path(os.path.realpath(path))
+    main = WorkFolder(partial_path(target))
+    lock = WriterLock(main.path / "lock", target)
+    work = WorkFolder(main.path / "repair")
+    try:
+        for folder in (main, work):
+            recover_swap(target, folder.aside)
+        remove(work.path)
+        if not target.exists():
+            open_files(target)
+        rows, job = _plan(target, work)
+        return StoreWriter(target, work, lock, rows, job)
+    except BaseException:
+        let_go(work, lock)
+        raise
+
+
+def _plan(path: Path, work: WorkFolder) -> tuple[tuple[Row, ...], Job | None]:
+    """The store's own rows and slots, with every sound shard kept; no job for a sound store."""
+    damage = verify(path)
+    opened = recover(path)
+    rows = _rows(opened)
+    if not damage:
+        return rows, None
+    old = opened.description
+    slots = np.concatenate([opened.index.slot, np.full(len(rows) - old.rows, NOWHERE, np.int64)])
+    source = Source(
+        taps=old.taps,
+        shard_rows=old.shard_rows,
+        digest=_digest(opened),
+        extent=opened.index.extent,
+        checksums={tap: opened.index.checksums(tap) for tap in old.taps},
+        set_aside={},
+        rows=opened.rows,
+    )
+    origins = _intact(source)
+    wanted = np.zeros(old.slots, bool)
+    wanted[opened.index.slot] = True
+    filled = opened.index.present & (wanted | np.isin(np.arange(old.slots), list(origins)))
+    plan = Plan(old.shard_rows, slots, source.digest, filled, _sound_shards(source, damage))
+    identity = Identity(old.fingerprint, old.taps, old.provenance, rows_sha256(rows))
+    reasons = {bytes.fromhex(item["digest"]): item["reason"] for item in opened.index.set_aside}
+    work.start(identity, plan, [source], reasons)
+    extras = {name: opened.index.array(name) for name in ("card", "labels") if name in old.index}
+    return rows, Job(identity, plan, reasons, origins, extras, "digest" in old.index)
+
+
+def _rows(opened: OpenedStore) -> tuple[Row, ...]:
+    """The rows that the store was asked to hold."""
+    index = opened.index
+    digests = _digest(opened)[index.slot]
+    stored = [Row(name, digest.tobytes()) for name, digest in zip(index.ids, digests, strict=True)]
+    return (*stored, *(Row(item["id"], bytes.fromhex(item["digest"])) for item in index.set_aside))
+
+
+def _digest(opened: OpenedStore) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
+    """(slots, 32) digests, zeros if the store does not tell them."""
+    digest = opened.index.digest
+    return np.zeros((opened.description.slots, 32), np.uint8) if digest is None else digest
+
+
+def _intact(source: Source) -> Origins:
+    """Every slot whose row is sound in all taps, from itself."""
+    slots = np.flatnonzero(source.present).tolist()
+    return {slot: (source, slot) for slot in slots if all(source.row(tap, slot) is not None for tap in source.taps)}
+
+
+def _sound_shards(source: Source, damage: Sequence[Damage]) -> tuple[KeptShard, ...]:
+    """Shards without damage in any tap, to be shared as they are."""
+    if not source.in_shards:
+        return ()
+    hit = {slot // source.shard_rows for found in damage for slot in found.slots}
+    used = np.unique(np.flatnonzero(source.present) // source.shard_rows).tolist()
+    return tuple(KeptShard(number, 0, number) for number in used if number not in hit)
