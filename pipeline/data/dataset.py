@@ -114,14 +114,14 @@ def identical_across_splits(dataset: Dataset, digests: npt.NDArray[np.uint8]) ->
 
     Args:
         dataset: The samples.
-        digests: `pixel_digest` of every sample, uint8 (n, 32).
+        digests: `pixel_digest` of every sample, uint8 (n, 32); zeros where an image could not be read.
 
     Returns:
         The ids of each set of equal images that spans splits, in the order of the samples.
     """
     by_digest: dict[bytes, list[int]] = defaultdict(list)
-    for index, digest in enumerate(digests):
-        by_digest[digest.tobytes()].append(index)
+    for index in np.flatnonzero(digests.any(axis=1)).tolist():
+        by_digest[digests[index].tobytes()].append(index)
     samples = dataset.samples
     return tuple(
         tuple(samples[i].id for i in same) for same in by_digest.values() if len({samples[i].split for i in same}) > 1

@@ -20,7 +20,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import cross_val_predict
 
 from pipeline.data import Difficulty, demo_arrays, generate_demo, load_demo
-from pipeline.data.demo_images import roll
+from pipeline.data.demo_images import draw, roll
 from pipeline.errors import DataError
 
 
@@ -76,9 +76,9 @@ def test_another_seed_shares_no_image_and_a_longer_series_begins_alike() -> None
 def test_what_is_there_is_kept_and_other_parameters_replace_it(tmp_path: Path) -> None:
     root = tmp_path / "demo"
     assert generate_demo(root, count=6, size_px=32)
-    before = (root / "demo.csv").stat()
+    before = (root / "demo.csv").stat().st_mtime_ns
     assert not generate_demo(root, count=6, size_px=32)
-    assert (root / "demo.csv").stat() == before
+    assert (root / "demo.csv").stat().st_mtime_ns == before
     assert generate_demo(root, count=9, size_px=32)
     assert len(load_demo(root)) == 9
     assert generate_demo(root, count=9, size_px=32, difficulty=Difficulty(speckle=0.1))
@@ -147,6 +147,21 @@ def test_nothing_but_the_shape_tells_the_class(many: tuple[Any, ...]) -> None:
     }
     found = {name: separability(values, labels) for name, values in giveaways.items()}
     assert all(abs(auc - 0.5) < 0.06 for auc in found.values()), found
+
+
+@pytest.mark.parametrize("patient", range(8))
+def test_another_class_changes_the_lesions_contour_and_nothing_else(patient: int) -> None:
+    drawings = [draw(label, patient, 0, 96, 0, Difficulty()) for label in range(3)]
+    first_image, first_mask = drawings[0]
+    areas = [mask.sum() for _, mask in drawings]
+    assert max(areas) < 1.08 * min(areas)
+    everywhere = np.logical_or.reduce([mask for _, mask in drawings])
+    rows, columns = (np.flatnonzero(everywhere.any(axis)) for axis in (1, 0))
+    around = np.zeros_like(everywhere)
+    around[max(rows[0] - 3, 0) : rows[-1] + 4, max(columns[0] - 3, 0) : columns[-1] + 4] = True
+    for image, mask in drawings[1:]:
+        assert (mask != first_mask).sum() > 20
+        np.testing.assert_array_equal(image[~around], first_image[~around])
 
 
 def test_the_mask_tells_the_class(many: tuple[Any, ...]) -> None:
