@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -73,6 +72,24 @@ class ExtractReport:
 JSON = Any  # a value that `json` writes
 
 
+@dataclass(frozen=True)
+class Ranks:
+    """One of several processes that make one store: the first leads and commits, the others help.
+
+    Attributes:
+        rank: Number of this process, from 0.
+        world: How many there are.
+        wait_seconds: How long a helper waits for the leader's scan.
+    """
+
+    rank: int = 0
+    world: int = 1
+    wait_seconds: float = 24 * 3600.0
+
+
+ALONE = Ranks()
+
+
 def fingerprint(encoder: Encoder, reading: Mapping[str, JSON], dtype: str) -> cache.Fingerprint:
     """Everything that the stored numbers depend on, apart from the source pixels that each row names itself.
 
@@ -99,6 +116,7 @@ def extract(
     strict: bool = False,
     recheck: bool = False,
     provenance: Mapping[str, JSON] | None = None,
+    ranks: Ranks = ALONE,
     progress: Progress = silent,
 ) -> ExtractReport:
     """Encode what is not stored yet and leave a complete store at `path`.
@@ -117,6 +135,7 @@ def extract(
         strict: Stop at the first bad image instead of setting it aside.
         recheck: Decode every image again, also those whose file size and time have not changed.
         provenance: What the store should remember about its making (not compared).
+        ranks: This process among those that make the store together.
         progress: Called after each image.
 
     Raises:
@@ -132,139 +151,181 @@ def extract(
             reason = next(iter(seen.set_aside.values()), "it has no samples")
             message = f"none of the {len(dataset.samples)} images of {dataset.name!r} can be read: {reason}"
             raise DataError(message)
-        taps = {name: cache.TapSpec(*shape, dtype) for name, shape in encoder.taps.items()}
-        with cache.create_store(
+        store = _Store(
             path,
             fingerprint=fingerprint(encoder, reading, dtype),
-            taps=taps,
+            taps={name: cache.TapSpec(*shape, dtype) for name, shape in encoder.taps.items()},
             rows=[cache.Row(dataset.samples[i].id, seen.digests[i].tobytes()) for i in seen.rows],
-            provenance=provenance,
-            shard_mib=shard_mib,
-            reuse=reuse,
-            replace=replace,
-        ) as writer:
-            encoded = sum(len(plan.rows) for plan in writer.pending)
-            _announce(path, encoded, writer.reused, taps, progress)
-            sizes = BatchSize(encoder, batch_size, path.with_name(path.name + ".batch.json"))
-            set_aside = _Encoding(seen, encoder, writer, dtype, sizes, workers, strict, clock, progress).run()
-            with clock("commit"):
-                store = writer.commit()
+            reuse=tuple(reuse),
+        )
+        sizes = BatchSize(encoder, batch_size, path.with_name(path.name + ".batch.json"))
+        encoding = _Encoding(seen, encoder, dtype, sizes, workers, strict, ranks, clock, progress)
+        if ranks.rank:
+            reused = _help(store, encoding)
+        else:
+            reused = _lead(store, encoding, provenance=provenance, shard_mib=shard_mib, replace=replace)
     return ExtractReport(
         store=path,
-        rows=len(store),
-        encoded=encoded,
-        reused=writer.reused,
-        set_aside={**seen.set_aside, **set_aside},
+        rows=len(store.rows) - len(encoding.set_aside),
+        encoded=encoding.encoded,
+        reused=reused,
+        set_aside={**seen.set_aside, **encoding.set_aside},
         seconds=clock.seconds,
         advice=_advice(clock.seconds, workers),
     )
 
 
+@dataclass(frozen=True)
+class _Store:
+    """The store to be, as all ranks describe it."""
+
+    path: Path
+    fingerprint: cache.Fingerprint
+    taps: Mapping[str, cache.TapSpec]
+    rows: Sequence[cache.Row]
+    reuse: Sequence[Path]
+
+
+def _lead(
+    store: _Store,
+    encoding: _Encoding,
+    *,
+    provenance: Mapping[str, JSON] | None,
+    shard_mib: int,
+    replace: bool,
+) -> int:
+    """Plan the store, encode what no other rank takes, commit; returns how many rows were stored already."""
+    with cache.create_store(
+        store.path,
+        fingerprint=store.fingerprint,
+        taps=store.taps,
+        rows=store.rows,
+        provenance=provenance,
+        shard_mib=shard_mib,
+        reuse=store.reuse,
+        replace=replace,
+    ) as writer:
+        _announce(store, writer, encoding.progress)
+        encoding.run(writer)
+        with encoding.clock("commit"):
+            writer.commit().close()
+    return writer.reused
+
+
+def _help(store: _Store, encoding: _Encoding) -> int:
+    """Encode shards of a store that another process leads."""
+    worker = cache.join_store(
+        store.path,
+        fingerprint=store.fingerprint,
+        taps=store.taps,
+        rows=store.rows,
+        reuse=store.reuse,
+        wait_seconds=encoding.ranks.wait_seconds,
+    )
+    encoding.run(worker)
+    return len(store.rows) - sum(len(plan.rows) for plan in worker.pending)
+
+
 @dataclass
 class _Encoding:
-    """The loop over pending shards: decoding ahead of the encoder, writing behind it."""
+    """The loop over pending shards: decoding ahead of the encoder, writing behind it.
+
+    Attributes:
+        encoded: Images that went through the encoder.
+        set_aside: Reason by sample id, for features that are not finite.
+    """
 
     seen: Scan
     encoder: Encoder
-    writer: cache.StoreWriter
     dtype: str
     sizes: BatchSize
     workers: int
     strict: bool
+    ranks: Ranks
     clock: Clock
     progress: Progress
+    encoded: int = 0
+    set_aside: dict[str, str] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self._done = 0
-        self._total = sum(len(plan.rows) for plan in self.writer.pending)
+    def run(self, writer: cache.StoreWriter | cache.StoreWorker) -> None:
+        """Encode and write every pending shard that this process gets hold of."""
+        self._total = sum(len(plan.rows) for plan in writer.pending)
         self._began = time.perf_counter()
-
-    def run(self) -> dict[str, str]:
-        """Encode and write every pending shard; returns the samples set aside, with the reason."""
-        set_aside: dict[str, str] = {}
         with ThreadPoolExecutor(self.workers, "decode") as decoders, ThreadPoolExecutor(1, "write") as writers:
             writing: Future[None] | None = None
-            plans = deque(self.writer.pending)
-            decoded = self._decode_ahead(plans, decoders)
-            while plans:
-                try:
-                    shard = self._encode(plans[0], decoded)
-                except Exception as error:
-                    if not out_of_memory(error) or not self.sizes.halve():
-                        raise
-                    decoded.close()
-                    decoded = self._decode_ahead(plans, decoders)  # the shard in hand again, in smaller batches
-                    continue
-                plan = plans.popleft()
-                bad = self._set_aside(plan, shard)
-                set_aside.update({self._id(row): reason for row, reason in bad.items()})
+            for plan in writer.claims():
+                shard = self._encode(plan, decoders)
+                bad = self._non_finite(plan, shard)
                 with self.clock("wait for write"):
                     if writing is not None:
                         writing.result()
-                writing = writers.submit(self.writer.write, plan, shard.features, shard.extents, bad)
+                    writing = writers.submit(writer.write, plan, shard.features, shard.extents, bad)
+                    if self.ranks.world > 1:
+                        writing.result()  # a claim ends when the next is asked for, and the shard must be there by then
             with self.clock("wait for write"):
                 if writing is not None:
                     writing.result()
-        return set_aside
 
-    def _encode(self, plan: cache.ShardPlan, decoded: Iterator[Prepared]) -> Shard:
+    def _encode(self, plan: cache.ShardPlan, decoders: ThreadPoolExecutor) -> Shard:
+        """Encode the rows of one shard; from its start in smaller batches when memory runs out."""
+        while True:
+            try:
+                return self._encode_in_batches(plan, decoders)
+            except RuntimeError as error:
+                if not out_of_memory(error) or not self.sizes.halve():
+                    raise
+
+    def _encode_in_batches(self, plan: cache.ShardPlan, decoders: ThreadPoolExecutor) -> Shard:
         """Encode the rows of one shard, with one batch in flight while the next is launched."""
         shard = Shard(self.encoder.taps, len(plan.rows), self.dtype)
+        decoded = ahead(self._decode, plan.rows, decoders, depth=2 * self.sizes.images + self.workers)
         flight: Flight | None = None
         for start in range(0, len(plan.rows), self.sizes.images):
             with self.clock("wait for decode"):
-                batch = list(islice(decoded, min(self.sizes.images, len(plan.rows) - start)))
+                batch = list(islice(decoded, self.sizes.images))
             with self.clock("encode"):
-                ahead_of_it = launch(self.encoder, batch, start, getattr(torch, self.dtype))
+                following = launch(self.encoder, batch, start, getattr(torch, self.dtype))
                 if flight is not None:
                     shard.land(flight)
-                flight = ahead_of_it
-            self._report(start + len(batch))
+                flight = following
+            self._report(self.encoded + start + len(batch))
         with self.clock("encode"):
             if flight is not None:
                 shard.land(flight)
-        self._done += len(plan.rows)
+        self.encoded += len(plan.rows)
         return shard
 
-    def _decode_ahead(self, plans: Iterable[cache.ShardPlan], pool: ThreadPoolExecutor) -> Generator[Prepared]:
-        """Prepared images of the plans' rows, in order, decoded up to two batches ahead."""
-        indices = self.seen.rows
+    def _decode(self, row: int) -> Prepared:
+        return self.encoder.prepare(self.seen.image(int(self.seen.rows[row])))
 
-        def decode(row: int) -> Prepared:
-            return self.encoder.prepare(self.seen.image(int(indices[row])))
-
-        rows = [row for plan in plans for row in plan.rows]
-        return ahead(decode, rows, pool, depth=2 * self.sizes.images + self.workers)
-
-    def _set_aside(self, plan: cache.ShardPlan, shard: Shard) -> dict[int, str]:
+    def _non_finite(self, plan: cache.ShardPlan, shard: Shard) -> dict[int, str]:
         """Reason by row for the rows of a shard that must not be stored."""
         bad = {plan.rows[i]: "the encoder gave a feature that is not finite" for i in shard.non_finite()}
+        by_id = {self.seen.dataset.samples[int(self.seen.rows[row])].id: reason for row, reason in bad.items()}
         if bad and self.strict:
-            row = min(bad)
-            message = f"sample {self._id(row)!r}: {bad[row]}; without --strict such images are set aside"
+            sample, reason = next(iter(by_id.items()))
+            message = f"sample {sample!r}: {reason}; without --strict such images are set aside"
             raise DataError(message)
+        self.set_aside.update(by_id)
         return bad
 
-    def _id(self, row: int) -> str:
-        return self.seen.dataset.samples[int(self.seen.rows[row])].id
-
-    def _report(self, in_shard: int) -> None:
-        done = self._done + in_shard
+    def _report(self, done: int) -> None:
         seconds = time.perf_counter() - self._began
         self.progress("encode", done, self._total, images_per_s=done / seconds)
 
 
-def _announce(path: Path, rows: int, reused: int, taps: Mapping[str, cache.TapSpec], progress: Progress) -> None:
+def _announce(store: _Store, writer: cache.StoreWriter, progress: Progress) -> None:
     """Say what is about to happen, and refuse to start work whose result cannot fit on the disk."""
-    packed_again = path.suffix != ".zarr"  # shards first, then one file
-    needed = rows * sum(tap.row_bytes for tap in taps.values()) * (2 if packed_again else 1)
-    existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    rows = sum(len(plan.rows) for plan in writer.pending)
+    packed_again = store.path.suffix != ".zarr"  # shards first, then one file
+    needed = rows * sum(tap.row_bytes for tap in store.taps.values()) * (2 if packed_again else 1)
+    existing = next(parent for parent in (store.path, *store.path.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     mib = 2**20
-    progress("plan", 1, 1, encode=rows, reuse=reused, needed_mib=needed / mib, free_mib=free / mib)
+    progress("plan", 1, 1, encode=rows, reuse=writer.reused, needed_mib=needed / mib, free_mib=free / mib)
     if needed > free:
         message = (
-            f"{path}: {rows} rows need {needed / mib:.0f} MiB and {free / mib:.0f} MiB are free; "
+            f"{store.path}: {rows} rows need {needed / mib:.0f} MiB and {free / mib:.0f} MiB are free; "
             f"make space, raise encoder.pool, or list fewer taps"
         )
         raise cache.NoSpaceError(message)

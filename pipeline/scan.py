@@ -7,6 +7,7 @@ the store) under the sample's stamp, so that an unchanged data set is recognised
 from __future__ import annotations
 
 import hashlib
+import os
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -148,10 +149,10 @@ def _recall(stamps: npt.NDArray[np.bytes_], memory: Path) -> tuple[Digests, npt.
 
 
 def _remember(stamps: npt.NDArray[np.bytes_], digests: Digests, memory: Path) -> None:
-    """Write the memory, sorted by key, through a temporary name."""
+    """Write the memory, sorted by key, through a temporary name of this process's own."""
     order = np.argsort(stamps)
     memory.parent.mkdir(parents=True, exist_ok=True)
-    partial = memory.with_name(memory.name + ".partial")
+    partial = memory.with_name(f"{memory.name}.{os.getpid()}.partial")
     with partial.open("wb") as file:
         np.savez(file, keys=stamps[order], digests=digests[order])
     partial.replace(memory)

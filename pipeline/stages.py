@@ -134,6 +134,7 @@ def extract(
         strict=strict,
         recheck=recheck,
         provenance={"data": dataset.name, "software": versions()},
+        ranks=stage_one.Ranks(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))),
         progress=progress,
     )
     return {
@@ -197,7 +198,7 @@ def device(config: Config) -> str:
     """
     wanted = config.resources.device
     if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(1, device=wanted)
     except (RuntimeError, AssertionError) as error:

@@ -1,0 +1,46 @@
+"""One of several processes that make a store together: `python -m tests.extract.run_rank STORE RANK WORLD SECONDS`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from pipeline.extract import Ranks, extract
+
+from .fakes import CountingEncoder, Pictures, as_encoder, picture
+
+COUNT = 64
+
+
+class Slow(CountingEncoder):
+    """Takes its time over each batch, so that others can be killed meanwhile."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+    def encode(self, pixels, sizes):  # type: ignore[no-untyped-def]
+        time.sleep(self.seconds)
+        return super().encode(pixels, sizes)
+
+
+def main() -> None:
+    path, rank, world, seconds = sys.argv[1:]
+    source = Pictures({f"{i:03d}.png": picture(i) for i in range(COUNT)})
+    encoder = Slow(float(seconds))
+    encoder.taps = {"neck": (256, 16, 16)}  # 8 rows of 128 KiB in a shard of 1 MiB
+    report = extract(
+        source.dataset(),
+        as_encoder(encoder),
+        Path(path),
+        reading={},
+        shard_mib=1,
+        batch_size=2,
+        ranks=Ranks(int(rank), int(world), wait_seconds=60),
+    )
+    print(report.encoded)
+
+
+if __name__ == "__main__":
+    main()
