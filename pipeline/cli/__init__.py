@@ -1,0 +1,176 @@
+"""The whole terminal face: commands, bars, tables, exit statuses. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from pipeline.cli.store import store
+from pipeline.cli.terminal import DONE, FAILED, INCOMPLETE, WRONG_USE, bars, examples, show
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def main() -> None:
+    """Run the command line; the exit status is 0 done, 1 failed, 2 wrong use, 3 done with samples set aside."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        status = cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(WRONG_USE)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("\nstopped: finished work is kept, and the same command continues from it", err=True)
+        sys.exit(130)
+    except Exception as error:
+        status = _explain(error)
+    sys.exit(status if isinstance(status, int) else DONE)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Treat SIGTERM (`kill`, a scheduler's time limit) like Ctrl-C."""
+    raise KeyboardInterrupt
+
+
+def _explain(error: Exception) -> int:
+    """Print an error that a person can act on as one line; anything else is a bug and keeps its traceback."""
+    from cache.errors import StoreError
+    from pipeline.errors import PipelineError
+
+    if not isinstance(error, PipelineError | StoreError):
+        raise error
+    for line in str(error).splitlines():
+        click.echo(f"error: {line}", err=True)
+    for note in getattr(error, "__notes__", ()):
+        click.echo(f"  {note}", err=True)
+    return getattr(error, "exit_status", FAILED)
+
+
+def configured(command: Command) -> Command:
+    """Give a command `-c`, `--set` and `--json`."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object."),
+        click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key; repeatable."),
+        click.option(
+            "-c",
+            "--config",
+            "config_path",
+            type=click.Path(path_type=Path),
+            default=Path("configs/default.yaml"),
+            show_default=True,
+            help="The experiment.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Start with `pipeline prepare`, `extract`, `train`, `evaluate`, or run all four with `dvc repro`.",
+)
+@click.version_option(package_name="slca-pipeline")
+def cli() -> None:
+    """Pay for the frozen SAM encoder once, then train SLCA classifiers on its cached features."""
+
+
+@cli.command(epilog=examples("pipeline prepare", "pipeline prepare -c configs/breastmnist.yaml"))
+@configured
+def prepare(config_path: Path, overrides: tuple[str, ...], as_json: bool) -> int:
+    """Make or fetch the data and the encoder's weights; what is there already is checked and kept."""
+    from pipeline import stages
+
+    config = load(config_path, overrides)
+    with bars() as progress:
+        report = stages.prepare(config, progress)
+    return show(report, as_json)
+
+
+@cli.command(
+    epilog=examples(
+        "pipeline extract", "pipeline extract -c configs/breastmnist.yaml --set store.path=features/breast.h5"
+    )
+)
+@configured
+@click.option("--replace", is_flag=True, help="Swap out a store made with other settings, once the new one is whole.")
+@click.option("--reuse", multiple=True, type=click.Path(path_type=Path), help="An older store whose rows may be taken.")
+@click.option("--strict", is_flag=True, help="Stop at the first bad image instead of setting it aside.")
+@click.option("--recheck", is_flag=True, help="Read every image again, even where file size and time are unchanged.")
+def extract(
+    config_path: Path,
+    overrides: tuple[str, ...],
+    as_json: bool,
+    replace: bool,
+    reuse: tuple[Path, ...],
+    strict: bool,
+    recheck: bool,
+) -> int:
+    """Stage one: run the frozen encoder over the images that the store does not hold yet."""
+    from pipeline import stages
+
+    config = load(config_path, overrides)
+    with bars() as progress:
+        report = stages.extract(config, progress, replace=replace, reuse=reuse, strict=strict, recheck=recheck)
+    show(report, as_json)
+    return INCOMPLETE if report["set_aside"] else DONE
+
+
+@cli.command(epilog=examples("pipeline train", "pipeline train --set model.gates=[] --set run=runs/plain"))
+@configured
+@click.option("--replace", is_flag=True, help="Start over where the run folder holds a run with other settings.")
+def train(config_path: Path, overrides: tuple[str, ...], as_json: bool, replace: bool) -> int:
+    """Stage two: train the gated classifier on stored features; continues an interrupted run."""
+    from pipeline import stages
+
+    config = load(config_path, overrides)
+    with bars() as progress:
+        report = stages.train(config, progress, replace=replace)
+    return show(report, as_json)
+
+
+@cli.command(epilog=examples("pipeline evaluate", "pipeline evaluate --json"))
+@configured
+def evaluate(config_path: Path, overrides: tuple[str, ...], as_json: bool) -> int:
+    """Read the test set once: metrics, predictions and plots in the run folder."""
+    from pipeline import stages
+
+    config = load(config_path, overrides)
+    with bars() as progress:
+        report = stages.evaluate(config, progress)
+    return show(report, as_json)
+
+
+@cli.command(
+    epilog=examples(
+        "pipeline predict data/demo/images/*.png", "pipeline predict -c configs/breastmnist.yaml scan.png --json"
+    )
+)
+@configured
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+def predict(config_path: Path, overrides: tuple[str, ...], as_json: bool, images: tuple[Path, ...]) -> int:
+    """Class probabilities for image files, encoded on the fly."""
+    from pipeline import stages
+
+    config = load(config_path, overrides)
+    with bars() as progress:
+        report = stages.predict(config, progress, images)
+    return show(report, as_json)
+
+
+def load(path: Path, overrides: tuple[str, ...]) -> Config:
+    """Read the configuration that a command names."""
+    from pipeline.config import load_config
+
+    return load_config(path, overrides)
+
+
+cli.add_command(store)
