@@ -23,15 +23,16 @@ FORMAT_VERSION = 1
 KEY = "feature_store"
 """Name of the object among the attributes of the root group."""
 
-MAX_DESCRIPTION_BYTES = 60_000
-"""HDF5 keeps attributes below 64 KiB in the layout that every version reads."""
+MAX_STORY_BYTES = 32_000
+"""Fingerprint and provenance together: HDF5 attributes stay below 64 KiB in the layout that every version reads."""
 
 DTYPES = ("float16", "float32")
 _TAP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 _RESERVED = {"index", "zarr.json", "readme.md"}
 _MAX_ROWS = 10**9
+_MAX_SHARD_ROWS = 2**20
 _MAX_ROW_BYTES = 2**34
-_MAX_TAPS = 256
+_MAX_TAPS = 64
 TEXTS = ("ids", "set_aside", "card", "labels")
 """Index entries that are text of any length; `card` and `labels` are optional."""
 
@@ -205,8 +206,11 @@ def parse_description(value: JSON, where: str) -> Description:
         taps = {_text(t["name"]): _parse_tap(t) for t in value["taps"]}
         check_taps(taps)
         rows, slots, shard_rows = (_whole(value[key]) for key in ("rows", "slots", "shard_rows"))
-        if not (0 < rows <= _MAX_ROWS and 0 < slots <= _MAX_ROWS and 0 < shard_rows <= _MAX_ROWS):
-            message = f"{where} claims {rows} rows in {slots} slots, {shard_rows} a shard; expected 1 to {_MAX_ROWS}"
+        if not (0 < rows <= _MAX_ROWS and 0 < slots <= _MAX_ROWS and 0 < shard_rows <= _MAX_SHARD_ROWS):
+            message = (
+                f"{where} claims {rows} rows in {slots} slots, {shard_rows} a shard; expected 1 to {_MAX_ROWS} and "
+                f"shards of 1 to {_MAX_SHARD_ROWS}"
+            )
             raise UntrustedStoreError(message)
         description = Description(
             fingerprint=Fingerprint(_mapping(value["fingerprint"])),

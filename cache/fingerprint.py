@@ -17,6 +17,7 @@ from cache.errors import StoreError
 JSON = Any
 """A JSON value: None, bool, int, float, str, list or tuple of them, mapping from str to them."""
 
+_MAX_DEPTH = 32
 MISSING = "(absent)"
 """What a `Difference` shows for a field that one side does not have."""
 
@@ -35,16 +36,19 @@ def canonical(value: JSON) -> bytes:
     return text.encode("ascii")
 
 
-def _plain(value: JSON) -> JSON:
+def _plain(value: JSON, depth: int = 0) -> JSON:
     """Mappings as dicts with text keys, sequences as lists; leaves as they are."""
+    if depth > _MAX_DEPTH:
+        message = f"nested deeper than {_MAX_DEPTH}"
+        raise ValueError(message)
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
                 message = f"key {key!r} is no text"
                 raise TypeError(message)
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _plain(item, depth + 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_plain(item, depth + 1) for item in value]
     return value
 
 

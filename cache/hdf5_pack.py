@@ -15,7 +15,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
-from cache.description import KEY, MAX_DESCRIPTION_BYTES, Description, TapSpec
+from cache.description import KEY, Description, TapSpec
 from cache.durable import require_space, space_errors, sync_folder
 from cache.errors import DamagedRowError, StoreError
 from cache.fingerprint import canonical
@@ -46,12 +46,6 @@ def pack_hdf5(opened: OpenedStore, target: Path, scratch: Path, progress: Progre
     """
     description, arrays, order = _compact(opened)
     text = canonical(description.to_json())
-    if len(text) > MAX_DESCRIPTION_BYTES:
-        message = (
-            f"{target}: fingerprint and provenance take {len(text)} bytes, HDF5 attributes at most "
-            f"{MAX_DESCRIPTION_BYTES}; shorten the provenance or use .zarr"
-        )
-        raise StoreError(message)
     size = 512
     while size < len(text) + 1024 + 256 * (len(arrays) + 2 * len(description.taps)):
         size *= 2

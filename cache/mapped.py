@@ -109,15 +109,15 @@ def read_range(path: Path, start: int, size: int) -> UInt8:
     Raises:
         FormatError: The file ends earlier.
     """
-    data = np.empty(size, np.uint8)
     with open(open_plain(path), "rb", buffering=0) as file:
+        if os.fstat(file.fileno()).st_size < start + size:
+            message = f"{path} ends before byte {start + size}; it is damaged or truncated"
+            raise FormatError(message)
+        data = np.empty(size, np.uint8)
         file.seek(start)
         read = 0
         while read < size and (more := file.readinto(data[read:].data)):
             read += more
-    if read < size:
-        message = f"{path} ends {size - read} bytes too early; it is truncated"
-        raise FormatError(message)
     return data
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from cache.description import TapSpec, check_taps, load_json
+from cache.description import MAX_STORY_BYTES, TapSpec, check_taps, load_json
 from cache.durable import recover_swap, swap, sync_folder
 from cache.errors import IncompleteRowsError, StoreError, StoreNotFoundError
 from cache.fingerprint import JSON, Fingerprint, canonical
@@ -76,6 +76,10 @@ def create_store(
     check_taps(taps)
     check_rows(rows)
     story = load_json(canonical(provenance or {}), "provenance")
+    length = len(canonical({"fingerprint": fingerprint.fields, "provenance": story}))
+    if length > MAX_STORY_BYTES:
+        message = f"fingerprint and provenance take {length} bytes, a store keeps {MAX_STORY_BYTES}; shorten them"
+        raise StoreError(message)
     identity = Identity(fingerprint, dict(taps), story, rows_sha256(rows))
     shard_rows = int(shard_mib * 2**20) // max(tap.row_bytes for tap in taps.values())
     work = WorkFolder(partial_path(target))
@@ -117,6 +121,7 @@ class StoreWriter:
     Attributes:
         path: The store to be.
         rows: The samples that the indices in `pending` mean.
+        identity: Fingerprint and taps of the store to be; None where nothing is left to write.
         reused: Rows whose features are stored already.
         pending: Shards that need features.
     """
@@ -127,6 +132,7 @@ class StoreWriter:
         self._work = work
         self._lock: WriterLock | None = lock
         self.rows = rows
+        self.identity = job.identity if job else None
         self._job = job
         self._shards = ShardWriter(work, job.identity.taps, job.plan, job.origins) if job else None
         self.pending: tuple[ShardPlan, ...] = self._shards.pending if self._shards else ()

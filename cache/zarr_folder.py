@@ -126,8 +126,9 @@ def load_index(folder: Path, description: Description, name: str) -> UInt8:
     entry = description.index[name]
     path = folder / "index" / name / index_chunk_name(entry)
     try:
-        check_size(entry, path.lstat().st_size - CHECKSUM_BYTES, str(path))
-        return read_range(path, 0, entry.size_bytes)
+        data = read_range(path, 0, entry.size_bytes)
+        check_size(entry, path.stat().st_size - CHECKSUM_BYTES, str(path))
+        return data
     except FileNotFoundError as error:
         message = f"{path} is missing; the store is damaged: run 'store repair' or fetch it again"
         raise FormatError(message) from error

@@ -77,11 +77,10 @@ def stored_places(present: npt.NDArray[np.bool_], shard_rows: int) -> npt.NDArra
     Returns:
         (shards,) int64.
     """
-    shards = -(-len(present) // shard_rows)
-    padded = np.zeros(shards * shard_rows, bool)
-    padded[: len(present)] = present
-    last_first = padded.reshape(shards, shard_rows)[:, ::-1]
-    return np.where(last_first.any(1), shard_rows - last_first.argmax(1), 0).astype(np.int64)
+    stored = np.zeros(-(-len(present) // shard_rows), np.int64)
+    shard, place = np.divmod(np.flatnonzero(present), shard_rows)
+    np.maximum.at(stored, shard, place + 1)
+    return stored
 
 
 def shard_bytes(places: int, row_bytes: int, shard_rows: int) -> int:

@@ -237,7 +237,7 @@ def test_dvc_push_sends_only_new_shards(tmp_path: Path) -> None:
     def remote() -> dict[Path, int]:
         return {file: file.stat().st_size for file in (tmp_path / "remote").rglob("*") if file.is_file()}
 
-    taps = {"neck": cache.TapSpec(16, 8, 8, "float16")}
+    taps = {"neck": cache.TapSpec(64, 8, 8, "float16")}
     mib = 50 * taps["neck"].row_bytes / 2**20
     path = tmp_path / "store.zarr"
     build(path, rows(range(1000)), taps=taps, shard_mib=mib)

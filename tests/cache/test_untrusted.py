@@ -1,0 +1,416 @@
+"""Stores from strangers, forged with the right checksums: an error with a reason, in bounded time and memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import resource
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import cache
+from tests.cache.making import FORMATS, TAPS, build, feature, files, rows
+from tests.cache.test_damage import restore
+
+COUNT = 6
+REFUSED = (cache.FormatError, cache.UntrustedStoreError)
+Tree = Any
+
+
+def spell(value: Tree) -> bytes:
+    """The canonical spelling, as the specification has it."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
+def sign(value: Tree) -> Tree:
+    """The object with the checksum that its other keys call for."""
+    body = {key: item for key, item in value.items() if key != "checksum"}
+    return {**body, "checksum": hashlib.sha256(spell(body)).hexdigest()}
+
+
+class Forged:
+    """A store that is opened up, changed, and signed again as its format's specification says."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.sound = files(path)
+
+    def description(self) -> Tree:
+        if self.path.is_dir():
+            return json.loads(self.sound["zarr.json"])["attributes"]["feature_store"]
+        return self.header()["feature_store"]
+
+    def header(self) -> Tree:
+        content = self.sound["."]
+        return json.loads(content[28 : int(content[19:27])])
+
+    def write_description(self, description: Tree) -> None:
+        """Put a description in place; the second copy is left out of the game."""
+        if self.path.is_dir():
+            root = {"zarr_format": 3, "node_type": "group", "attributes": {"feature_store": description}}
+            text = json.dumps(root, indent=2, sort_keys=True) + "\n"
+            (self.path / "zarr.json").write_text(text)
+        else:
+            self.write_header({**self.header(), "feature_store": description})
+
+    def write_header(self, header: Tree) -> None:
+        content = self.sound["."]
+        size = int(content[19:27])
+        block = content[:28] + spell(sign(header))
+        self.path.write_bytes(block.ljust(size - 1) + b"\n" + content[size:] if len(block) < size else block)
+
+    def index(self, name: str) -> np.ndarray[Any, Any]:
+        """Bytes of an index array."""
+        if self.path.is_dir():
+            return np.frombuffer(self.sound[self._chunk(name)][:-4], np.uint8).copy()
+        size = int(np.prod(self.description()["index"][name]["shape"])) * {"slot": 8, "extent": 4}.get(
+            name, 4 if name.startswith("crc32c") else 1
+        )
+        start = self.header()["offsets"][f"index/{name}"]
+        return np.frombuffer(self.sound["."][start : start + size], np.uint8).copy()
+
+    def _chunk(self, name: str) -> str:
+        return next(file for file in self.sound if file.startswith(f"index/{name}/c."))
+
+    def write_index(self, name: str, data: np.ndarray[Any, Any]) -> None:
+        """Put an index array of the same size in place, hashed into the description."""
+        description = self.description()
+        description["index"][name]["sha256"] = hashlib.sha256(data.tobytes()).hexdigest()
+        if self.path.is_dir():
+            (self.path / self._chunk(name)).write_bytes(data.tobytes() + self.sound[self._chunk(name)][-4:])
+            self.write_description(sign(description))
+            return
+        header = self.header()
+        start = header["offsets"][f"index/{name}"]
+        content = bytearray(self.sound["."])
+        content[start : start + data.nbytes] = data.tobytes()
+        self.sound = {".": bytes(content)}
+        regions = sorted(
+            (header["offsets"][tap["name"]], description["slots"] * (TAPS[tap["name"]].row_bytes + 4))
+            for tap in description["taps"]
+        )
+        digest, position = hashlib.sha256(), int(content[19:27])
+        for first, length in [*regions, (len(content), 0)]:
+            digest.update(content[position:first])
+            position = first + length
+        self.write_header({**header, "feature_store": sign(description), "structure_sha256": digest.hexdigest()})
+
+    def restore(self, sound: dict[str, bytes]) -> None:
+        self.sound = sound
+        restore(self.path, sound)
+
+
+def exercise(path: Path) -> None:
+    """Do with a store what a trusting user would; only this package's own errors may come of it."""
+    for use in (cache.info, cache.verify, _read_all):
+        try:
+            use(path)
+        except cache.StoreError:
+            continue
+
+
+def _read_all(path: Path) -> None:
+    store = cache.open_store(path)
+    assert len(store.ids) == len(store) == len(store.extents)
+    for verify in (True, False):
+        for start in range(0, len(store), 2):
+            try:
+                store.read(range(start, min(start + 2, len(store))), verify=verify)
+            except cache.StoreError:
+                continue
+
+
+@pytest.fixture(params=FORMATS)
+def forged(request: pytest.FixtureRequest, tmp_path: Path) -> Forged:
+    return Forged(build(tmp_path / f"store.{request.param}", rows(range(COUNT)))[0].path)
+
+
+def test_a_faithful_forgery_is_accepted(forged: Forged) -> None:
+    """Else the tests below would prove nothing."""
+    description = forged.description()
+    description["provenance"]["made"] = "by a stranger"
+    forged.write_description(sign(description))
+    assert cache.open_store(forged.path).provenance["made"] == "by a stranger"
+    forged.write_index("ids", forged.index("ids")[::-1])
+    assert cache.open_store(forged.path).ids[0] == "gnp.5-egami"
+    assert cache.open_store(forged.path).read([1])["neck"].tobytes() == feature(1)["neck"].tobytes()
+
+
+def change(*keys: Any, to: Any) -> Callable[[Tree], None]:
+    def apply(tree: Tree) -> None:
+        for key in keys[:-1]:
+            tree = tree[key]
+        tree[keys[-1]] = to
+
+    return apply
+
+
+DESCRIPTIONS = {
+    "rows": change("rows", to=10**15),
+    "slots": change("slots", to=10**15),
+    "fewer slots": change("slots", to=COUNT - 1),
+    "shard rows": change("shard_rows", to=10**9),
+    "no shard rows": change("shard_rows", to=0),
+    "negative rows": change("rows", to=-1),
+    "rows as text": change("rows", to="6"),
+    "rows as truth": change("rows", to=True),
+    "fractional rows": change("rows", to=6.0),
+    "shape": change("taps", 0, "shape", to=[10**15, 10**15, 10**15]),
+    "flat shape": change("taps", 0, "shape", to=[36]),
+    "empty shape": change("taps", 0, "shape", to=[0, 3, 3]),
+    "objects": change("taps", 0, "dtype", to="object"),
+    "type": change("taps", 0, "dtype", to="float64"),
+    "upward": change("taps", 0, "name", to="../neck"),
+    "absolute": change("taps", 0, "name", to="/etc"),
+    "inside": change("taps", 0, "name", to="index"),
+    "no taps": change("taps", to=[]),
+    "tap twice": lambda tree: tree["taps"].append(tree["taps"][0]),
+    "no index": change("index", to={}),
+    "strange index": change("index", "../../x", to={"shape": [1], "sha256": "00"}),
+    "long ids": change("index", "ids", "shape", to=[10**15]),
+    "digest as list": change("index", "ids", "sha256", to=[]),
+    "version": change("format_version", to=2),
+    "no version": lambda tree: tree.pop("format_version"),
+    "extra key": change("command", to="rm -rf /"),
+    "provenance": change("provenance", to=[]),
+    "fingerprint": change("fingerprint", to=None),
+    "deep": change("provenance", "deep", to=json.loads("[" * 500 + "]" * 500)),
+}
+
+
+@pytest.mark.parametrize("what", DESCRIPTIONS)
+def test_a_forged_description_is_refused(what: str, forged: Forged) -> None:
+    description = forged.description()
+    DESCRIPTIONS[what](description)
+    forged.write_description(sign(description))
+    with pytest.raises(REFUSED):
+        cache.open_store(forged.path)
+    exercise(forged.path)
+
+
+INDEX = {
+    "slot beyond the end": ("slot", np.int64, COUNT),
+    "negative slot": ("slot", np.int64, -1),
+    "huge slot": ("slot", np.int64, 2**62),
+    "extent of nothing": ("extent", np.float32, 0.0),
+    "extent of more than all": ("extent", np.float32, 1.5),
+    "extent that is no number": ("extent", np.float32, np.nan),
+    "id with a newline": ("ids", np.uint8, 10),
+    "id that is no text": ("ids", np.uint8, 255),
+    "reasons that are no JSON": ("set_aside", np.uint8, 0),
+}
+
+
+@pytest.mark.parametrize("what", INDEX)
+def test_a_forged_index_is_refused(what: str, forged: Forged) -> None:
+    name, dtype, value = INDEX[what]
+    data = forged.index(name).view(dtype)
+    data[0] = value
+    forged.write_index(name, data.view(np.uint8))
+
+    def use() -> None:
+        store = cache.open_store(forged.path)
+        _ = store.ids, store.set_aside
+        store.read(range(COUNT))
+
+    with pytest.raises(REFUSED):
+        use()
+    exercise(forged.path)
+
+
+@pytest.mark.parametrize("offset", [-1, 0, 10**18, 2**63])
+def test_offsets_outside_the_file_or_into_each_other_are_refused(offset: int, tmp_path: Path) -> None:
+    forged = Forged(build(tmp_path / "store.h5", rows(range(COUNT)))[0].path)
+    header = forged.header()
+    for name in ("neck", "index/slot"):
+        forged.write_header({**header, "offsets": {**header["offsets"], name: offset}})
+        with pytest.raises(REFUSED):
+            cache.open_store(forged.path)
+    forged.write_header({**header, "offsets": {**header["offsets"], "neck": header["offsets"]["block:31"] + 8}})
+    with pytest.raises(cache.UntrustedStoreError, match="overlap"):
+        cache.open_store(forged.path)
+
+
+@pytest.mark.parametrize("name", ["neck", "index", "index/crc32c", "neck/c.0.0.0.0", "index/slot/c.0", "zarr.json"])
+def test_links_are_not_followed(name: str, tmp_path: Path) -> None:
+    path = build(tmp_path / "store.zarr", rows(range(COUNT)))[0].path
+    outside = tmp_path / "outside"
+    (path / name).rename(outside)
+    (path / name).symlink_to(outside)
+    with pytest.raises(cache.UntrustedStoreError, match="symbolic link"):
+        cache.open_store(path).read([0])
+    assert cache.verify(path)
+
+
+def test_a_pipe_in_the_place_of_a_shard_does_not_hang(tmp_path: Path) -> None:
+    path = build(tmp_path / "store.zarr", rows(range(COUNT)))[0].path
+    (path / "neck" / "c.0.0.0.0").unlink()
+    os.mkfifo(path / "neck" / "c.0.0.0.0")
+    with pytest.raises(cache.UntrustedStoreError, match="no plain file"):
+        cache.open_store(path).read([0])
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("codecs", [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "gzip"}]),
+        ("codecs", [{"name": "numcodecs.pickle"}]),
+        ("data_type", "object"),
+        ("shape", [10**15, 4, 3, 3]),
+    ],
+)
+def test_arrays_that_we_did_not_write_are_refused(part: str, value: Any, tmp_path: Path) -> None:
+    path = build(tmp_path / "store.zarr", rows(range(COUNT)))[0].path
+    metadata = json.loads((path / "neck" / "zarr.json").read_text())
+    (path / "neck" / "zarr.json").write_text(json.dumps({**metadata, part: value}, indent=2, sort_keys=True) + "\n")
+    with pytest.raises(cache.FormatError, match="another shape, type or codec"):
+        cache.open_store(path)
+
+
+def external_link(file: h5py.File) -> None:
+    del file["neck"]
+    file["neck"] = h5py.ExternalLink("/etc/passwd", "/")
+
+
+def soft_link(file: h5py.File) -> None:
+    del file["neck"]
+    file["neck"] = h5py.SoftLink("/block:31")
+
+
+def virtual(file: h5py.File) -> None:
+    shape = file["neck"].shape
+    del file["neck"]
+    layout = h5py.VirtualLayout(shape, "<f2")
+    layout[:] = h5py.VirtualSource("/etc/passwd", "neck", shape)
+    file.create_virtual_dataset("neck", layout)
+
+
+def external_storage(file: h5py.File) -> None:
+    shape = file["neck"].shape
+    del file["neck"]
+    file.create_dataset("neck", shape, "<f2", external=[("/etc/passwd", 0, 10_000)])
+
+
+@pytest.mark.parametrize("change", [external_link, soft_link, virtual, external_storage])
+def test_what_hdf5_would_fetch_from_elsewhere_is_refused(change: Callable[[h5py.File], None], tmp_path: Path) -> None:
+    path = build(tmp_path / "store.h5", rows(range(COUNT)))[0].path
+    with h5py.File(path, "r+") as file:
+        change(file)
+    with pytest.raises(cache.FormatError, match=r"store\.h5"):
+        cache.open_store(path)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "[" * 300_000 + "]" * 300_000])
+def test_deep_json_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "store.zarr").mkdir()
+    (tmp_path / "store.zarr" / "zarr.json").write_text(text)
+    with pytest.raises(cache.FormatError):
+        cache.open_store(tmp_path / "store.zarr")
+
+
+def test_a_huge_root_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "store.zarr").mkdir()
+    with (tmp_path / "store.zarr" / "zarr.json").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(cache.UntrustedStoreError, match="at most"):
+        cache.open_store(tmp_path / "store.zarr")
+
+
+def test_a_story_too_long_to_be_read_back_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(cache.StoreError, match="shorten"):
+        build(tmp_path / "store.zarr", rows([0]), provenance={"log": "x" * 40_000})
+
+
+CASES = int(os.environ.get("STORE_FUZZ_CASES", "1000"))
+AT_ONCE = 25
+SIZES: list[Any] = [-1, 0, 1, 2, COUNT, 2**31, 2**63, 10**15, 10**400, 0.5, True, None]
+SIZES += ["", "..", "/", [], {}, [[]], "\ud800", "x" * 99]
+
+
+def mutate(tree: Tree, dice: random.Random) -> Tree:
+    """Change one node of a JSON tree: replace it, drop it, repeat it, or put another part of the tree in its place."""
+    nodes: list[tuple[Tree, Any]] = []
+    pending = [tree]
+    while pending:
+        node = pending.pop()
+        items = list(node.items()) if isinstance(node, dict) else list(enumerate(node))
+        nodes += [(node, key) for key, _ in items]
+        pending += [item for _, item in items if isinstance(item, dict | list)]
+    parent, key = dice.choice(nodes)
+    other_parent, other_key = dice.choice(nodes)
+    choice = dice.randrange(5)
+    if choice == 0 and isinstance(parent, dict):
+        del parent[key]
+    elif choice == 1 and isinstance(parent, dict):
+        parent[dice.choice(["x", "neck", "../y", "ids"])] = parent[key]
+    elif choice == 2:
+        parent[key] = json.loads(json.dumps(other_parent[other_key]))
+    elif isinstance(parent[key], int) and choice == 3:
+        parent[key] += dice.choice([-2, -1, 1, 2, 1000])
+    else:
+        parent[key] = dice.choice(SIZES)
+    return tree
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@settings(max_examples=CASES // AT_ONCE // 2, deadline=None)
+@given(seed=st.integers(0, 2**64))
+def test_fuzz(seed: int, suffix: str, fuzzed: dict[str, Forged]) -> None:
+    """Metadata and index changed at random, with the right checksums: no crash, no hang, no other error than ours."""
+    forged, dice = fuzzed[suffix], random.Random(seed)
+    sound = dict(forged.sound)
+    for _ in range(AT_ONCE):
+        kind = dice.randrange(3)
+        start = time.monotonic()
+        try:
+            if kind == 0:
+                description = mutate(forged.description(), dice)
+                forged.write_description(sign(description) if dice.random() < 0.9 else description)
+            elif kind == 1 and suffix == "h5":
+                forged.write_header(mutate(forged.header(), dice))
+            else:
+                name = dice.choice(["slot", "extent", "ids", "set_aside", "crc32c/neck", "digest"])
+                data = forged.index(name)
+                for _ in range(dice.randrange(1, 4)):
+                    data[dice.randrange(len(data))] = dice.choice([0, 1, 10, 127, 128, 255])
+                forged.write_index(name, data)
+            exercise(forged.path)
+        finally:
+            forged.restore(sound)
+        assert time.monotonic() - start < 10
+    assert cache.verify(forged.path) == ()
+
+
+@pytest.fixture(scope="module")
+def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Forged]:
+    folder = tmp_path_factory.mktemp("fuzz")
+    return {suffix: Forged(build(folder / f"store.{suffix}", rows(range(COUNT)))[0].path) for suffix in FORMATS}
+
+
+def test_refusing_takes_no_memory(tmp_path: Path) -> None:
+    """Every forged description above, in 256 MiB of address space beyond what the process has."""
+    path = build(tmp_path / "store.zarr", rows(range(COUNT)))[0].path
+    forged = Forged(path)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, hard))
+    try:
+        for apply in DESCRIPTIONS.values():
+            description = forged.description()
+            apply(description)
+            forged.write_description(sign(description))
+            exercise(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    shutil.rmtree(path)
