@@ -1,4 +1,4 @@
-"""The device's side of stage one: prepared images in, the rows of a shard out, one batch always in flight.
+"""The loop of stage one: decoding ahead of the encoder, one batch in flight on the device, writing behind it.
 
 While the device works on a batch, the results of the one before travel back and the images of the next travel there.
 On a CPU the same code is simply one batch after the other.
@@ -6,56 +6,24 @@ On a CPU the same code is simply one batch after the other.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+import cache
+from pipeline.batch_size import BatchSize, out_of_memory
 from pipeline.encoders import Encoder, Prepared
-
-CPU_BATCH, GPU_BATCH = 1, 32  # at 1024 px; smaller inputs take as many more as they have fewer pixels
-LARGEST_BATCH = 256
-
-
-class BatchSize:
-    """How many images the encoder takes at once: given, else by device and input size, halved when memory runs out.
-
-    On a CPU larger batches than about 1024 x 1024 pixels pay nothing. The size for a GPU is a guess that has not been
-    measured on one. A size that memory forced is kept in a file, so that the next run starts with it.
-
-    Args:
-        encoder: Whose batches they are.
-        given: The size that a person asked for.
-        memory: File that remembers a halving.
-    """
-
-    def __init__(self, encoder: Encoder, given: int | None, memory: Path) -> None:
-        self._memory = memory
-        self._device = device_of(encoder).type
-        at_1024_px = CPU_BATCH if self._device == "cpu" else GPU_BATCH
-        fitting = max(1, min(LARGEST_BATCH, at_1024_px * (1024 // encoder.input_px) ** 2))
-        self.images = min(given or fitting, self._remembered())
-
-    def halve(self) -> bool:
-        """Take half as many from now on, in later runs too; False if one image is too many already."""
-        if self.images == 1:
-            return False
-        self.images //= 2
-        self._memory.parent.mkdir(parents=True, exist_ok=True)
-        self._memory.write_text(json.dumps({"device": self._device, "largest_batch": self.images}))
-        return True
-
-    def _remembered(self) -> int:
-        try:
-            known = json.loads(self._memory.read_text())
-            return max(1, int(known["largest_batch"])) if known["device"] == self._device else LARGEST_BATCH
-        except (OSError, ValueError, KeyError, TypeError):
-            return LARGEST_BATCH  # nothing is remembered
+from pipeline.errors import DataError
+from pipeline.overlap import ahead
+from pipeline.progress import Progress, silent
 
 
 class Shard:
@@ -142,13 +110,6 @@ def device_of(encoder: Encoder) -> torch.device:
     return next(encoder.parameters()).device
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that a smaller batch may succeed."""
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
-
-
 def _to_host(tensor: Tensor) -> Tensor:
     if tensor.device.type != "cuda":
         return tensor.cpu()
@@ -161,3 +122,118 @@ def _record_event(device: torch.device) -> torch.cuda.Event | None:
     event = torch.cuda.Event()  # type: ignore[no-untyped-call]
     event.record(torch.cuda.current_stream(device))
     return event
+
+
+@dataclass
+class Clock:
+    """Seconds spent in each part of a run."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        """Add the time inside the `with` block to `part`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+
+
+@dataclass
+class Encoding:
+    """Encodes the pending shards of a store, whoever planned them.
+
+    Attributes:
+        encoder: The frozen encoder.
+        image: Decoded image of a row of the plan, uint8 (H, W, 3); called from the decoding threads.
+        names: Sample id of each row.
+        dtype: Stored type, numpy's name.
+        sizes: Images per encoder call.
+        workers: Decoding threads.
+        strict: Stop at a feature that is not finite instead of setting its sample aside.
+        shared: Whether other processes encode shards of the same store.
+        clock: Where the time went.
+        progress: Called after each batch.
+        encoded: Images that went through the encoder.
+        set_aside: Reason by sample id, for features that are not finite.
+    """
+
+    encoder: Encoder
+    image: Callable[[int], npt.NDArray[np.uint8]]
+    names: Sequence[str]
+    dtype: str
+    sizes: BatchSize
+    workers: int = 2
+    strict: bool = False
+    shared: bool = False
+    clock: Clock = field(default_factory=Clock)
+    progress: Progress = silent
+    encoded: int = 0
+    set_aside: dict[str, str] = field(default_factory=dict)
+
+    def run(self, writer: cache.StoreWriter | cache.StoreWorker) -> None:
+        """Encode and write every pending shard that this process gets hold of."""
+        self._total = sum(len(plan.rows) for plan in writer.pending)
+        self._began = time.perf_counter()
+        with ThreadPoolExecutor(self.workers, "decode") as decoders, ThreadPoolExecutor(1, "write") as writers:
+            writing: Future[None] | None = None
+            for plan in writer.claims():
+                shard = self._encode(plan, decoders)
+                bad = self._non_finite(plan, shard)
+                with self.clock("wait for write"):
+                    if writing is not None:
+                        writing.result()
+                    writing = writers.submit(writer.write, plan, shard.features, shard.extents, bad)
+                    if self.shared:
+                        writing.result()  # a claim ends when the next is asked for, and the shard must be there by then
+            with self.clock("wait for write"):
+                if writing is not None:
+                    writing.result()
+
+    def _encode(self, plan: cache.ShardPlan, decoders: ThreadPoolExecutor) -> Shard:
+        """Encode the rows of one shard; from its start in smaller batches when memory runs out."""
+        while True:
+            try:
+                return self._encode_in_batches(plan, decoders)
+            except RuntimeError as error:
+                if not out_of_memory(error) or not self.sizes.halve():
+                    raise
+
+    def _encode_in_batches(self, plan: cache.ShardPlan, decoders: ThreadPoolExecutor) -> Shard:
+        """Encode the rows of one shard, with one batch in flight while the next is launched."""
+        shard = Shard(self.encoder.taps, len(plan.rows), self.dtype)
+        decoded = ahead(self._decode, plan.rows, decoders, depth=2 * self.sizes.images + self.workers)
+        flight: Flight | None = None
+        for start in range(0, len(plan.rows), self.sizes.images):
+            with self.clock("wait for decode"):
+                batch = list(islice(decoded, self.sizes.images))
+            with self.clock("encode"):
+                following = launch(self.encoder, batch, start, getattr(torch, self.dtype))
+                if flight is not None:
+                    shard.land(flight)
+                flight = following
+            self._report(self.encoded + start + len(batch))
+        with self.clock("encode"):
+            if flight is not None:
+                shard.land(flight)
+        self.encoded += len(plan.rows)
+        return shard
+
+    def _decode(self, row: int) -> Prepared:
+        return self.encoder.prepare(self.image(row))
+
+    def _non_finite(self, plan: cache.ShardPlan, shard: Shard) -> dict[int, str]:
+        """Reason by row for the rows of a shard that must not be stored."""
+        bad = {plan.rows[i]: "the encoder gave a feature that is not finite" for i in shard.non_finite()}
+        by_id = {self.names[row]: reason for row, reason in bad.items()}
+        if bad and self.strict:
+            sample, reason = next(iter(by_id.items()))
+            message = f"sample {sample!r}: {reason}; without --strict such images are set aside"
+            raise DataError(message)
+        self.set_aside.update(by_id)
+        return bad
+
+    def _report(self, done: int) -> None:
+        seconds = time.perf_counter() - self._began
+        self.progress("encode", done, self._total, images_per_s=done / seconds)

@@ -8,41 +8,19 @@ fixed composition: the stored numbers do not depend on where a run was interrupt
 from __future__ import annotations
 
 import shutil
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import islice
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import cache
-from pipeline.data import Dataset
-from pipeline.encode import BatchSize, Flight, Shard, launch, out_of_memory
-from pipeline.encoders import Encoder, Prepared
+from pipeline.batch_size import BatchSize
+from pipeline.data import Dataset, Image, pixel_digest
+from pipeline.encode import Clock, Encoding
+from pipeline.encoders import Encoder
 from pipeline.errors import DataError
-from pipeline.overlap import ahead
 from pipeline.progress import Progress, silent
-from pipeline.scan import Scan, scan
-
-
-@dataclass
-class Clock:
-    """Seconds spent in each part of a run."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def __call__(self, part: str) -> Iterator[None]:
-        """Add the time inside the `with` block to `part`."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+from pipeline.scan import scan
 
 
 @dataclass(frozen=True)
@@ -159,9 +137,21 @@ def extract(
             reuse=tuple(reuse),
         )
         sizes = BatchSize(encoder, batch_size, path.with_name(path.name + ".batch.json"))
-        encoding = _Encoding(seen, encoder, dtype, sizes, workers, strict, ranks, clock, progress)
+        indices = seen.rows
+        encoding = Encoding(
+            encoder,
+            lambda row: seen.image(int(indices[row])),
+            [row.id for row in store.rows],
+            dtype,
+            sizes,
+            workers,
+            strict=strict,
+            shared=ranks.world > 1,
+            clock=clock,
+            progress=progress,
+        )
         if ranks.rank:
-            reused = _help(store, encoding)
+            reused = _help(store, encoding, ranks.wait_seconds)
         else:
             reused = _lead(store, encoding, provenance=provenance, shard_mib=shard_mib, replace=replace)
     return ExtractReport(
@@ -188,7 +178,7 @@ class _Store:
 
 def _lead(
     store: _Store,
-    encoding: _Encoding,
+    encoding: Encoding,
     *,
     provenance: Mapping[str, JSON] | None,
     shard_mib: int,
@@ -212,7 +202,7 @@ def _lead(
     return writer.reused
 
 
-def _help(store: _Store, encoding: _Encoding) -> int:
+def _help(store: _Store, encoding: Encoding, wait_seconds: float) -> int:
     """Encode shards of a store that another process leads."""
     worker = cache.join_store(
         store.path,
@@ -220,98 +210,72 @@ def _help(store: _Store, encoding: _Encoding) -> int:
         taps=store.taps,
         rows=store.rows,
         reuse=store.reuse,
-        wait_seconds=encoding.ranks.wait_seconds,
+        wait_seconds=wait_seconds,
     )
     encoding.run(worker)
     return len(store.rows) - sum(len(plan.rows) for plan in worker.pending)
 
 
-@dataclass
-class _Encoding:
-    """The loop over pending shards: decoding ahead of the encoder, writing behind it.
+def repair(
+    dataset: Dataset,
+    encoder: Encoder,
+    path: Path,
+    *,
+    reading: Mapping[str, JSON],
+    workers: int = 2,
+    batch_size: int | None = None,
+    progress: Progress = silent,
+) -> ExtractReport:
+    """Encode exactly the damaged rows of a store again; the result has the bytes it had before.
 
-    Attributes:
-        encoded: Images that went through the encoder.
-        set_aside: Reason by sample id, for features that are not finite.
+    Args:
+        dataset: The images that the store was made from.
+        encoder: The encoder that it was made with.
+        path: The store.
+        reading: See `fingerprint`.
+        workers: Decoding threads.
+        batch_size: Images per encoder call; see `extract`.
+        progress: Called after each batch.
+
+    Raises:
+        DataError: A damaged row's image is not in the data set any more, or has other pixels.
+        cache.StoreError: The encoder is another one, or the store is beyond repair.
     """
+    clock = Clock()
+    with clock("total"), cache.repair_store(path) as writer:
+        names = [row.id for row in writer.rows]
+        if writer.identity is None:
+            return ExtractReport(path, len(names), 0, len(names), {}, clock.seconds)
+        dtype = next(iter(writer.identity.taps.values())).dtype
+        differences = writer.identity.fingerprint.differences(fingerprint(encoder, reading, dtype))
+        if differences:
+            listed = "; ".join(f"{d.field} is {d.ours!r} there, {d.theirs!r} here" for d in differences)
+            message = f"{path} was made with other settings ({listed}); repair it with its own configuration"
+            raise cache.FingerprintMismatchError(message, differences)
+        sizes = BatchSize(encoder, batch_size, path.with_name(path.name + ".batch.json"))
+        image = _images_of(writer.rows, dataset, path)
+        encoding = Encoding(encoder, image, names, dtype, sizes, workers, strict=True, clock=clock, progress=progress)
+        encoding.run(writer)
+        writer.commit().close()
+    return ExtractReport(path, len(names), encoding.encoded, len(names) - encoding.encoded, {}, clock.seconds)
 
-    seen: Scan
-    encoder: Encoder
-    dtype: str
-    sizes: BatchSize
-    workers: int
-    strict: bool
-    ranks: Ranks
-    clock: Clock
-    progress: Progress
-    encoded: int = 0
-    set_aside: dict[str, str] = field(default_factory=dict)
 
-    def run(self, writer: cache.StoreWriter | cache.StoreWorker) -> None:
-        """Encode and write every pending shard that this process gets hold of."""
-        self._total = sum(len(plan.rows) for plan in writer.pending)
-        self._began = time.perf_counter()
-        with ThreadPoolExecutor(self.workers, "decode") as decoders, ThreadPoolExecutor(1, "write") as writers:
-            writing: Future[None] | None = None
-            for plan in writer.claims():
-                shard = self._encode(plan, decoders)
-                bad = self._non_finite(plan, shard)
-                with self.clock("wait for write"):
-                    if writing is not None:
-                        writing.result()
-                    writing = writers.submit(writer.write, plan, shard.features, shard.extents, bad)
-                    if self.ranks.world > 1:
-                        writing.result()  # a claim ends when the next is asked for, and the shard must be there by then
-            with self.clock("wait for write"):
-                if writing is not None:
-                    writing.result()
+def _images_of(rows: Sequence[cache.Row], dataset: Dataset, path: Path) -> Callable[[int], Image]:
+    """Reads the image that a row was made from, and no other."""
+    index_of = {sample.id: index for index, sample in enumerate(dataset.samples)}
 
-    def _encode(self, plan: cache.ShardPlan, decoders: ThreadPoolExecutor) -> Shard:
-        """Encode the rows of one shard; from its start in smaller batches when memory runs out."""
-        while True:
-            try:
-                return self._encode_in_batches(plan, decoders)
-            except RuntimeError as error:
-                if not out_of_memory(error) or not self.sizes.halve():
-                    raise
-
-    def _encode_in_batches(self, plan: cache.ShardPlan, decoders: ThreadPoolExecutor) -> Shard:
-        """Encode the rows of one shard, with one batch in flight while the next is launched."""
-        shard = Shard(self.encoder.taps, len(plan.rows), self.dtype)
-        decoded = ahead(self._decode, plan.rows, decoders, depth=2 * self.sizes.images + self.workers)
-        flight: Flight | None = None
-        for start in range(0, len(plan.rows), self.sizes.images):
-            with self.clock("wait for decode"):
-                batch = list(islice(decoded, self.sizes.images))
-            with self.clock("encode"):
-                following = launch(self.encoder, batch, start, getattr(torch, self.dtype))
-                if flight is not None:
-                    shard.land(flight)
-                flight = following
-            self._report(self.encoded + start + len(batch))
-        with self.clock("encode"):
-            if flight is not None:
-                shard.land(flight)
-        self.encoded += len(plan.rows)
-        return shard
-
-    def _decode(self, row: int) -> Prepared:
-        return self.encoder.prepare(self.seen.image(int(self.seen.rows[row])))
-
-    def _non_finite(self, plan: cache.ShardPlan, shard: Shard) -> dict[int, str]:
-        """Reason by row for the rows of a shard that must not be stored."""
-        bad = {plan.rows[i]: "the encoder gave a feature that is not finite" for i in shard.non_finite()}
-        by_id = {self.seen.dataset.samples[int(self.seen.rows[row])].id: reason for row, reason in bad.items()}
-        if bad and self.strict:
-            sample, reason = next(iter(by_id.items()))
-            message = f"sample {sample!r}: {reason}; without --strict such images are set aside"
+    def image(row: int) -> Image:
+        wanted = rows[row]
+        if wanted.id not in index_of:
+            message = f"{path}: sample {wanted.id!r} is damaged and its image is not in {dataset.name!r}"
             raise DataError(message)
-        self.set_aside.update(by_id)
-        return bad
+        pixels = dataset.read(index_of[wanted.id])
+        if any(wanted.digest) and pixel_digest(pixels) != wanted.digest:
+            message = f"{path}: sample {wanted.id!r} is damaged and its image has changed; run `pipeline extract`"
+            raise DataError(message)
+        return pixels
 
-    def _report(self, done: int) -> None:
-        seconds = time.perf_counter() - self._began
-        self.progress("encode", done, self._total, images_per_s=done / seconds)
+    return image
 
 
 def _announce(store: _Store, writer: cache.StoreWriter, progress: Progress) -> None:
