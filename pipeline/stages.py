@@ -148,6 +148,20 @@ def extract(
     }
 
 
+def repair(config: Config, progress: Progress, path: Path) -> Report:
+    """Encode exactly the damaged rows of a store again, from the images and the encoder of the configuration."""
+    report = stage_one.repair(
+        load_dataset(config),
+        build_encoder(config),
+        path,
+        reading=data.reading_rules(_reading(config)),
+        workers=workers(config),
+        batch_size=config.resources.batch_size,
+        progress=progress,
+    )
+    return {"store": str(path), "rows": report.rows, "repaired": report.encoded}
+
+
 def load_dataset(config: Config) -> data.Dataset:
     """The data set that the configuration describes."""
     match config.data:

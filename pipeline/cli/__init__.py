@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from pipeline.cli.options import configured, load
 from pipeline.cli.store import store
 from pipeline.cli.terminal import DONE, FAILED, INCOMPLETE, WRONG_USE, bars, examples, show
-
-if TYPE_CHECKING:
-    from pipeline.config import Config
-
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def main() -> None:
@@ -53,25 +47,6 @@ def _explain(error: Exception) -> int:
     for note in getattr(error, "__notes__", ()):
         click.echo(f"  {note}", err=True)
     return getattr(error, "exit_status", FAILED)
-
-
-def configured(command: Command) -> Command:
-    """Give a command `-c`, `--set` and `--json`."""
-    for option in (
-        click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object."),
-        click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key; repeatable."),
-        click.option(
-            "-c",
-            "--config",
-            "config_path",
-            type=click.Path(path_type=Path),
-            default=Path("configs/default.yaml"),
-            show_default=True,
-            help="The experiment.",
-        ),
-    ):
-        command = option(command)
-    return command
 
 
 @click.group(
@@ -164,13 +139,6 @@ def predict(config_path: Path, overrides: tuple[str, ...], as_json: bool, images
     with bars() as progress:
         report = stages.predict(config, progress, images)
     return show(report, as_json)
-
-
-def load(path: Path, overrides: tuple[str, ...]) -> Config:
-    """Read the configuration that a command names."""
-    from pipeline.config import load_config
-
-    return load_config(path, overrides)
 
 
 cli.add_command(store)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
+from pipeline.cli.options import configured, load
 from pipeline.cli.terminal import DONE, INCOMPLETE, bars, examples, show
 
 
@@ -47,3 +50,16 @@ def verify(path: str, as_json: bool) -> int:
         damages = cache.verify(path, progress=progress)
     show({"store": path, "damages": [str(damage) for damage in damages] or "none"}, as_json)
     return INCOMPLETE if damages else DONE
+
+
+@store.command(epilog=examples("pipeline store repair features/demo.zarr -c configs/default.yaml"))
+@click.argument("path", type=click.Path(path_type=Path))
+@configured
+def repair(path: Path, config_path: Path, overrides: tuple[str, ...], as_json: bool) -> int:
+    """Encode exactly the damaged rows again; the result has the bytes that the store had before."""
+    from pipeline import stages
+
+    config = load(config_path, overrides)
+    with bars() as progress:
+        report = stages.repair(config, progress, path)
+    return show(report, as_json)
