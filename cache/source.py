@@ -68,6 +68,6 @@ def store_source(opened: OpenedStore) -> Source | None:
         digest=digest,
         extent=opened.index.extent,
         checksums={tap: opened.index.checksums(tap) for tap in opened.description.taps},
-        set_aside={bytes.fromhex(item["digest"]): item["reason"] for item in opened.index.set_aside},
+        set_aside={},  # what failed once is tried again
         rows=opened.rows,
     )
