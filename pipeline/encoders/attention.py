@@ -42,7 +42,7 @@ def relative_terms(q: Tensor, rel_pos_h: Tensor, rel_pos_w: Tensor, grid: tuple[
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Attention with relative position, in the form that suits the device.
+    """Attention with relative position: fused where blocks are compiled, which is done on a GPU, else in chunks.
 
     Args:
         q: (B, heads, h * w, d).
@@ -54,7 +54,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> Te
     Returns:
         (B, h * w, heads, d).
     """
-    if q.is_cuda and torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
         return fused_attention(q, k, v, rows, columns)
     return chunked_attention(q, k, v, rows, columns)
 

@@ -29,7 +29,7 @@ Images = npt.NDArray[np.uint8]
 Masks = npt.NDArray[np.bool_]
 
 _BATCH = 16
-_PEAK_LR = 1e-3
+_PEAK_LR = 2e-3
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def train_demo_encoder(
     path: Path,
     *,
     seed: int = 0,
-    steps: int = 125,
+    steps: int = 100,
     progress: Progress = silent,
 ) -> DemoReport:
     """Train `sam_demo` to segment lesions, and write its image encoder as a checkpoint.
@@ -80,7 +80,7 @@ def train_demo_encoder(
     head = _new_mask_head(encoder.neck[0].out_channels, generator)
     parameters = [*encoder.parameters(), *head.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=_PEAK_LR, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, _PEAK_LR, total_steps=steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, _PEAK_LR, total_steps=steps, pct_start=0.15)
     for step, batch in enumerate(_batches(len(images), steps, generator), start=1):
         loss = _loss(_predict(encoder, head, images[batch]), torch.from_numpy(masks[batch]).float())
         optimiser.zero_grad()
