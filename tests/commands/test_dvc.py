@@ -1,0 +1,86 @@
+"""`dvc repro` runs what a change touches and nothing else; the metrics and plots that it declares are there."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .conftest import ROOT, TINY, environment
+
+BIN = Path(sys.executable).parent
+STAGES = ["prepare", "extract", "train", "evaluate"]
+
+
+class Project:
+    """A clone of this project whose demo is small."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
+            shutil.copy(ROOT / name, folder / name)
+        for name in ("pipeline", "cache"):
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        (folder / ".dvc").mkdir()
+        shutil.copy(ROOT / ".dvc/config", folder / ".dvc/config")
+        (folder / "configs").mkdir()
+        (folder / "configs/default.yaml").write_text(TINY)
+        self.run("git", "init", "-q")
+        self.run("git", "add", "-A")
+        self.run("git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "clone")
+
+    def run(self, *command: str) -> str:
+        path = f"{BIN}:{environment()['PATH']}"
+        done = subprocess.run(
+            command,
+            cwd=self.folder,
+            env={**environment(), "PATH": path, "DVC_NO_ANALYTICS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def repro(self) -> list[str]:
+        """Run `dvc repro`; the stages that ran."""
+        return re.findall(r"Running stage '(\w+)'", self.run("dvc", "repro"))
+
+    def change(self, old: str, new: str) -> None:
+        config = self.folder / "configs/default.yaml"
+        text = config.read_text()
+        assert old in text
+        config.write_text(text.replace(old, new))
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    return Project(tmp_path_factory.mktemp("project"))
+
+
+def test_what_changes_runs_and_nothing_else(project: Project) -> None:
+    assert project.repro() == STAGES
+    assert project.repro() == []
+    left = project.run("git", "status", "--porcelain")
+    assert left.split() == ["??", "dvc.lock"]
+
+    metrics = json.loads(project.run("dvc", "metrics", "show", "--json"))[""]["data"]
+    assert 0 <= metrics["runs/demo/metrics.json"]["data"]["auc"] <= 1
+    assert 0 <= metrics["weights/sam_demo.json"]["data"]["dice"] <= 1
+    project.run("dvc", "plots", "show")
+    assert "runs/demo/roc.csv" in (project.folder / "dvc_plots/index.html").read_text()
+
+    project.change("lr: 1e-3", "lr: 2e-3")
+    assert project.repro() == ["train", "evaluate"]
+
+    shard = project.folder / "features/demo.zarr/neck/c/0/0/0/0"
+    cached = shard.stat().st_ino, shard.stat().st_nlink, shard.read_bytes()
+    project.change("pool: 4", "pool: 4\n  taps: [early, neck]")
+    assert project.repro() == ["extract", "train", "evaluate"]
+    assert not (project.folder / "features/demo.zarr/late").exists()
+    assert shard.read_bytes() == cached[2]
