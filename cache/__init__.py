@@ -21,7 +21,9 @@ array([2., 0.], dtype=float16)
 ()
 """
 
+from cache.convert import convert_store, keyed_pseudonyms, pseudonymise_store
 from cache.description import FORMAT_VERSION, TapSpec
+from cache.diff import StoreDifference, TapDifference, diff_stores
 from cache.errors import (
     DamagedRowError,
     FingerprintMismatchError,
@@ -36,7 +38,9 @@ from cache.errors import (
 from cache.fingerprint import Difference, Fingerprint
 from cache.index import Row
 from cache.info import StoreInfo, info
+from cache.inspect import Inspection, TapReport, Twins, inspect_store
 from cache.join import StoreWorker, join_store
+from cache.labels import Labels
 from cache.reader import Store, open_store
 from cache.repair import repair_store
 from cache.shards import ShardPlan
@@ -52,22 +56,33 @@ __all__ = [
     "FingerprintMismatchError",
     "FormatError",
     "IncompleteRowsError",
+    "Inspection",
+    "Labels",
     "NoSpaceError",
     "Row",
     "ShardPlan",
     "Store",
+    "StoreDifference",
     "StoreError",
     "StoreInfo",
     "StoreLockedError",
     "StoreNotFoundError",
     "StoreWorker",
     "StoreWriter",
+    "TapDifference",
+    "TapReport",
     "TapSpec",
+    "Twins",
     "UntrustedStoreError",
+    "convert_store",
     "create_store",
+    "diff_stores",
     "info",
+    "inspect_store",
     "join_store",
+    "keyed_pseudonyms",
     "open_store",
+    "pseudonymise_store",
     "repair_store",
     "verify",
 ]

@@ -81,8 +81,8 @@ def _write_files(store: Path, files: Mapping[str, bytes], scratch: Path) -> None
 
 def collect_index(
     work: WorkFolder, identity: Identity, plan: Plan, rows: Sequence[Row], known_bad: Mapping[bytes, str]
-) -> dict[str, npt.NDArray[Any]]:
-    """The index of a store whose shards are all finished, by name.
+) -> tuple[dict[str, npt.NDArray[Any]], list[int]]:
+    """The index of a store whose shards are all finished, by name, and which of the rows are in it.
 
     Args:
         work: The store in the making.
@@ -107,7 +107,7 @@ def collect_index(
         for row, good in zip(rows, stored, strict=True)
         if not good
     ]
-    return {
+    arrays: dict[str, npt.NDArray[Any]] = {
         "ids": encode_ids([row.id for row, good in zip(rows, stored, strict=True) if good]),
         "set_aside": encode_json(set_aside),
         "slot": plan.row_slot[stored],
@@ -115,3 +115,4 @@ def collect_index(
         "extent": extent,
         **{f"crc32c/{tap}": checksums[tap] for tap in identity.taps},
     }
+    return arrays, np.flatnonzero(stored).tolist()

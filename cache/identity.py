@@ -75,7 +75,7 @@ def rows_sha256(rows: Sequence[Row]) -> str:
 
 
 def holds(index: Index, rows: Sequence[Row]) -> bool:
-    """Whether a store holds exactly these rows; one that set a sample aside does not, for that sample is tried again."""
+    """Whether a store holds exactly these rows; a sample set aside is tried again, so a store with one does not."""
     if index.digest is None or index.set_aside or tuple(row.id for row in rows) != index.ids:
         return False
     wanted = np.frombuffer(b"".join(row.digest for row in rows), np.uint8).reshape(-1, 32)

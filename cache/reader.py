@@ -17,7 +17,7 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
-from cache.description import TapSpec
+from cache.description import TapSpec, load_json
 from cache.errors import (
     DamagedRowError,
     FingerprintMismatchError,
@@ -27,7 +27,8 @@ from cache.errors import (
 )
 from cache.fingerprint import JSON, Fingerprint
 from cache.hdf5_file import open_hdf5
-from cache.index import UInt8
+from cache.index import Row, UInt8
+from cache.labels import Labels, parse_labels
 from cache.zarr_folder import OpenedStore, open_zarr
 
 
@@ -146,6 +147,30 @@ class Store:
     def extents(self) -> npt.NDArray[np.float32]:
         """(rows, 2) float32 part of the grid's height and width that is image and not padding, in (0, 1]."""
         return self._opened.index.extent[self._opened.index.slot]
+
+    @property
+    def slots(self) -> npt.NDArray[np.int64]:
+        """(rows,) int64 place of each row in the arrays; rows with identical pixels have the same."""
+        return self._opened.index.slot
+
+    @property
+    def labels(self) -> Labels | None:
+        """Class names, labels and splits, where they were sent along."""
+        text = self._opened.index.text("labels")
+        if not text:
+            return None
+        where = f"{self.path}: labels"
+        return parse_labels(load_json(text.encode(), where), len(self), where)
+
+    @property
+    def card(self) -> str:
+        """What a stranger should know of the store, as Markdown."""
+        return self._opened.index.text("card")
+
+    @property
+    def set_aside_rows(self) -> tuple[Row, ...]:
+        """The samples that were asked for and gave no feature."""
+        return tuple(Row(item["id"], bytes.fromhex(item["digest"])) for item in self._opened.index.set_aside)
 
     @property
     def set_aside(self) -> Mapping[str, str]:

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from cache.description import load_json
 from cache.durable import recover_swap, remove
 from cache.identity import Identity, rows_sha256
 from cache.index import Row
+from cache.labels import Labels, parse_labels
 from cache.lock import WriterLock
 from cache.plan import NOWHERE, KeptShard, Plan
 from cache.reader import open_files
@@ -84,8 +86,18 @@ def _plan(path: Path, work: WorkFolder) -> tuple[tuple[Row, ...], Job | None]:
     identity = Identity(old.fingerprint, old.taps, old.provenance, rows_sha256(rows))
     reasons = {bytes.fromhex(item["digest"]): item["reason"] for item in opened.index.set_aside}
     work.start(identity, plan, [source], reasons)
-    extras = {name: opened.index.array(name) for name in ("card", "labels") if name in old.index}
-    return rows, Job(identity, plan, reasons, origins, extras, "digest" in old.index)
+    job = Job(identity, plan, reasons, origins, _labels(opened), opened.index.text("card"), "digest" in old.index)
+    return rows, job
+
+
+def _labels(opened: OpenedStore) -> Labels | None:
+    """The labels that travel with the store; samples set aside have none, and lose none."""
+    text = opened.index.text("labels")
+    if not text:
+        return None
+    found = parse_labels(load_json(text.encode(), "labels"), opened.description.rows, "labels")
+    blank = len(opened.index.set_aside)
+    return Labels(found.class_names, (*found.labels, *[0] * blank), (*found.splits, *[""] * blank))
 
 
 def _rows(opened: OpenedStore) -> tuple[Row, ...]:

@@ -6,16 +6,19 @@ takes the name in one step when every row is there; until then an older version 
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
+from cache.card import render_card
 from cache.description import MAX_STORY_BYTES, TapSpec, check_taps, load_json
 from cache.durable import recover_swap, swap, sync_folder
 from cache.errors import IncompleteRowsError, StoreError, StoreNotFoundError
@@ -23,8 +26,9 @@ from cache.fingerprint import JSON, Fingerprint, canonical
 from cache.finish import collect_index, finish_store
 from cache.hdf5_pack import pack_hdf5
 from cache.identity import REPLACE, Identity, holds, rows_sha256
-from cache.index import Row, check_rows
+from cache.index import Row, check_rows, encode_json
 from cache.join import claims
+from cache.labels import Labels, parse_labels
 from cache.lock import WriterLock
 from cache.plan import Plan, make_plan
 from cache.reader import Store, open_files, open_store, store_format
@@ -47,6 +51,8 @@ def create_store(
     shard_mib: float = 64,
     reuse: Sequence[str | os.PathLike[str]] = (),
     replace: bool = False,
+    labels: Labels | None = None,
+    digests: bool = True,
 ) -> StoreWriter:
     """Begin, continue or update a store.
 
@@ -62,6 +68,8 @@ def create_store(
         shard_mib: Size of the largest tap's shard files, MiB. A store that is updated keeps its own.
         reuse: Further stores of the same fingerprint to take rows from.
         replace: Build a new store where one of another fingerprint stands, and swap it in at the commit.
+        labels: Class names, labels and splits to store, in the order of `rows`.
+        digests: Whether the store tells the digests of the pixels. Without them it cannot be updated.
 
     Returns:
         The writer, which holds the exclusive right to write this store until it is closed.
@@ -75,6 +83,8 @@ def create_store(
     store_format(target)
     check_taps(taps)
     check_rows(rows)
+    if labels is not None:
+        labels.check(len(rows))
     story = load_json(canonical(provenance or {}), "provenance")
     length = len(canonical({"fingerprint": fingerprint.fields, "provenance": story}))
     if length > MAX_STORY_BYTES:
@@ -85,7 +95,9 @@ def create_store(
     work = WorkFolder(partial_path(target))
     lock = WriterLock(work.path / "lock", target)
     try:
-        job = _begin(target, work, identity, rows, max(1, min(MAX_SHARD_ROWS, shard_rows)), reuse, replace)
+        job = _begin(target, work, identity, rows, max(1, min(MAX_SHARD_ROWS, shard_rows)), reuse, replace, labels)
+        if job is not None:
+            job = dataclasses.replace(job, labels=labels, digests=digests)
         return StoreWriter(target, work, lock, tuple(rows), job)
     except BaseException:
         let_go(work, lock)
@@ -101,7 +113,8 @@ class Job:
         plan: Slot of every row.
         known_bad: Reasons by digest of pixels known to give no feature.
         origins: Where the rows come from that need no encoding.
-        extras: Optional arrays of the index, by name.
+        labels: Class names, labels and splits, in the order of the rows.
+        card: Text of the card, if it is not to be made anew.
         digests: Whether the store tells the digests of its pixels.
     """
 
@@ -109,7 +122,8 @@ class Job:
     plan: Plan
     known_bad: Mapping[bytes, str]
     origins: Origins
-    extras: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    labels: Labels | None = None
+    card: str = ""
     digests: bool = True
 
 
@@ -196,10 +210,15 @@ class StoreWriter:
 
     def _finish(self, job: Job) -> None:
         """Write the index and all metadata."""
-        arrays = collect_index(self._work, job.identity, job.plan, self.rows, job.known_bad)
+        identity = job.identity
+        arrays, stored = collect_index(self._work, identity, job.plan, self.rows, job.known_bad)
         if not job.digests:
             del arrays["digest"]
-        finish_store(self._work, job.identity, job.plan.slots, job.plan.shard_rows, {**arrays, **job.extras})
+        if job.labels is not None:
+            arrays["labels"] = encode_json(job.labels.select(stored).to_json())
+        card = job.card or render_card(identity.fingerprint, identity.taps, len(stored), identity.provenance)
+        arrays["card"] = np.frombuffer(card.encode(), np.uint8)
+        finish_store(self._work, identity, job.plan.slots, job.plan.shard_rows, arrays)
 
     def _give_name(self) -> None:
         """The one step that makes the store exist."""
@@ -236,12 +255,13 @@ def _begin(
     shard_rows: int,
     reuse: Sequence[str | os.PathLike[str]],
     replace: bool,
+    labels: Labels | None,
 ) -> Job | None:
     """Plan what is to be done under the lock; None if the finished store at `path` is what is asked for."""
     recover_swap(path, work.aside)
     work.drop_committed()
     current = _current(path, identity, replace)
-    if current is not None and holds(current.index, rows):
+    if current is not None and holds(current.index, rows) and (labels is None or labels == _labels(current)):
         return None
     stores = [] if current is None else [current]
     for name in reuse:
@@ -270,6 +290,12 @@ def _begin(
     known_bad = {row.digest: reasons[row.digest] for row in rows if row.digest in reasons}
     work.start(identity, plan, sources, known_bad)
     return Job(identity, plan, known_bad, find_origins(work, plan, identity.taps, sources))
+
+
+def _labels(opened: OpenedStore) -> Labels | None:
+    """The labels that a store carries."""
+    text = opened.index.text("labels")
+    return parse_labels(load_json(text.encode(), "labels"), opened.description.rows, "labels") if text else None
 
 
 def _current(path: Path, identity: Identity, replace: bool) -> OpenedStore | None:

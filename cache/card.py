@@ -1,0 +1,68 @@
+"""The card of a store: what a stranger should know before using it, as Markdown with front matter.
+
+It is made from the fingerprint, the taps and the provenance alone. Of the provenance it uses `license` (of the data),
+`data_set`, `citation` and `created`, where they are given.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from cache.description import FORMAT_VERSION, TapSpec
+from cache.fingerprint import JSON, Fingerprint
+
+_LOAD = """```python
+import cache
+
+store = cache.open_store("PATH OR URL OF THIS STORE")
+features = store.read([0, 1, 2])  # by tap, (rows, C, h, w)
+```
+
+Without that package: `zarr.open_group` or `h5py.File` read the same arrays; `index/slot` maps a row to its place."""
+
+
+def render_card(
+    fingerprint: Fingerprint, taps: Mapping[str, TapSpec], rows: int, provenance: Mapping[str, JSON]
+) -> str:
+    """The text of `README.md`.
+
+    Args:
+        fingerprint: What the features depend on.
+        taps: Shape and type by tap name.
+        rows: Samples in the store.
+        provenance: How it came about.
+    """
+    fields = fingerprint.fields
+    front = {
+        "license": provenance.get("license", "unknown"),
+        "data_set": provenance.get("data_set", "unknown"),
+        "encoder": fields.get("encoder", "unknown"),
+        "weights_sha256": fields.get("weights_sha256", "unknown"),
+        "fingerprint": fingerprint.digest(),
+        "rows": rows,
+        "taps": list(taps),
+        "feature_store_format": FORMAT_VERSION,
+    }
+    lines = [f"{key}: {json.dumps(value)}" for key, value in front.items()]
+    total = rows * sum(tap.row_bytes for tap in taps.values()) / 2**20
+    table = [
+        f"| `{name}` | {tap.channels} x {tap.height} x {tap.width} | {tap.dtype} | {tap.row_bytes / 1024:.1f} |"
+        for name, tap in taps.items()
+    ]
+    about = [f"- {key.replace('_', ' ')}: `{json.dumps(value)}`" for key, value in sorted(fields.items())]
+    citation = str(provenance.get("citation", "Cite the data set and the encoder that these features come from."))
+    parts = [
+        "\n".join(["---", *lines, "---"]),
+        f"# Features of {front['data_set']}",
+        f"Features of {rows} images by the frozen encoder `{front['encoder']}`, {total:.1f} MiB. They are no images, "
+        "but may tell much about them: treat them under the licence of the data.",
+        "\n".join(["| tap | C x h x w | type | KiB a row |", "| --- | --- | --- | --- |", *table]),
+        "## How they were made",
+        "\n".join(about) or "The fingerprint is empty.",
+        "## How to load them",
+        _LOAD,
+        "## Citation",
+        citation,
+    ]
+    return "\n\n".join(parts) + "\n"
