@@ -44,6 +44,7 @@ from cache.labels import Labels
 from cache.reader import Store, open_store
 from cache.repair import repair_store
 from cache.shards import ShardPlan
+from cache.share import Manifest, make_manifest, pull_store, push_store
 from cache.verify import Damage, verify
 from cache.writer import StoreWriter, create_store
 
@@ -58,6 +59,7 @@ __all__ = [
     "IncompleteRowsError",
     "Inspection",
     "Labels",
+    "Manifest",
     "NoSpaceError",
     "Row",
     "ShardPlan",
@@ -81,8 +83,11 @@ __all__ = [
     "inspect_store",
     "join_store",
     "keyed_pseudonyms",
+    "make_manifest",
     "open_store",
     "pseudonymise_store",
+    "pull_store",
+    "push_store",
     "repair_store",
     "verify",
 ]

@@ -97,26 +97,46 @@ def read_header(path: Path, whole: bool = True) -> tuple[Header, int]:
         raise StoreNotFoundError(message) from error
     with open(handle, "rb") as file:  # noqa: PTH123 - a descriptor has no path
         first = file.read(_FIRST_LINE_BYTES)
-        digits = first[len(_MAGIC) : -1]
-        if not (first.startswith(_MAGIC) and digits.isdigit() and first.endswith(b"\n")):
-            message = f"{path} is not a feature store: it does not begin with {_MAGIC.decode()!r} and a length"
-            raise FormatError(message)
-        size = int(digits)
-        if not 512 <= size <= _MAX_HEADER_BYTES:
-            message = f"{path} claims a header of {size} bytes; expected 512 to {_MAX_HEADER_BYTES}"
-            raise FormatError(message)
+        size = user_block_size(first, str(path))
         block = first + file.read(size - _FIRST_LINE_BYTES)
         file_bytes = os.fstat(handle).st_size
-    value = load_json(block[_FIRST_LINE_BYTES:], f"the header of {path}")
-    header = _parse_header(value, str(path))
-    if header.to_bytes(size) != block:
-        message = f"{path}: the header is damaged (it does not match its checksum); fetch or extract the store again"
-        raise FormatError(message)
+    header = parse_block(block, str(path))
     if whole and header.file_bytes != file_bytes:
         message = f"{path} has {file_bytes} bytes; expected {header.file_bytes}: it is truncated or was appended to"
         raise FormatError(message)
-    _check_places(header, size, path)
     return header, size
+
+
+def user_block_size(first: bytes, where: str) -> int:
+    """Size of the user block, from the first bytes of a file.
+
+    Raises:
+        FormatError: They are no store's; `where` names the file.
+    """
+    digits = first[len(_MAGIC) : _FIRST_LINE_BYTES - 1]
+    if not (first.startswith(_MAGIC) and digits.isdigit() and first[_FIRST_LINE_BYTES - 1 :][:1] == b"\n"):
+        message = f"{where} is not a feature store: it does not begin with {_MAGIC.decode()!r} and a length"
+        raise FormatError(message)
+    size = int(digits)
+    if not 512 <= size <= _MAX_HEADER_BYTES:
+        message = f"{where} claims a header of {size} bytes; expected 512 to {_MAX_HEADER_BYTES}"
+        raise FormatError(message)
+    return size
+
+
+def parse_block(block: bytes, where: str) -> Header:
+    """Header in the bytes of a whole user block.
+
+    Raises:
+        FormatError: It is damaged.
+        UntrustedStoreError: It points outside of the file or at overlapping places.
+    """
+    header = _parse_header(load_json(block[_FIRST_LINE_BYTES:], f"the header of {where}"), where)
+    if header.to_bytes(len(block)) != block:
+        message = f"{where}: the header is damaged (it does not match its checksum); fetch or extract the store again"
+        raise FormatError(message)
+    _check_places(header, len(block), where)
+    return header
 
 
 def _parse_header(value: Any, where: str) -> Header:
@@ -136,7 +156,7 @@ def _parse_header(value: Any, where: str) -> Header:
         raise FormatError(message) from error
 
 
-def _check_places(header: Header, block: int, path: Path) -> None:
+def _check_places(header: Header, block: int, where: str) -> None:
     """Refuse arrays that overlap or reach out of the file."""
     entries = header.description.index.items()
     places = header.row_regions() + [
@@ -145,11 +165,11 @@ def _check_places(header: Header, block: int, path: Path) -> None:
     position = block
     for start, stop in sorted(places):
         if start < position:
-            message = f"{path}: arrays overlap at byte {start}; the header is not trustworthy"
+            message = f"{where}: arrays overlap at byte {start}; the header is not trustworthy"
             raise UntrustedStoreError(message)
         position = stop
     if position > header.file_bytes:
-        message = f"{path}: an array ends at byte {position} of a file of {header.file_bytes}"
+        message = f"{where}: an array ends at byte {position} of a file of {header.file_bytes}"
         raise UntrustedStoreError(message)
 
 

@@ -137,6 +137,12 @@ class Places:
 class RowFiles(Protocol):
     """Row bytes of one store, in whichever format."""
 
+    def fetch(self, tap: str, slots: Int64) -> None:
+        """Bring the rows of these slots to this machine, if they are elsewhere."""
+
+    def forget(self, tap: str, slots: Int64) -> None:
+        """Drop copies of these rows that turned out to be damaged, if there is an original to fetch again."""
+
     def places(self, tap: str, slots: Int64) -> Places:
         """Where the rows of these slots lie."""
 
@@ -208,6 +214,12 @@ class ZarrRows:
         self.shards = ShardFiles(folder, taps, shard_rows, present)
         self.file = lru_cache(MAX_MAPS)(self.shards.open)
 
+    def fetch(self, tap: str, slots: Int64) -> None:
+        """Nothing to do: the rows are here."""
+
+    def forget(self, tap: str, slots: Int64) -> None:
+        """Nothing to do: the rows are no copies."""
+
     def places(self, tap: str, slots: Int64) -> Places:
         """Where the rows of these slots lie."""
         files, within = np.divmod(slots, self._shard_rows)
@@ -228,6 +240,12 @@ class Hdf5Rows:
         self._file = file
         self._taps = taps
         self._offsets = offsets
+
+    def fetch(self, tap: str, slots: Int64) -> None:
+        """Nothing to do: the rows are here."""
+
+    def forget(self, tap: str, slots: Int64) -> None:
+        """Nothing to do: the rows are no copies."""
 
     def places(self, tap: str, slots: Int64) -> Places:
         """Where the rows of these slots lie."""

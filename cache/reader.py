@@ -46,8 +46,12 @@ def store_format(path: Path) -> Literal["zarr", "hdf5"]:
     raise StoreError(message)
 
 
-def open_files(path: Path) -> OpenedStore:
-    """Open the files of a finished store in either format; see `open_store` for the errors."""
+def open_files(path: Path | str) -> OpenedStore:
+    """Open the files of a finished store in either format, here or at a URL; see `open_store` for the errors."""
+    if isinstance(path, str):
+        from cache.remote import open_remote
+
+        return open_remote(path)
     kind = store_format(path)
     if not path.exists():
         partial = path.with_name(path.name + ".partial")
@@ -64,7 +68,8 @@ def open_store(path: str | os.PathLike[str], expect: Fingerprint | None = None) 
     """Open a finished store.
 
     Args:
-        path: `NAME.zarr`, `NAME.h5` or `NAME.hdf5`.
+        path: `NAME.zarr`, `NAME.h5` or `NAME.hdf5`, or the URL of one, which is read where it lies: `http://...`,
+            `s3://...`. Rows that were read once are kept in `$FEATURE_STORE_CACHE`.
         expect: Refuse a store of any other fingerprint.
 
     Raises:
@@ -73,7 +78,7 @@ def open_store(path: str | os.PathLike[str], expect: Fingerprint | None = None) 
         UntrustedStoreError: It asks for what a store never needs.
         FingerprintMismatchError: Its fingerprint is not the expected one; the message names the fields.
     """
-    store = Store(Path(path))
+    store = Store(path if isinstance(path, str) and "://" in path else Path(path))
     differences = store.fingerprint.differences(expect) if expect else ()
     if differences:
         shown = "; ".join(f"{d.field} is {d.ours!r} there, expected {d.theirs!r}" for d in differences[:8])
@@ -89,10 +94,10 @@ class Store:
     be read from several threads at once.
 
     Attributes:
-        path: Where it lies.
+        path: Where it lies: a path, or text for a URL.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | str) -> None:
         """Open the store at `path`."""
         self.path = path
         self._files: OpenedStore | None = open_files(path)
@@ -268,6 +273,7 @@ class Store:
         self, opened: OpenedStore, name: str, slots: npt.NDArray[np.int64], buffer: npt.NDArray[Any], verify: bool
     ) -> set[int]:
         """Copy the rows of one tap; returns the positions of damaged ones."""
+        opened.rows.fetch(name, slots)
         size = opened.description.taps[name].row_bytes
         target = buffer.reshape(len(slots), -1).view(np.uint8) if len(slots) else buffer
         order = np.argsort(slots, kind="stable")
@@ -287,6 +293,7 @@ class Store:
             row[:] = data[offset : offset + size]
             if expected is not None and checksum(row) != expected[step]:
                 damaged.add(position)
+        opened.rows.forget(name, slots[sorted(damaged)])
         return damaged
 
     def _data(self, opened: OpenedStore, name: str, number: int) -> UInt8:

@@ -43,15 +43,24 @@ def read_root(folder: Path) -> Description:
     except (FileNotFoundError, NotADirectoryError) as error:
         message = f"{folder} is no store: it has no zarr.json; check the path, or run extract to make it"
         raise StoreNotFoundError(message) from error
-    value = load_json(data, str(path))
+    return parse_root(data, str(path))
+
+
+def parse_root(data: bytes, where: str) -> Description:
+    """Description in the bytes of a root's `zarr.json`.
+
+    Raises:
+        FormatError: They are no store's or damaged; `where` names the file.
+    """
+    value = load_json(data, where)
     try:
         stored = value["attributes"][KEY]
     except (KeyError, TypeError, IndexError) as error:
-        message = f"{path} has no attribute {KEY!r}: this is a Zarr group, but not a feature store"
+        message = f"{where} has no attribute {KEY!r}: this is a Zarr group, but not a feature store"
         raise FormatError(message) from error
-    description = parse_description(stored, str(path))
+    description = parse_description(stored, where)
     if data != root_json(description):
-        message = f"{path} is not spelled as it was written: it is damaged or was edited; fetch or extract it again"
+        message = f"{where} is not spelled as it was written: it is damaged or was edited; fetch or extract it again"
         raise FormatError(message)
     return description
 

@@ -67,7 +67,7 @@ def build(path: Path, wanted: Sequence[cache.Row], **kwargs: Any) -> tuple[cache
         return writer.commit(), encoded
 
 
-def assert_holds(store: cache.Store, wanted: Sequence[cache.Row]) -> None:
+def assert_holds(store: cache.Store, wanted: Sequence[cache.Row], taps: Mapping[str, cache.TapSpec] = TAPS) -> None:
     """The store reads as one made from scratch of these rows."""
     assert store.ids == tuple(row.id for row in wanted)
     assert store.digests.tolist() == [list(row.digest) for row in wanted]
@@ -75,7 +75,7 @@ def assert_holds(store: cache.Store, wanted: Sequence[cache.Row]) -> None:
     np.testing.assert_array_equal(store.extents, np.array([extent(number) for number in numbers], np.float32))
     read = store.read(range(len(wanted)))
     for i, number in enumerate(numbers):
-        for name, value in feature(number).items():
+        for name, value in feature(number, taps).items():
             assert read[name][i].tobytes() == value.tobytes()
 
 

@@ -1,0 +1,296 @@
+"""Pushing, pulling, and reading stores where they lie, over a real http server on this machine."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import pickle
+import threading
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fsspec.implementations.local import LocalFileSystem
+
+import cache
+from tests.cache.making import FORMATS, ROWS_PER_SHARD, assert_holds, build, feature, files, rows
+from tests.cache.test_damage import damage_row
+
+
+class Handler(SimpleHTTPRequestHandler):
+    """Files of a folder, whole or in ranges; every request is written down."""
+
+    def log_message(self, *arguments: Any) -> None:
+        """Nothing: pytest shows the log of a failed test."""
+
+    def do_GET(self) -> None:
+        asked = self.headers.get("Range")
+        self.server.requests.append((self.path, asked))  # type: ignore[attr-defined]
+        path = Path(self.translate_path(self.path))
+        if not path.is_file():
+            self.send_error(404)
+            return
+        content = path.read_bytes()
+        if asked and self.server.ranges:  # type: ignore[attr-defined]
+            first, last = asked.removeprefix("bytes=").split("-")
+            part = content[int(first) : int(last) + 1]
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {first}-{int(first) + len(part) - 1}/{len(content)}")
+        else:
+            part = content
+            self.send_response(200)
+        self.send_header("Content-Length", str(len(part)))
+        self.end_headers()
+        self.wfile.write(part)
+
+
+class Server(ThreadingHTTPServer):
+    """A server of one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
+        self.requests: list[tuple[str, str | None]] = []
+        self.ranges = True
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("FEATURE_STORE_CACHE", str(tmp_path / "mirror"))
+    (tmp_path / "served").mkdir()
+    with Server(tmp_path / "served") as running:
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+WANTED = rows(range(22))
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_store_travels_through_a_folder(suffix: str, tmp_path: Path) -> None:
+    store, _ = build(tmp_path / f"mine.{suffix}", WANTED)
+    url = str(tmp_path / "bucket" / "store")
+    sent = cache.push_store(store.path, url)
+    assert sent == sum(map(len, files(store.path).values()))
+    assert cache.push_store(store.path, url) == 0, "nothing is sent twice"
+    pulled = cache.pull_store(url, tmp_path / f"theirs.{suffix}")
+    assert_holds(pulled, WANTED)
+    assert files(pulled.path) == files(store.path)
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_the_manifest_has_size_and_digest_of_every_file(tmp_path: Path) -> None:
+    store, _ = build(tmp_path / "mine.zarr", WANTED)
+    cache.push_store(store.path, str(tmp_path / "bucket"))
+    manifest = json.loads((tmp_path / "bucket" / "manifest.json").read_text())
+    assert manifest["complete"] is True
+    assert manifest["files"] == {
+        name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for name, content in files(store.path).items()
+    }
+
+
+def test_a_new_version_sends_and_fetches_only_what_is_new(tmp_path: Path) -> None:
+    path, url = tmp_path / "mine.zarr", str(tmp_path / "bucket")
+    build(path, WANTED)
+    cache.push_store(path, url)
+    cache.pull_store(url, tmp_path / "theirs.zarr")
+    shard = tmp_path / "theirs.zarr" / "neck" / "c.1.0.0.0"
+    inode = shard.stat().st_ino
+    build(path, rows(range(2, 25)))
+    shards = {name for name in files(path) if "/c." in name and not name.startswith("index")}
+    sent = cache.push_store(path, url)
+    assert sent < sum(map(len, files(path).values()))
+    fetched: list[float] = []
+    pulled = cache.pull_store(
+        url, tmp_path / "theirs.zarr", progress=lambda *a, **i: fetched.append(i.get("fetched", 0))
+    )
+    assert max(fetched) == sent, "what had to be sent has to be fetched"
+    assert_holds(pulled, rows(range(2, 25)))
+    assert {name for name in files(tmp_path / "bucket") if "/c." in name and not name.startswith("index")} == shards
+    assert shard.stat().st_ino == inode, "a shard that is here already is shared"
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_broken_push_continues(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, _ = build(tmp_path / f"mine.{suffix}", WANTED)
+    url = str(tmp_path / "bucket")
+    put = LocalFileSystem.put_file
+    sent: list[str] = []
+
+    def breaking(self: Any, local: str, remote: str, **kwargs: Any) -> None:
+        if len(sent) == 5 or suffix == "h5":
+            Path(remote).write_bytes(b"half")
+            raise ConnectionError
+        sent.append(remote)
+        put(self, local, remote, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFileSystem, "put_file", breaking)
+        with pytest.raises(ConnectionError):
+            cache.push_store(store.path, url)
+    with pytest.raises(cache.FormatError, match="push that is not finished"):
+        cache.pull_store(url, tmp_path / f"theirs.{suffix}")
+    total = sum(map(len, files(store.path).values()))
+    again = cache.push_store(store.path, url)
+    assert again == total - sum(Path(name).stat().st_size for name in sent)
+    assert_holds(cache.pull_store(url, tmp_path / f"theirs.{suffix}"), WANTED)
+
+
+def test_a_broken_pull_continues(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, _ = build(tmp_path / "mine.zarr", WANTED)
+    cache.push_store(store.path, str(tmp_path / "served" / "s"))
+    target = tmp_path / "theirs.zarr"
+
+    def stop(task: str, done: int, total: int, **info: Any) -> None:
+        if task == "pull" and done == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cache.pull_store(f"{server.url}/s", target, progress=stop)
+    assert not target.exists()
+    server.requests.clear()
+    assert_holds(cache.pull_store(f"{server.url}/s", target), WANTED)
+    assert len(server.requests) == 1 + len(files(store.path)) - 7
+
+
+def test_pulling_needs_no_ranges(tmp_path: Path, server: Server) -> None:
+    server.ranges = False
+    store, _ = build(tmp_path / "mine.h5", WANTED)
+    cache.push_store(store.path, str(tmp_path / "served" / "s"))
+    assert_holds(cache.pull_store(f"{server.url}/s", tmp_path / "theirs.h5"), WANTED)
+    with pytest.raises(cache.StoreError, match="suffix"):
+        cache.pull_store(f"{server.url}/s", tmp_path / "theirs.zarr")
+
+
+def test_what_was_damaged_on_the_way_gets_no_name(tmp_path: Path) -> None:
+    store, _ = build(tmp_path / "mine.zarr", WANTED)
+    url = tmp_path / "bucket"
+    cache.push_store(store.path, str(url))
+    damage_row(url, 3)
+    with pytest.raises(cache.FormatError, match="not the file that its manifest describes"):
+        cache.pull_store(str(url), tmp_path / "theirs.zarr")
+    assert not (tmp_path / "theirs.zarr").exists()
+
+
+def test_a_damaged_store_that_was_pushed_gets_no_name(tmp_path: Path) -> None:
+    store, _ = build(tmp_path / "mine.zarr", WANTED)
+    damage_row(store.path, 3)
+    cache.push_store(store.path, str(tmp_path / "bucket"))
+    with pytest.raises(cache.FormatError, match="damaged"):
+        cache.pull_store(str(tmp_path / "bucket"), tmp_path / "theirs.zarr")
+    assert not (tmp_path / "theirs.zarr").exists()
+
+
+@pytest.mark.parametrize("name", ["../evil", "/etc/evil", "a/../../evil", "a//b", "./a", "..", "", "a\\b", "a\nb"])
+def test_a_manifest_that_names_files_outside_is_refused(name: str, tmp_path: Path) -> None:
+    store, _ = build(tmp_path / "mine.zarr", WANTED)
+    url = tmp_path / "bucket"
+    cache.push_store(store.path, str(url))
+    manifest = json.loads((url / "manifest.json").read_text())
+    manifest["files"][name] = {"size": 4, "sha256": hashlib.sha256(b"evil").hexdigest()}
+    (url / "manifest.json").write_text(json.dumps(manifest))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(cache.UntrustedStoreError, match="no file inside a store"):
+        cache.pull_store(str(url), tmp_path / "theirs.zarr")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"manifest": 2}', '{"manifest": 1, "files": []}', "[" * 100_000])
+def test_a_malformed_manifest_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "bucket").mkdir()
+    (tmp_path / "bucket" / "manifest.json").write_text(text)
+    with pytest.raises(cache.FormatError):
+        cache.pull_store(str(tmp_path / "bucket"), tmp_path / "theirs.zarr")
+
+
+def test_no_manifest_and_no_protocol_are_said(tmp_path: Path) -> None:
+    with pytest.raises(cache.FormatError, match=r"no manifest\.json"):
+        cache.pull_store(str(tmp_path / "nothing"), tmp_path / "theirs.zarr")
+    with pytest.raises(cache.StoreError, match="gopher"):
+        cache.pull_store("gopher://x/y", tmp_path / "theirs.zarr")
+
+
+def test_pulling_over_another_fingerprint_is_refused(tmp_path: Path) -> None:
+    store, _ = build(tmp_path / "mine.zarr", WANTED)
+    cache.push_store(store.path, str(tmp_path / "bucket"))
+    other = cache.Fingerprint({"encoder": "another"})
+    build(tmp_path / "theirs.zarr", rows(range(2)), fingerprint=other)
+    with pytest.raises(cache.FingerprintMismatchError):
+        cache.pull_store(str(tmp_path / "bucket"), tmp_path / "theirs.zarr")
+    assert cache.open_store(tmp_path / "theirs.zarr").fingerprint == other
+    assert_holds(cache.pull_store(str(tmp_path / "bucket"), tmp_path / "theirs.zarr", replace=True), WANTED)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_store_is_read_over_http_two_ranges_a_shard_at_most(suffix: str, tmp_path: Path, server: Server) -> None:
+    build(tmp_path / "served" / f"store.{suffix}", WANTED)
+    store = cache.open_store(f"{server.url}/store.{suffix}")
+    assert store.ids == tuple(row.id for row in WANTED)
+    _ = store.extents, store.read([0])
+    dice = np.random.default_rng(3)
+    for _ in range(12):
+        order = dice.integers(0, 22, 6)
+        server.requests.clear()
+        read = store.read(order, ["neck"])["neck"]
+        for i, number in enumerate(order):
+            assert read[i].tobytes() == feature(int(number))["neck"].tobytes()
+        shards = len({number // ROWS_PER_SHARD for number in order.tolist()})
+        assert len(server.requests) <= 2 * shards
+        assert all(asked for _, asked in server.requests), "nothing is fetched whole"
+    assert_holds(store, WANTED)
+    server.requests.clear()
+    assert_holds(store, WANTED)
+    assert server.requests == [], "what was read once is here"
+    assert_holds(pickle.loads(pickle.dumps(store)), WANTED)
+    assert not any("c." in path and "index" not in path for path, _ in server.requests)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_damage_over_http_is_found_and_fetched_again_once_it_is_mended(
+    suffix: str, tmp_path: Path, server: Server
+) -> None:
+    path = build(tmp_path / "served" / f"store.{suffix}", WANTED)[0].path
+    sound = files(path)
+    damage_row(path, 2)
+    store = cache.open_store(f"{server.url}/store.{suffix}")
+    with pytest.raises(cache.DamagedRowError, match="image-2"):
+        store.read([2])
+    for name, content in sound.items():
+        (path if name == "." else path / name).write_bytes(content)
+    assert store.read([2])["neck"][0].tobytes() == feature(2)["neck"].tobytes()
+
+
+def test_what_is_not_there_and_servers_without_ranges_are_said(tmp_path: Path, server: Server) -> None:
+    with pytest.raises(cache.StoreNotFoundError, match="does not exist"):
+        cache.open_store(f"{server.url}/store.zarr")
+    build(tmp_path / "served" / "store.zarr", WANTED)
+    server.ranges = False
+    with pytest.raises(cache.FormatError, match="does not know ranges"):
+        cache.open_store(f"{server.url}/store.zarr")
+
+
+def test_threads_read_over_http_at_once(tmp_path: Path, server: Server) -> None:
+    build(tmp_path / "served" / "store.zarr", WANTED)
+    store = cache.open_store(f"{server.url}/store.zarr")
+    failures: list[BaseException] = []
+
+    def read(seed: int) -> None:
+        try:
+            assert_holds(store, WANTED)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
