@@ -115,11 +115,13 @@ class EncoderConfig(Section):
 
 
 class StoreConfig(Section):
-    """Where features live."""
+    """Where features live, and what their card says of the data: its licence and how to cite it."""
 
     path: Path
     dtype: Literal["float16", "float32"] = "float16"
     shard_mib: Positive = 64
+    license: str = "unknown"
+    citation: str = "Cite the data set and the encoder that these features come from."
 
 
 class Gate(Section):

@@ -124,7 +124,7 @@ def extract(
         dataset,
         encoder,
         config.store.path,
-        reading=data.reading_rules(_reading(config)),
+        reading=data.reading_rules(reading(config)),
         dtype=config.store.dtype,
         shard_mib=config.store.shard_mib,
         batch_size=config.resources.batch_size,
@@ -133,7 +133,12 @@ def extract(
         replace=replace,
         strict=strict,
         recheck=recheck,
-        provenance={"data": dataset.name, "software": versions()},
+        provenance={
+            "data_set": dataset.name,
+            "license": config.store.license,
+            "citation": config.store.citation,
+            "software": versions(),
+        },
         ranks=stage_one.Ranks(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))),
         progress=progress,
     )
@@ -146,20 +151,6 @@ def extract(
         "seconds": dict(report.seconds),
         "advice": report.advice,
     }
-
-
-def repair(config: Config, progress: Progress, path: Path) -> Report:
-    """Encode exactly the damaged rows of a store again, from the images and the encoder of the configuration."""
-    report = stage_one.repair(
-        load_dataset(config),
-        build_encoder(config),
-        path,
-        reading=data.reading_rules(_reading(config)),
-        workers=workers(config),
-        batch_size=config.resources.batch_size,
-        progress=progress,
-    )
-    return {"store": str(path), "rows": report.rows, "repaired": report.encoded}
 
 
 def load_dataset(config: Config) -> data.Dataset:
@@ -178,7 +169,7 @@ def load_dataset(config: Config) -> data.Dataset:
                 group_pattern=folder.group_pattern,
                 fractions=_fractions(folder.split),
                 seed=folder.split.seed,
-                reading=_reading(config),
+                reading=reading(config),
             )
         case CsvData() as table:
             return data.load_csv(
@@ -186,7 +177,7 @@ def load_dataset(config: Config) -> data.Dataset:
                 root=table.images,
                 fractions=_fractions(table.split),
                 seed=table.split.seed,
-                reading=_reading(config),
+                reading=reading(config),
                 **table.model_dump(exclude={"layout", "path", "images", "split", "reading"}),
             )
 
@@ -202,6 +193,12 @@ def build_encoder(config: Config) -> encoders.Encoder:
         precision=config.encoder.precision,
         device=device(config),
     )
+
+
+def reading(config: Config) -> data.Reading:
+    """How image files become uint8 RGB; layouts without a choice take the default."""
+    rules = getattr(config.data, "reading", None)
+    return data.Reading() if rules is None else data.Reading(**rules.model_dump())
 
 
 def device(config: Config) -> str:
@@ -274,10 +271,10 @@ def predict(config: Config, progress: Progress, paths: Sequence[Path]) -> Report
     encoder = identity = None
     if description.model.taps:
         encoder = build_encoder(config)
-        identity = stage_one.fingerprint(encoder, data.reading_rules(_reading(config)), config.store.dtype)
+        identity = stage_one.fingerprint(encoder, data.reading_rules(reading(config)), config.store.dtype)
     probabilities = on_the_fly.predict(
         config.run,
-        (data.read_image(path, _reading(config)) for path in paths),
+        (data.read_image(path, reading(config)) for path in paths),
         encoder=encoder,
         fingerprint=identity,
         device=device(config),
@@ -334,9 +331,3 @@ def _augmentation(config: Config) -> Augmentation:
 
 def _fractions(rule: SplitRule) -> dict[data.Split, float]:
     return {"val": rule.val, "test": rule.test}
-
-
-def _reading(config: Config) -> data.Reading:
-    """How image files become uint8 RGB; layouts without a choice take the default."""
-    rules = getattr(config.data, "reading", None)
-    return data.Reading() if rules is None else data.Reading(**rules.model_dump())

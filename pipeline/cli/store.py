@@ -57,9 +57,109 @@ def verify(path: str, as_json: bool) -> int:
 @configured
 def repair(path: Path, config_path: Path, overrides: tuple[str, ...], as_json: bool) -> int:
     """Encode exactly the damaged rows again; the result has the bytes that the store had before."""
-    from pipeline import stages
+    from pipeline import stores
 
     config = load(config_path, overrides)
     with bars() as progress:
-        report = stages.repair(config, progress, path)
+        report = stores.repair(config, progress, path)
+    return show(report, as_json)
+
+
+@store.command(epilog=examples("pipeline store inspect features/demo.zarr"))
+@click.argument("path", type=click.Path(path_type=Path))
+@configured
+def inspect(path: Path, config_path: Path, overrides: tuple[str, ...], as_json: bool) -> int:
+    """Rows that cannot be right, identical images across splits or with other labels, counts by split and class."""
+    from dataclasses import asdict
+
+    import cache
+    from pipeline import stores
+
+    config = load(config_path, overrides)
+    with bars() as progress:
+        found = cache.inspect_store(path, stores.labels_of(config, path), progress)
+    return show(asdict(found), as_json)
+
+
+@store.command(epilog=examples("pipeline store diff features/old.zarr features/new.h5"))
+@click.argument("first")
+@click.argument("second")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def diff(first: str, second: str, as_json: bool) -> int:
+    """Which fingerprint fields and rows of two stores differ, and by how much; exit status 3 if any do."""
+    from dataclasses import asdict
+
+    import cache
+
+    with bars() as progress:
+        found = cache.diff_stores(first, second, progress)
+    show({"equal": found.equal, **asdict(found)}, as_json)
+    return DONE if found.equal else INCOMPLETE
+
+
+@store.command(
+    epilog=examples(
+        "pipeline store convert features/demo.zarr features/demo.h5",
+        "pipeline store convert features/full.zarr features/small.zarr --pool 4 --tap neck",
+    )
+)
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option("--tap", "taps", multiple=True, help="A tap to keep; repeatable. All by default.")
+@click.option("--pool", type=click.IntRange(min=1), default=1, help="How many times coarser each side becomes.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def convert(source: Path, target: Path, taps: tuple[str, ...], pool: int, as_json: bool) -> int:
+    """Write a store in the other format, with fewer taps, or pooled further, as if it had been extracted so."""
+    from pipeline import stores
+
+    with bars() as progress:
+        report = stores.convert(source, target, progress, taps=taps, pool=pool)
+    return show(report, as_json)
+
+
+@store.command(
+    epilog=examples(
+        "pipeline store push features/demo.zarr s3://bucket/demo.zarr",
+        "pipeline store push features/demo.zarr /mnt/share/demo.zarr --pseudonymise home/key --with-labels",
+    )
+)
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("url")
+@click.option(
+    "--pseudonymise",
+    "key_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Send keyed digests for ids; the key in this file (made if missing) and the mapping beside it stay here.",
+)
+@click.option("--with-labels", is_flag=True, help="Let splits, labels and class names of the configuration travel.")
+@configured
+def push(
+    source: Path,
+    url: str,
+    key_file: Path | None,
+    with_labels: bool,
+    config_path: Path,
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> int:
+    """Send a store to a folder, a bucket or a hub: only files that are missing there, checked by digest."""
+    from pipeline import stores
+
+    labels = stores.labels_of(load(config_path, overrides), source) if with_labels else None
+    with bars() as progress:
+        report = stores.push(source, url, progress, labels=labels, key_file=key_file)
+    return show(report, as_json)
+
+
+@store.command(epilog=examples("pipeline store pull https://example.org/demo.zarr features/demo.zarr"))
+@click.argument("url")
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option("--replace", is_flag=True, help="Replace a store of another fingerprint.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def pull(url: str, target: Path, replace: bool, as_json: bool) -> int:
+    """Fetch a store: only files that are missing here; it gets its name when every byte has been checked."""
+    import cache
+
+    with bars() as progress, cache.pull_store(url, target, replace=replace, progress=progress) as found:
+        report = {"store": str(target), "rows": len(found), "taps": list(found.taps)}
     return show(report, as_json)

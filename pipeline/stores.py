@@ -1,0 +1,122 @@
+"""What `pipeline store` does where it needs the images, the labels or the encoder's own words for a change."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cache
+from pipeline import data
+from pipeline import extract as stage_one
+from pipeline.config import Config
+from pipeline.errors import ConfigError, DataError
+from pipeline.progress import Progress
+from pipeline.stages import Report, build_encoder, load_dataset, reading, workers
+
+KEY_BYTES = 32
+
+
+def repair(config: Config, progress: Progress, path: Path) -> Report:
+    """Encode exactly the damaged rows of a store again, from the images and the encoder of the configuration."""
+    report = stage_one.repair(
+        load_dataset(config),
+        build_encoder(config),
+        path,
+        reading=data.reading_rules(reading(config)),
+        workers=workers(config),
+        batch_size=config.resources.batch_size,
+        progress=progress,
+    )
+    return {"store": str(path), "rows": report.rows, "repaired": report.encoded}
+
+
+def labels_of(config: Config, path: Path) -> cache.Labels:
+    """Labels and splits of a store's rows, from the data set of the configuration.
+
+    Raises:
+        DataError: A row is no sample of the data set.
+    """
+    dataset = load_dataset(config)
+    samples = {sample.id: sample for sample in dataset.samples}
+    with cache.open_store(path) as store:
+        strangers = [name for name in store.ids if name not in samples]
+        if strangers:
+            message = f"{path}: {len(strangers)} rows are no samples of {dataset.name!r}, {strangers[0]!r} for one"
+            raise DataError(message)
+        rows = [samples[name] for name in store.ids]
+    return cache.Labels(dataset.class_names, tuple(row.label for row in rows), tuple(row.split for row in rows))
+
+
+def convert(source: Path, target: Path, progress: Progress, *, taps: Sequence[str] = (), pool: int = 1) -> Report:
+    """Write a store in the other format, with fewer taps or pooled further; equal to extracting it so.
+
+    Args:
+        source: The store.
+        target: The store to write; its suffix chooses the format.
+        taps: The taps to keep; none for all.
+        pool: How many times coarser each side of the grid becomes.
+        progress: Called after each shard.
+
+    Raises:
+        ConfigError: The store has no such tap.
+        cache.StoreError: The pool does not fit, or `target` holds something else.
+    """
+    with cache.open_store(source) as store:
+        fields: dict[str, Any] = dict(store.fingerprint.fields)
+        kept = tuple(taps) or tuple(store.taps)
+        missing = [tap for tap in kept if tap not in store.taps]
+        if missing:
+            message = f"{source} has no tap {missing[0]!r}; it has {', '.join(store.taps)}"
+            raise ConfigError(message)
+        sides = {side for tap in store.taps.values() for side in (tap.height, tap.width)}
+        if any(side % pool for side in sides):
+            message = f"a pool of {pool} does not divide the grid of {source} ({sorted(sides)} cells a side)"
+            raise ConfigError(message)
+    if "taps" in fields:
+        fields["taps"] = {tap: fields["taps"][tap] for tap in kept}
+    if "pool" in fields:
+        fields["pool"] *= pool
+    done = cache.convert_store(
+        source, target, taps=kept, pool=pool, fingerprint=cache.Fingerprint(fields), progress=progress
+    )
+    with done:
+        return {"store": str(target), "rows": len(done), "taps": list(done.taps)}
+
+
+def push(
+    source: Path, url: str, progress: Progress, *, labels: cache.Labels | None = None, key_file: Path | None = None
+) -> Report:
+    """Send a store, with labels on board or pseudonyms for ids if asked for.
+
+    Args:
+        source: The store.
+        url: Where to; anything fsspec writes to.
+        progress: Called after each file.
+        labels: Class names, labels and splits that shall travel.
+        key_file: File of the secret key of the pseudonyms; made if it is not there. The mapping is left beside it.
+    """
+    report: Report = {"store": str(source), "url": url}
+    sent = source
+    if key_file is not None:
+        sent = source.with_name(f"{source.stem}.pseudonymous{source.suffix}")
+        mapping = key_file.with_name(f"{key_file.name}.pseudonyms.csv")
+        cache.pseudonymise_store(
+            source, sent, key=_key(key_file), mapping=mapping, labels=labels, progress=progress
+        ).close()
+        report |= {"copy": str(sent), "mapping_stays_here": str(mapping)}
+    elif labels is not None:
+        sent = source.with_name(f"{source.stem}.labelled{source.suffix}")
+        cache.convert_store(source, sent, labels=labels, progress=progress).close()
+        report["copy"] = str(sent)
+    return {**report, "bytes_sent": cache.push_store(sent, url, progress)}
+
+
+def _key(file: Path) -> bytes:
+    """The secret in a file, made on first use and readable by its owner alone."""
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch(mode=0o600)
+        file.write_bytes(secrets.token_bytes(KEY_BYTES))
+    return file.read_bytes()

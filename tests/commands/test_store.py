@@ -1,0 +1,77 @@
+"""`pipeline store` through the real command: repair, convert, diff, inspect, push and pull."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+import cache
+
+from .conftest import complaint, copy_of, succeed
+from .test_kill import digests
+
+
+@pytest.fixture
+def folder(trained: Path, tmp_path: Path) -> Path:
+    return copy_of(trained, tmp_path / "work")
+
+
+def flip_a_bit(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_damaged_row_is_found_and_encoded_again(folder: Path) -> None:
+    store = folder / "features/demo.zarr"
+    before = digests(store)
+    shard = max((p for p in store.glob("neck/c/**/*") if p.is_file()), key=lambda p: p.stat().st_size)
+    flip_a_bit(shard, 100)
+    report = succeed(folder, "store", "verify", "features/demo.zarr", status=3)
+    assert "neck" in str(report["damages"])
+    said = complaint(
+        folder, "store", "repair", "features/demo.zarr", "-c", "tiny.yaml", "--set", "encoder.pool=8", status=1
+    )
+    assert "pool is 4 there, 8 here" in said
+    report = succeed(folder, "store", "repair", "features/demo.zarr", "-c", "tiny.yaml")
+    assert report["repaired"] == 1
+    assert digests(store) == before
+
+
+def test_a_converted_store_equals_one_extracted_so(folder: Path) -> None:
+    coarser = ("--set", "encoder.pool=8", "--set", "encoder.taps=[neck]", "--set", "store.path=features/extracted.h5")
+    succeed(folder, "extract", "-c", "tiny.yaml", *coarser)
+    converting = ("features/demo.zarr", "features/converted.h5", "--tap", "neck", "--pool", "2")
+    succeed(folder, "store", "convert", *converting)
+    found = succeed(folder, "store", "diff", "features/extracted.h5", "features/converted.h5", status=3)
+    assert found["fingerprint"] == []
+    (neck,) = found["taps"]
+    assert neck["relative"] < 1e-3  # one more rounding to float16 than the extracted one
+    assert "does not divide" in complaint(
+        folder, "store", "convert", "features/demo.zarr", "features/x.zarr", "--pool", "3", status=2
+    )
+
+
+def test_inspect_counts_and_names(folder: Path) -> None:
+    found = succeed(folder, "store", "inspect", "features/demo.zarr", "-c", "tiny.yaml")
+    assert found["rows"] == 48
+    assert sum(n for by_class in found["counts"].values() for n in by_class.values()) == 48
+
+
+def test_a_store_travels_without_names_and_with_labels(folder: Path) -> None:
+    options = ("-c", "tiny.yaml", "--pseudonymise", "home/key", "--with-labels")
+    report = succeed(folder, "store", "push", "features/demo.zarr", folder / "share/demo.zarr", *options)
+    with (folder / report["mapping_stays_here"]).open() as file:
+        mapping = {row["id"]: row["pseudonym"] for row in csv.DictReader(file)}
+    succeed(folder, "store", "pull", folder / "share/demo.zarr", "features/theirs.zarr")
+    with (
+        cache.open_store(folder / "features/demo.zarr") as ours,
+        cache.open_store(folder / "features/theirs.zarr") as theirs,
+    ):
+        assert theirs.ids == tuple(mapping[name] for name in ours.ids)
+        assert (theirs.read([5])["neck"] == ours.read([5])["neck"]).all()
+        assert theirs.labels is not None
+    sent = b"".join(p.read_bytes() for p in (folder / "share").rglob("*") if p.is_file())
+    assert not [name for name in mapping if name.encode() in sent]
