@@ -245,21 +245,20 @@ class Feed:
         return images.to(target)
 
     def _read_all(self, chunk: int = 256) -> dict[str, Tensor]:
+        """Read all features; in memory channels lie together, which is how SLCA goes through them."""
         target = self.device if self._place == "device" else torch.device("cpu")
         features = {
-            tap: torch.empty((len(self), *shape), dtype=dtype, device=target)
+            tap: torch.empty((len(self), *shape), dtype=dtype, device=target, memory_format=torch.channels_last)
             for tap, (shape, dtype) in self.shapes().items()
         }
         for start in range(0, len(self), chunk):
             positions = np.arange(start, min(start + chunk, len(self)))
-            parts = {tap: whole[start : start + chunk] for tap, whole in features.items()}
-            if target.type == "cpu":
-                self.read_features(positions, {tap: part.numpy() for tap, part in parts.items()})
-                continue
-            on_host = {tap: torch.empty(part.shape, dtype=part.dtype) for tap, part in parts.items()}
-            self.read_features(positions, {tap: part.numpy() for tap, part in on_host.items()})
-            for tap, part in parts.items():
-                part.copy_(on_host[tap])
+            read = {
+                tap: torch.empty(len(positions), *whole.shape[1:], dtype=whole.dtype) for tap, whole in features.items()
+            }
+            self.read_features(positions, {tap: part.numpy() for tap, part in read.items()})
+            for tap, part in read.items():
+                features[tap][start : start + chunk] = part
         return features
 
 

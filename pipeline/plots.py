@@ -48,6 +48,41 @@ def draw_roc(path: Path, curves: Mapping[str, Sequence[Floats]], aucs: Mapping[s
         axes.legend(loc="lower right", fontsize=8)
 
 
+def draw_precision_recall(path: Path, curves: Mapping[str, Sequence[Floats]], precisions: Mapping[str, float]) -> None:
+    """Draw precision over recall, one curve per class.
+
+    Args:
+        path: The PNG file.
+        curves: By class, recalls and precisions, and what else follows.
+        precisions: By class, average precision for the legend.
+    """
+    with _figure(path, width_in=4.2, height_in=4.2) as (axes,):
+        for number, (name, curve) in enumerate(curves.items()):
+            axes.step(curve[0], curve[1], where="pre", **_line(number), label=f"{name}  AP {precisions[name]:.3f}")
+        axes.set(xlabel="recall (sensitivity)", ylabel="precision", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+        axes.set_aspect("equal")
+        axes.legend(loc="lower left", fontsize=8)
+
+
+def draw_reliability(path: Path, steps: Sequence[Mapping[str, float]], error: float) -> None:
+    """Draw how often decisions of each confidence are right, the dots as large as the samples are many.
+
+    Args:
+        path: The PNG file.
+        steps: Rows of `metrics.reliability`.
+        error: The expected calibration error, for the title.
+    """
+    most = max(step["count"] for step in steps)
+    with _figure(path, width_in=4.2, height_in=4.2) as (axes,):
+        axes.plot((0, 1), (0, 1), color="#999999", linewidth=0.8, linestyle=":", label="calibrated")
+        confidence, accuracy = ([step[key] for step in steps] for key in ("confidence", "accuracy"))
+        axes.plot(confidence, accuracy, color=_COLOURS[0], linewidth=1.0)
+        axes.scatter(confidence, accuracy, [8 + 80 * step["count"] / most for step in steps], color=_COLOURS[0])
+        axes.set(xlabel="confidence", ylabel="share that is right", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+        axes.set_title(f"expected calibration error {error:.3f}", fontsize=9)
+        axes.set_aspect("equal")
+
+
 def draw_history(path: Path, history: Sequence[Mapping[str, Any]], *, best_epoch: int) -> None:
     """Draw the losses of each epoch, the AUC on val, and the epoch that was kept."""
     epochs = [row["epoch"] for row in history]

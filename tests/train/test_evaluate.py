@@ -84,6 +84,30 @@ def test_the_figures_agree_with_the_rows_and_with_scikit_learn(setting):
     assert figures["split"] == "test"
 
 
+def test_every_score_has_an_interval_around_it(setting):
+    dataset, store, folder = setting
+    figures = evaluate(folder, dataset, store, resamples=300)
+    for name, ends in figures["intervals"].items():
+        for inner in [ends] if "low" in ends else ends.values():
+            assert inner["low"] <= inner["high"], name
+    assert figures["intervals"]["auc"]["low"] <= figures["auc"] <= figures["intervals"]["auc"]["high"]
+    assert figures["intervals"].keys() == figures.keys() & figures["intervals"].keys()
+    assert figures["bootstrap"] == {"resamples": 300, "seed": 0, "groups": 12}
+    assert evaluate(folder, dataset, store, resamples=300) == figures
+
+
+def test_operating_points_are_chosen_on_val_and_read_on_test(setting):
+    dataset, store, folder = setting
+    figures = evaluate(folder, dataset, store, resamples=50, points=("specificity=0.5",))
+    with (folder / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for name, point in figures["operating_points"]["specificity=0.5"].items():
+        called = [float(row[f"p_{name}"]) >= point["threshold"] for row in rows]
+        kept = [c for c, row in zip(called, rows, strict=True) if row["label"] == name]
+        assert point["sensitivity"]["value"] == pytest.approx(np.mean(kept))
+        assert point["sensitivity"]["low"] <= point["sensitivity"]["value"] <= point["sensitivity"]["high"]
+
+
 def test_curves_are_written_for_programs_and_for_people(setting):
     dataset, store, folder = setting
     figures = evaluate(folder, dataset, store)
@@ -94,18 +118,22 @@ def test_curves_are_written_for_programs_and_for_people(setting):
         x, y = ([float(row[axis]) for row in points] for axis in ("fpr", "tpr"))
         assert np.trapezoid(y, x) == pytest.approx(figures["class_auc"][name])
         assert points[0]["threshold"] == ""
-    for name in ("roc.png", "loss.png", "confusion.png"):
+    with (folder / "precision_recall.csv").open() as file:
+        assert {row["class"] for row in csv.DictReader(file)} == set(dataset.class_names)
+    with (folder / "reliability.csv").open() as file:
+        assert sum(int(row["count"]) for row in csv.DictReader(file)) == figures["n"]
+    for name in ("roc.png", "precision_recall.png", "reliability.png", "loss.png", "confusion.png"):
         with Image.open(folder / name) as picture:
             assert min(picture.size) > 300
             assert np.asarray(picture.convert("L")).std() > 5  # something is drawn
 
 
-def test_only_the_split_asked_for_is_read(setting, monkeypatch):
+def test_test_is_read_once_and_train_never(setting, monkeypatch):
     dataset, store, folder = setting
     read = []
     monkeypatch.setattr(Arrays, "read", lambda self, index: read.append(index) or self.images[index])
     evaluate(folder, dataset, store)
-    assert sorted(read) == dataset.indices("test")
+    assert sorted(read) == [*dataset.indices("val"), *dataset.indices("test")]  # val gives the thresholds
 
 
 def test_training_never_reads_the_test_split(setting, tmp_path, monkeypatch):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import sklearn.metrics
+import sklearn.metrics as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import DataError
-from pipeline.metrics import binary_auc, check_labels, macro_auc, one_hot, roc_curve, score
+from pipeline.errors import ConfigError, DataError
+from pipeline.metrics import BINS, Scorer, check_labels, one_hot, precision_recall, reliability, roc_curve, score
+from pipeline.operating import PointScorer, choose_threshold
+
+CASES = {"seed": st.integers(0, 10_000), "ties": st.booleans(), "classes": st.integers(2, 5)}
 
 
 def random_case(seed, n=60, classes=4, ties=True):
@@ -20,55 +23,146 @@ def random_case(seed, n=60, classes=4, ties=True):
 
 
 @settings(max_examples=50, deadline=None)
-@given(seed=st.integers(0, 10_000), ties=st.booleans(), classes=st.integers(2, 5))
+@given(**CASES)
 def test_scores_agree_with_scikit_learn(seed, ties, classes):
     labels, p = random_case(seed, classes=classes, ties=ties)
     names = tuple("abcde"[:classes])
-    ours = score("multiclass", labels, p, names)
-    hits = one_hot("multiclass", labels, classes)
-    each = [sklearn.metrics.roc_auc_score(hits[:, k], p[:, k]) for k in range(classes)]
-    assert ours["auc"] == pytest.approx(np.mean(each), abs=1e-12)
-    assert list(ours["class_auc"].values()) == pytest.approx(each, abs=1e-12)
+    ours = score("ordinal", labels, p, names)
+    hits = one_hot("ordinal", labels, classes)
     predicted = p.argmax(axis=1)
-    assert ours["acc"] == sklearn.metrics.accuracy_score(labels, predicted)
-    assert ours["balanced_acc"] == pytest.approx(sklearn.metrics.balanced_accuracy_score(labels, predicted), abs=1e-12)
-    assert ours["confusion"] == sklearn.metrics.confusion_matrix(labels, predicted, labels=range(classes)).tolist()
     for k, name in enumerate(names):
-        table = sklearn.metrics.confusion_matrix(labels == k, predicted == k, labels=[False, True])
-        assert ours["sensitivity"][name] == pytest.approx(table[1, 1] / table[1].sum())
-        assert ours["specificity"][name] == pytest.approx(table[0, 0] / table[0].sum())
+        assert ours["class_auc"][name] == pytest.approx(reference.roc_auc_score(hits[:, k], p[:, k]), abs=1e-12)
+        expected = reference.average_precision_score(hits[:, k], p[:, k])
+        assert ours["class_ap"][name] == pytest.approx(expected, abs=1e-12)
+        table = reference.confusion_matrix(labels == k, predicted == k, labels=[False, True])
+        assert ours["sensitivity"][name] == pytest.approx(table[1, 1] / table[1].sum(), abs=1e-12)
+        assert ours["specificity"][name] == pytest.approx(table[0, 0] / table[0].sum(), abs=1e-12)
+    assert ours["auc"] == pytest.approx(np.mean(list(ours["class_auc"].values())), abs=1e-12)
+    assert ours["ap"] == pytest.approx(np.mean(list(ours["class_ap"].values())), abs=1e-12)
+    assert ours["acc"] == reference.accuracy_score(labels, predicted)
+    assert ours["balanced_acc"] == pytest.approx(reference.balanced_accuracy_score(labels, predicted), abs=1e-12)
+    f1 = reference.f1_score(labels, predicted, average="macro", labels=range(classes), zero_division=0)
+    assert ours["f1"] == pytest.approx(f1, abs=1e-12)
+    kappa = reference.cohen_kappa_score(labels, predicted, weights="quadratic", labels=range(classes))
+    assert ours["kappa"] == pytest.approx(kappa, abs=1e-12)
+    assert ours["brier"] == pytest.approx(((p - hits) ** 2).sum(axis=1).mean(), abs=1e-12)
+    assert ours["confusion"] == reference.confusion_matrix(labels, predicted, labels=range(classes)).tolist()
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10_000), task=st.sampled_from(["binary", "multiclass", "ordinal", "multilabel"]))
+def test_weighing_samples_is_repeating_them(seed, task):
+    random = np.random.default_rng(seed)
+    classes = 2 if task == "binary" else 3
+    labels, p = random_case(seed, n=30, classes=classes)
+    if task == "multilabel":
+        labels = np.concatenate([np.zeros((2, 3), int), np.ones((2, 3), int), random.integers(0, 2, (26, 3))])
+    counts = random.integers(0, 4, 30)
+    counts[:4] += 1  # of each class at least one
+    weighed = Scorer(task, labels, p)(counts[None].astype(float))
+    again = np.repeat(np.arange(30), counts)
+    repeated = Scorer(task, labels[again], p[again])(np.ones((1, len(again))))
+    assert weighed.keys() == repeated.keys()
+    for name, value in weighed.items():
+        np.testing.assert_allclose(value, repeated[name], atol=1e-12, err_msg=name)
+
+
+def test_a_class_that_a_weighting_leaves_empty_is_not_defined():
+    labels, p = np.array([0, 0, 1, 2]), np.eye(3)[[0, 1, 1, 2]]
+    scores = Scorer("multiclass", labels, p)(np.array([[1.0, 1, 1, 0], [1, 1, 1, 1]]))
+    assert np.isnan(scores["class_auc"][0, 2])
+    assert np.isnan(scores["auc"][0])
+    assert np.isfinite(scores["class_auc"][0, :2]).all()
+    assert np.isfinite(scores["auc"][1])
 
 
 def test_auc_is_the_chance_that_a_hit_outscores_a_miss():
     # hits score 3 and 1, misses 2, 1, 0: of six pairs, hits win 3 + 1, tie once
-    assert binary_auc(np.array([1, 1, 0, 0, 0], bool), np.array([3.0, 1, 2, 1, 0])) == pytest.approx(4.5 / 6)
+    p = np.array([3.0, 1, 2, 1, 0])
+    ours = score("binary", np.array([1, 1, 0, 0, 0]), np.stack([-p, p], axis=1), ("miss", "hit"))
+    assert ours["class_auc"] == {"miss": pytest.approx(4.5 / 6), "hit": pytest.approx(4.5 / 6)}
+    assert ours["auc"] == pytest.approx(4.5 / 6)
 
 
-def test_two_classes_have_one_auc():
+def test_two_classes_are_scored_as_scikit_learn_scores_a_binary_task():
     labels, p = random_case(3, classes=2, ties=False)
-    assert macro_auc("binary", labels, p) == pytest.approx(sklearn.metrics.roc_auc_score(labels, p[:, 1]), abs=1e-12)
+    ours = score("binary", labels, p, ("a", "b"))
+    assert ours["auc"] == pytest.approx(reference.roc_auc_score(labels, p[:, 1]), abs=1e-12)
+    assert ours["brier"] == pytest.approx(reference.brier_score_loss(labels, p[:, 1]), abs=1e-12)
+    assert "kappa" not in ours
 
 
 def test_several_labels_are_scored_each_for_itself():
     random = np.random.default_rng(0)
     labels, p = random.integers(0, 2, (40, 3)), random.random((40, 3))
     ours = score("multilabel", labels, p, ("a", "b", "c"))
-    assert ours["auc"] == pytest.approx(sklearn.metrics.roc_auc_score(labels, p, average="macro"), abs=1e-12)
+    assert ours["auc"] == pytest.approx(reference.roc_auc_score(labels, p, average="macro"), abs=1e-12)
     assert ours["acc"] == pytest.approx(((p >= 0.5) == labels).mean())
+    assert ours["f1"] == pytest.approx(reference.f1_score(labels, p >= 0.5, average="macro"))
+    assert ours["brier"] == pytest.approx(((p - labels) ** 2).mean())
     assert "confusion" not in ours
+
+
+def test_calibration_is_the_gap_between_confidence_and_truth_by_hand():
+    # steps of 1/15: .9 twice (once right), .6 once (right), and a sure one (right)
+    p = np.array([[0.9, 0.1], [0.1, 0.9], [0.6, 0.4], [0.0, 1.0]])
+    labels = np.array([0, 0, 0, 1])
+    assert BINS == 15
+    assert score("binary", labels, p, ("a", "b"))["ece"] == pytest.approx((2 * 0.4 + 0.4 + 0) / 4)
+    assert reliability("binary", labels, p) == [
+        {"confidence": pytest.approx(0.6), "accuracy": 1.0, "count": 1},
+        {"confidence": pytest.approx(0.9), "accuracy": 0.5, "count": 2},
+        {"confidence": 1.0, "accuracy": 1.0, "count": 1},
+    ]
 
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10_000))
-def test_the_roc_curve_has_every_point_and_the_area(seed):
+def test_the_curves_have_every_point_and_their_areas(seed):
     labels, p = random_case(seed, classes=2)
-    x, y, thresholds = roc_curve(labels == 1, p[:, 1])
+    hits, scores = labels == 1, p[:, 1]
+    x, y, thresholds = roc_curve(hits, scores)
     assert (x[0], y[0], x[-1], y[-1]) == (0, 0, 1, 1)
-    assert np.trapezoid(y, x) == pytest.approx(binary_auc(labels == 1, p[:, 1]))
+    assert np.trapezoid(y, x) == pytest.approx(reference.roc_auc_score(hits, scores))
     for at in range(1, len(x)):
-        called = p[:, 1] >= thresholds[at]
-        assert y[at] == pytest.approx(called[labels == 1].mean())
-        assert x[at] == pytest.approx(called[labels == 0].mean())
+        called = scores >= thresholds[at]
+        assert y[at] == pytest.approx(called[hits].mean())
+        assert x[at] == pytest.approx(called[~hits].mean())
+    recall, precision, thresholds = precision_recall(hits, scores)
+    assert (np.diff(recall, prepend=0) * precision).sum() == pytest.approx(
+        reference.average_precision_score(hits, scores)
+    )
+    for at, threshold in enumerate(thresholds):
+        assert precision[at] == pytest.approx(hits[scores >= threshold].mean())
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10_000), wanted=st.sampled_from([0.5, 0.8, 0.95, 1.0]))
+def test_operating_points_reach_what_they_promise_at_the_least_cost(seed, wanted):
+    labels, p = random_case(seed, classes=2)
+    hits, scores = labels == 1, p[:, 1]
+
+    def reached(threshold):
+        called = scores >= threshold
+        return called[hits].mean(), (~called)[~hits].mean()
+
+    candidates = [*np.unique(scores), np.inf]
+    at = choose_threshold(hits, scores, f"sensitivity={wanted}")
+    assert reached(at)[0] >= wanted
+    assert reached(at)[1] == max(reached(t)[1] for t in candidates if reached(t)[0] >= wanted)
+    at = choose_threshold(hits, scores, f"specificity={wanted}")
+    assert reached(at)[1] >= wanted
+    assert reached(at)[0] == max(reached(t)[0] for t in candidates if reached(t)[1] >= wanted)
+    at = choose_threshold(hits, scores, "youden")
+    assert sum(reached(at)) == pytest.approx(max(sum(reached(t)) for t in candidates))
+    both = PointScorer(hits[:, None], scores[:, None], [at])(np.ones((1, len(hits))))
+    assert (both["sensitivity"].item(), both["specificity"].item()) == pytest.approx(reached(at))
+
+
+@pytest.mark.parametrize("point", ["yuden", "sensitivity", "sensitivity=x", "specificity=95", "f1=0.9"])
+def test_unknown_operating_points_are_refused(point):
+    with pytest.raises(ConfigError, match=r"no operating point .*: write 'youden', 'sensitivity=0.95'"):
+        choose_threshold(np.array([True, False]), np.array([0.2, 0.1]), point)
 
 
 @pytest.mark.parametrize(
