@@ -1,0 +1,101 @@
+"""Published checkpoints by name: where each comes from, its digest, and one place on disk for all projects.
+
+SAM's digests are those that micro-sam checks its downloads against; MedSAM's is the one that its archive, Zenodo,
+states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from pipeline.download import fetch
+from pipeline.encoders.checkpoint import user_folder
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.progress import Progress, silent
+
+_SAM = "https://dl.fbaipublicfiles.com/segment_anything"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A checkpoint that others have published.
+
+    Attributes:
+        architecture: Name of the encoder it is for.
+        url: Where it is.
+        digest: `ALGORITHM:HEX` of the file.
+    """
+
+    architecture: str
+    url: str
+    digest: str
+
+    @property
+    def file_name(self) -> str:
+        """What the file is called, there and here."""
+        return self.url.rsplit("/", 1)[1].partition("?")[0]
+
+
+PUBLISHED: Mapping[str, Published] = MappingProxyType(
+    {
+        "sam_vit_b": Published(
+            "sam_vit_b",
+            f"{_SAM}/sam_vit_b_01ec64.pth",
+            "sha256:ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
+        ),
+        "sam_vit_l": Published(
+            "sam_vit_l",
+            f"{_SAM}/sam_vit_l_0b3195.pth",
+            "sha256:3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
+        ),
+        "sam_vit_h": Published(
+            "sam_vit_h",
+            f"{_SAM}/sam_vit_h_4b8939.pth",
+            "sha256:a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
+        ),
+        "medsam_vit_b": Published(
+            "sam_vit_b",
+            "https://zenodo.org/records/10689643/files/medsam_vit_b.pth?download=1",
+            "md5:3bb6db55bd0c9ca30b61248bca72f8d6",
+        ),
+    }
+)
+
+
+def checkpoint_path(name: str, folder: Path | None = None) -> Path:
+    """Where a published checkpoint is kept, fetched or not.
+
+    Args:
+        name: One of `PUBLISHED`.
+        folder: Of the weights; None is `weights` in the user's folder, `$PIPELINE_HOME` if set.
+
+    Raises:
+        ConfigError: There is no such checkpoint.
+    """
+    if name not in PUBLISHED:
+        message = f"there is no published checkpoint {name!r}; valid: {', '.join(PUBLISHED)}, or name a file"
+        raise ConfigError(message)
+    return (folder or user_folder() / "weights") / PUBLISHED[name].file_name
+
+
+def fetch_checkpoint(name: str, folder: Path | None = None, *, progress: Progress = silent) -> Path:
+    """Have a published checkpoint, downloading it if it is not there; a stopped download is continued.
+
+    Args:
+        name: One of `PUBLISHED`.
+        folder: See `checkpoint_path`.
+        progress: Called after each MiB, with bytes.
+
+    Returns:
+        Path of the file, whose digest has been checked.
+
+    Raises:
+        ConfigError: There is no such checkpoint.
+        CheckpointError: It cannot be reached (the message says which file to put where), or has another digest.
+    """
+    path = checkpoint_path(name, folder)
+    fetch(PUBLISHED[name].url, path, digest=PUBLISHED[name].digest, error=CheckpointError, progress=progress)
+    return path
