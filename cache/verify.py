@@ -42,6 +42,11 @@ class Damage:
     slots: tuple[int, ...] = ()
     ids: tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        """One line for a person."""
+        shown = ", ".join(map(repr, self.ids[:8])) + (f" and {len(self.ids) - 8} more" if len(self.ids) > 8 else "")
+        return f"{self.file}: {self.reason}" + (f" (tap {self.tap}: {shown or 'no sample'})" if self.tap else "")
+
 
 def verify(path: str | os.PathLike[str], progress: Progress = silent) -> tuple[Damage, ...]:
     """Check every byte of a finished store.

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import random
 import resource
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,119 +13,13 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import cache
-from tests.cache.making import FORMATS, TAPS, build, feature, files, rows
-from tests.cache.test_damage import restore
+from tests.cache.forging import Forged, Tree, exercise, sign
+from tests.cache.making import FORMATS, build, feature, rows
 
 COUNT = 6
 REFUSED = (cache.FormatError, cache.UntrustedStoreError)
-Tree = Any
-
-
-def spell(value: Tree) -> bytes:
-    """The canonical spelling, as the specification has it."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
-
-
-def sign(value: Tree) -> Tree:
-    """The object with the checksum that its other keys call for."""
-    body = {key: item for key, item in value.items() if key != "checksum"}
-    return {**body, "checksum": hashlib.sha256(spell(body)).hexdigest()}
-
-
-class Forged:
-    """A store that is opened up, changed, and signed again as its format's specification says."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.sound = files(path)
-
-    def description(self) -> Tree:
-        if self.path.is_dir():
-            return json.loads(self.sound["zarr.json"])["attributes"]["feature_store"]
-        return self.header()["feature_store"]
-
-    def header(self) -> Tree:
-        content = self.sound["."]
-        return json.loads(content[28 : int(content[19:27])])
-
-    def write_description(self, description: Tree) -> None:
-        """Put a description in place; the second copy is left out of the game."""
-        if self.path.is_dir():
-            root = {"zarr_format": 3, "node_type": "group", "attributes": {"feature_store": description}}
-            text = json.dumps(root, indent=2, sort_keys=True) + "\n"
-            (self.path / "zarr.json").write_text(text)
-        else:
-            self.write_header({**self.header(), "feature_store": description})
-
-    def write_header(self, header: Tree) -> None:
-        content = self.sound["."]
-        size = int(content[19:27])
-        block = content[:28] + spell(sign(header))
-        self.path.write_bytes(block.ljust(size - 1) + b"\n" + content[size:] if len(block) < size else block)
-
-    def index(self, name: str) -> np.ndarray[Any, Any]:
-        """Bytes of an index array."""
-        if self.path.is_dir():
-            return np.frombuffer(self.sound[self._chunk(name)][:-4], np.uint8).copy()
-        size = int(np.prod(self.description()["index"][name]["shape"])) * {"slot": 8, "extent": 4}.get(
-            name, 4 if name.startswith("crc32c") else 1
-        )
-        start = self.header()["offsets"][f"index/{name}"]
-        return np.frombuffer(self.sound["."][start : start + size], np.uint8).copy()
-
-    def _chunk(self, name: str) -> str:
-        return next(file for file in self.sound if file.startswith(f"index/{name}/c."))
-
-    def write_index(self, name: str, data: np.ndarray[Any, Any]) -> None:
-        """Put an index array of the same size in place, hashed into the description."""
-        description = self.description()
-        description["index"][name]["sha256"] = hashlib.sha256(data.tobytes()).hexdigest()
-        if self.path.is_dir():
-            (self.path / self._chunk(name)).write_bytes(data.tobytes() + self.sound[self._chunk(name)][-4:])
-            self.write_description(sign(description))
-            return
-        header = self.header()
-        start = header["offsets"][f"index/{name}"]
-        content = bytearray(self.sound["."])
-        content[start : start + data.nbytes] = data.tobytes()
-        self.sound = {".": bytes(content)}
-        regions = sorted(
-            (header["offsets"][tap["name"]], description["slots"] * (TAPS[tap["name"]].row_bytes + 4))
-            for tap in description["taps"]
-        )
-        digest, position = hashlib.sha256(), int(content[19:27])
-        for first, length in [*regions, (len(content), 0)]:
-            digest.update(content[position:first])
-            position = first + length
-        self.write_header({**header, "feature_store": sign(description), "structure_sha256": digest.hexdigest()})
-
-    def restore(self, sound: dict[str, bytes]) -> None:
-        self.sound = sound
-        restore(self.path, sound)
-
-
-def exercise(path: Path) -> None:
-    """Do with a store what a trusting user would; only this package's own errors may come of it."""
-    for use in (cache.info, cache.verify, _read_all):
-        try:
-            use(path)
-        except cache.StoreError:
-            continue
-
-
-def _read_all(path: Path) -> None:
-    store = cache.open_store(path)
-    assert len(store.ids) == len(store) == len(store.extents)
-    for verify in (True, False):
-        for start in range(0, len(store), 2):
-            try:
-                store.read(range(start, min(start + 2, len(store))), verify=verify)
-            except cache.StoreError:
-                continue
 
 
 @pytest.fixture(params=FORMATS)
@@ -330,72 +221,6 @@ def test_a_huge_root_is_not_read(tmp_path: Path) -> None:
 def test_a_story_too_long_to_be_read_back_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(cache.StoreError, match="shorten"):
         build(tmp_path / "store.zarr", rows([0]), provenance={"log": "x" * 40_000})
-
-
-CASES = int(os.environ.get("STORE_FUZZ_CASES", "1000"))
-AT_ONCE = 25
-SIZES: list[Any] = [-1, 0, 1, 2, COUNT, 2**31, 2**63, 10**15, 10**400, 0.5, True, None]
-SIZES += ["", "..", "/", [], {}, [[]], "\ud800", "x" * 99]
-
-
-def mutate(tree: Tree, dice: random.Random) -> Tree:
-    """Change one node of a JSON tree: replace it, drop it, repeat it, or put another part of the tree in its place."""
-    nodes: list[tuple[Tree, Any]] = []
-    pending = [tree]
-    while pending:
-        node = pending.pop()
-        items = list(node.items()) if isinstance(node, dict) else list(enumerate(node))
-        nodes += [(node, key) for key, _ in items]
-        pending += [item for _, item in items if isinstance(item, dict | list)]
-    parent, key = dice.choice(nodes)
-    other_parent, other_key = dice.choice(nodes)
-    choice = dice.randrange(5)
-    if choice == 0 and isinstance(parent, dict):
-        del parent[key]
-    elif choice == 1 and isinstance(parent, dict):
-        parent[dice.choice(["x", "neck", "../y", "ids"])] = parent[key]
-    elif choice == 2:
-        parent[key] = json.loads(json.dumps(other_parent[other_key]))
-    elif isinstance(parent[key], int) and choice == 3:
-        parent[key] += dice.choice([-2, -1, 1, 2, 1000])
-    else:
-        parent[key] = dice.choice(SIZES)
-    return tree
-
-
-@pytest.mark.parametrize("suffix", FORMATS)
-@settings(max_examples=CASES // AT_ONCE // 2, deadline=None)
-@given(seed=st.integers(0, 2**64))
-def test_fuzz(seed: int, suffix: str, fuzzed: dict[str, Forged]) -> None:
-    """Metadata and index changed at random, with the right checksums: no crash, no hang, no other error than ours."""
-    forged, dice = fuzzed[suffix], random.Random(seed)
-    sound = dict(forged.sound)
-    for _ in range(AT_ONCE):
-        kind = dice.randrange(3)
-        start = time.monotonic()
-        try:
-            if kind == 0:
-                description = mutate(forged.description(), dice)
-                forged.write_description(sign(description) if dice.random() < 0.9 else description)
-            elif kind == 1 and suffix == "h5":
-                forged.write_header(mutate(forged.header(), dice))
-            else:
-                name = dice.choice(["slot", "extent", "ids", "set_aside", "crc32c/neck", "digest"])
-                data = forged.index(name)
-                for _ in range(dice.randrange(1, 4)):
-                    data[dice.randrange(len(data))] = dice.choice([0, 1, 10, 127, 128, 255])
-                forged.write_index(name, data)
-            exercise(forged.path)
-        finally:
-            forged.restore(sound)
-        assert time.monotonic() - start < 10
-    assert cache.verify(forged.path) == ()
-
-
-@pytest.fixture(scope="module")
-def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Forged]:
-    folder = tmp_path_factory.mktemp("fuzz")
-    return {suffix: Forged(build(folder / f"store.{suffix}", rows(range(COUNT)))[0].path) for suffix in FORMATS}
 
 
 def test_refusing_takes_no_memory(tmp_path: Path) -> None:
