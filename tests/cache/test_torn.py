@@ -6,6 +6,7 @@ import gc
 import multiprocessing
 import os
 import random
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 
 import cache
+from cache import durable
 from tests.cache import making, run_store
 from tests.cache.making import FORMATS, ROWS_PER_SHARD, assert_holds, begin, build, files, rows, write
 
@@ -77,6 +79,27 @@ def test_every_stop_resumes_to_the_same_bytes(
         assert files(path) == expected, f"stopped at change {call}"
         assert_holds(store, wanted)
         assert list(path.parent.iterdir()) == [path]
+
+
+def test_what_is_left_after_the_swap_is_not_taken_for_the_new_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process dies between the swap and the clearing up; then somebody deletes the store."""
+    path = tmp_path / "store.zarr"
+    build(path, rows(range(8)))
+
+    def swap_and_stop(*paths: Path) -> None:
+        durable.swap(*paths)
+        raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cache.writer.swap", swap_and_stop)
+        with pytest.raises(Stop):
+            build(path, rows(range(100, 108)))
+    shutil.rmtree(path)
+    store, _ = build(path, rows(range(100, 108)))
+    assert cache.verify(path) == ()
+    assert_holds(store, rows(range(100, 108)))
 
 
 KILLS = int(os.environ.get("STORE_KILLS", "60"))
@@ -220,6 +243,9 @@ def test_nothing_gets_its_name_before_it_is_synced(tmp_path: Path, monkeypatch: 
 
     def replace(source: Path, target: Path) -> Path:
         assert source not in unsynced, f"{source} is renamed before its content is synced"
+        if target.name.startswith("shard-"):
+            early = [path for path in unsynced if path.parent.name == "store"]
+            assert not early, f"{target} says that a shard is finished before {early} are synced"
         unsynced.add(target.parent)
         return rename(source, target)
 
