@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.backbones import STAGES, build_backbone
 from pipeline.errors import ConfigError
 from pipeline.geometry import sample_gate
-from pipeline.slca import SLCA, Mix, integrate, normalised_by_default
+from pipeline.slca import SLCA, Mix, centre, integrate, normalised_by_default
 
 OWN = "own"  # a gate made from the stage itself: what is left of SLCA without the encoder
 Shape = tuple[int, int, int]  # (C, h, w) of a tap
@@ -114,7 +114,7 @@ class Classifier(nn.Module):
             x = stage(x)
             gate = self._gate(name, x, features, extents, affine)
             if gate is not None:
-                x = integrate(x, gate, self.options.mix, identity_start=self.options.identity_start)
+                x = integrate(x, gate, self.options.mix, centred=self.options.identity_start)
         logits: Tensor = self.backbone.head(x)
         return logits
 
@@ -167,17 +167,16 @@ class Classifier(nn.Module):
         self, stage: str, x: Tensor, features: Mapping[str, Tensor], extents: Tensor | None, affine: Tensor | None
     ) -> Tensor | None:
         """Compute the gate (B, C_stage, H, W) of a stage whose output is `x`; None for a stage without one."""
-        size = (x.shape[-2], x.shape[-1])
+        options, size = self.options, (x.shape[-2], x.shape[-1])
         maps = []
-        for (tap, place), slca in zip(self.options.gates, self.gates, strict=True):
+        for (tap, place), slca in zip(options.gates, self.gates, strict=True):
             if place != stage:
                 continue
-            if tap == OWN:  # moved with the image already, and without padding
-                gate, visible = slca(x, None)
-                maps.append(sample_gate(gate, None, visible, size))
-            else:
-                gate, visible = slca(features[tap], extents)
-                maps.append(sample_gate(gate, affine, visible, size))
+            own = tap == OWN  # moved with the image already, and without padding
+            gate, visible = slca(x, None) if own else slca(features[tap], extents)
+            if options.identity_start:
+                gate = centre(gate, options.mix)
+            maps.append(sample_gate(gate, None if own else affine, visible, size))
         if len(maps) < 2:
             return maps[0] if maps else None
         return torch.stack(maps).mean(dim=0)

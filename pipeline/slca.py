@@ -39,7 +39,7 @@ class SLCA(nn.Module):
         pool: k in cells of the tap's grid; 1 where the store is pooled already.
         reduction: r, so that the hidden layer has max(1, C // r) channels.
         normalise: LayerNorm over the channels of each pooled cell, with its own scale and shift.
-        identity_start: Start with W2 and its bias at 0, so A = 1/2 everywhere: "no change" to `integrate`.
+        identity_start: Start with W2 and its bias at 0, so A = 1/2 everywhere: no change, after `centre`.
 
     Raises:
         ConfigError: A size is below one.
@@ -104,25 +104,32 @@ class SLCA(nn.Module):
         return pooled, extents
 
 
-def integrate(stage: Tensor, gate: Tensor, mix: Mix = "residual", *, identity_start: bool = False) -> Tensor:
+def integrate(stage: Tensor, gate: Tensor, mix: Mix = "residual", *, centred: bool = False) -> Tensor:
     """Let a gate change a stage.
 
-    `residual` is x + x * A, as PHG-Net gates the same classifiers, and `multiply` is x * A. With the identity start
-    they are x + x * (A - 1/2) and x * 2A, both of which leave x alone, bit for bit, at A = 1/2; that centring is ours.
+    `residual` is x + x * A, as PHG-Net gates the same classifiers, and `multiply` is x * A.
 
     Args:
         stage: x (B, C_stage, H, W).
-        gate: A (B, C_stage, H, W) in (0, 1).
+        gate: A (B, C_stage, H, W) in (0, 1); or what `centre` made of it, resized.
         mix: How the two are joined.
-        identity_start: Whether A = 1/2 means "no change".
+        centred: Whether `gate` went through `centre`.
 
     Returns:
         (B, C_stage, H, W) in the dtype of `stage`.
     """
-    gate = gate.to(stage.dtype)
-    if mix == "multiply":
-        return stage * (2 * gate if identity_start else gate)
-    return torch.addcmul(stage, stage, gate - 0.5 if identity_start else gate)
+    if mix == "residual" or centred:
+        gate = 1 + gate  # x * (1 + A): one product to go back through, not two
+    return stage * gate.to(stage.dtype)
+
+
+def centre(gate: Tensor, mix: Mix = "residual") -> Tensor:
+    """Measure a gate A from 1/2, where the identity start begins, so that 0 leaves the stage alone, bit for bit.
+
+    The residual mix becomes x + x * (A - 1/2) and the other x * 2A, which is ours. It happens before the gate is
+    resized, for a resized 0 is 0, while a resized 1/2 is 1/2 to rounding.
+    """
+    return gate - 0.5 if mix == "residual" else 2 * gate - 1
 
 
 def normalised_by_default(tap: str) -> bool:

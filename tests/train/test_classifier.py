@@ -106,8 +106,9 @@ def test_a_gate_changes_its_own_stage_and_none_before():
 def test_the_identity_start_is_the_plain_classifier_bit_for_bit(mix):
     torch.manual_seed(0)
     gated = Classifier(ModelOptions(mix=mix, identity_start=True), TAPS, outputs=3).eval()
-    images = torch.randn(2, 3, 64, 64)
-    assert torch.equal(gated(images, features_of(2)), gated.backbone(images))
+    images = torch.randn(2, 3, 84, 84)  # stages of 21, 11, 6 and 3: bilinear weights that are no round numbers
+    turned = identity(2, images.device) * 0.7
+    assert torch.equal(gated(images, features_of(2), None, turned), gated.backbone(images))
 
 
 def test_several_taps_on_one_stage_are_averaged():

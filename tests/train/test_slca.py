@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.errors import ConfigError
-from pipeline.slca import SLCA, integrate, normalised_by_default
+from pipeline.slca import SLCA, centre, integrate, normalised_by_default
 
 
 def loop_reference(slca: SLCA, feature: Tensor) -> Tensor:
@@ -117,12 +117,18 @@ def test_the_two_ways_to_integrate(mix, expected):
     assert integrate(torch.tensor(2.0), torch.tensor(0.25), mix).item() == expected
 
 
+@pytest.mark.parametrize(("mix", "expected"), [("residual", 2 + 2 * (0.25 - 0.5)), ("multiply", 2 * 2 * 0.25)])
+def test_the_two_ways_to_integrate_a_centred_gate(mix, expected):
+    gate = centre(torch.tensor(0.25), mix)
+    assert integrate(torch.tensor(2.0), gate, mix, centred=True).item() == expected
+
+
 @pytest.mark.parametrize("mix", ["residual", "multiply"])
 def test_the_identity_start_leaves_the_stage_alone_and_still_learns(mix):
     torch.manual_seed(0)
     slca = SLCA(6, 5, pool=2, identity_start=True)
     stage, feature = torch.randn(2, 5, 4, 4), torch.randn(2, 6, 8, 8)
-    gated = integrate(stage, slca(feature)[0], mix, identity_start=True)
+    gated = integrate(stage, centre(slca(feature)[0], mix), mix, centred=True)
     assert torch.equal(gated, stage)
     gated.square().sum().backward()
     assert slca.excite.weight.grad.abs().sum() > 0
