@@ -80,25 +80,30 @@ class Flight:
     arrived: torch.cuda.Event | None
 
 
-def launch(encoder: Encoder, batch: Sequence[Prepared], start: int, dtype: torch.dtype) -> Flight:
+def launch(encoder: Encoder, batch: Sequence[Prepared], start: int, size: int, dtype: torch.dtype) -> Flight:
     """Send a batch through the encoder and on its way back, without waiting for it where the device allows.
+
+    A short batch is filled up with its last image, because the last bits of a feature depend on the size of the batch
+    (not on the company in it): so an image encoded again later, alone, gets the very same numbers.
 
     Args:
         encoder: The frozen encoder.
         batch: Images that it prepared.
         start: Their first row in the shard.
+        size: Images in a full batch.
         dtype: Stored type.
     """
     device = device_of(encoder)
-    pixels = torch.stack([image.pixels for image in batch])
-    sizes = torch.tensor([image.size for image in batch])
+    full = [*batch, *[batch[-1]] * (size - len(batch))]
+    pixels = torch.stack([image.pixels for image in full])
+    sizes = torch.tensor([image.size for image in full])
     if device.type == "cuda":
         pixels = pixels.pin_memory().to(device, non_blocking=True)
-    features = {tap: feature.to(dtype) for tap, feature in encoder.encode(pixels, sizes).items()}
+    features = {tap: feature[: len(batch)].to(dtype) for tap, feature in encoder.encode(pixels, sizes).items()}
     finite = torch.stack([feature.isfinite().flatten(1).all(1) for feature in features.values()]).all(0)
     return Flight(
         start=start,
-        extents=(sizes.numpy() / encoder.input_px).astype(np.float32),
+        extents=(sizes[: len(batch)].numpy() / encoder.input_px).astype(np.float32),
         features={tap: _to_host(feature) for tap, feature in features.items()},
         finite=_to_host(finite),
         arrived=_record_event(device),
@@ -209,7 +214,7 @@ class Encoding:
             with self.clock("wait for decode"):
                 batch = list(islice(decoded, self.sizes.images))
             with self.clock("encode"):
-                following = launch(self.encoder, batch, start, getattr(torch, self.dtype))
+                following = launch(self.encoder, batch, start, self.sizes.images, getattr(torch, self.dtype))
                 if flight is not None:
                     shard.land(flight)
                 flight = following

@@ -27,7 +27,7 @@ def flip_a_bit(path: Path, at: int) -> None:
 def test_a_damaged_row_is_found_and_encoded_again(folder: Path) -> None:
     store = folder / "features/demo.zarr"
     before = digests(store)
-    shard = max((p for p in store.glob("neck/c/**/*") if p.is_file()), key=lambda p: p.stat().st_size)
+    shard = max((p for p in store.glob("neck/c.*")), key=lambda p: p.stat().st_size)
     flip_a_bit(shard, 100)
     report = succeed(folder, "store", "verify", "features/demo.zarr", status=3)
     assert "neck" in str(report["damages"])

@@ -72,13 +72,13 @@ class CountingEncoder(nn.Module):
         return {"encoder": "counting"}
 
     def prepare(self, image: npt.NDArray[np.uint8]) -> Prepared:
+        self.encoded += 1
         return Prepared(torch.from_numpy(image).permute(2, 0, 1), (SIDE_PX, SIDE_PX // 2))
 
     def encode(self, pixels: Tensor, sizes: Tensor) -> dict[str, Tensor]:
         if len(pixels) > self.limit:
             message = "this device is too small"
             raise torch.OutOfMemoryError(message)
-        self.encoded += len(pixels)
         self.batches.append(len(pixels))
         value = pixels[:, 0, 0, 0].float()
         value = torch.where(value == self.poison, torch.nan, value)

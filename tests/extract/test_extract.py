@@ -111,6 +111,13 @@ def test_a_batch_that_does_not_fit_is_halved_and_remembered(tmp_path: Path) -> N
     assert more.batches == [2, 2]
 
 
+def test_a_short_batch_is_filled_up_so_that_numbers_do_not_depend_on_its_size(tmp_path: Path) -> None:
+    encoder = CountingEncoder()
+    run(pictures(5), encoder, tmp_path / "s.zarr", batch_size=4)
+    assert encoder.batches == [4, 4]
+    assert values(tmp_path / "s.zarr") == {f"{i:03d}.png": float(i) for i in range(5)}
+
+
 def test_an_image_that_never_fits_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="too small"):
         run(pictures(2), CountingEncoder(limit=0), tmp_path / "s.zarr")
