@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import json
 import sys
 import tempfile
@@ -81,6 +82,8 @@ def peak_memory(device: str) -> Iterator[list[float]]:
             samples.append(int(statm.read_text().split()[1]))
 
     watcher = threading.Thread(target=watch)
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)  # what an earlier run freed must not hide what this one takes
     before = int(statm.read_text().split()[1])
     watcher.start()
     yield peak
