@@ -24,7 +24,6 @@ from pipeline.augment import Augmentation
 from pipeline.classifier import ModelOptions
 from pipeline.config import Config, CsvData, DemoData, FolderData, MedMnistData, SplitRule, to_dict
 from pipeline.data.medmnist_sets import SETS as MEDMNIST_SETS
-from pipeline.encoders.demo import train_demo_encoder
 from pipeline.encoders.encoder import ARITHMETIC
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.optimise import TrainOptions
@@ -64,16 +63,21 @@ def _prepare_data(config: Config, progress: Progress) -> Report:
 
 
 def _prepare_encoder(config: Config, progress: Progress) -> Report:
-    wanted = config.encoder
-    if wanted.name == "sam_demo":
+    if config.encoder.name == "sam_demo":
         return _prepare_demo_encoder(config, progress)
-    if not wanted.checkpoint.is_file():
+    published = str(config.encoder.checkpoint)
+    path = (
+        encoders.fetch_checkpoint(published, progress=progress)
+        if published in encoders.PUBLISHED
+        else checkpoint(config)
+    )
+    if not path.is_file():
         message = (
-            f"encoder.checkpoint: there is no {str(wanted.checkpoint)!r}; put a checkpoint of {wanted.name} there, "
-            f"SAM's own or any in its key layout"
+            f"encoder.checkpoint: there is no {str(path)!r}; put a checkpoint of {config.encoder.name} there, "
+            f"or name a published one: {', '.join(encoders.PUBLISHED)}"
         )
         raise CheckpointError(message)
-    return {"checkpoint": str(wanted.checkpoint), "sha256": encoders.weights_sha256(wanted.checkpoint)}
+    return {"checkpoint": str(path), "sha256": encoders.weights_sha256(path)}
 
 
 def _prepare_demo_encoder(config: Config, progress: Progress) -> Report:
@@ -88,7 +92,7 @@ def _prepare_demo_encoder(config: Config, progress: Progress) -> Report:
             return known
     images, masks, _ = data.demo_arrays(wanted.images, 128, seed=wanted.seed)
     held_out_images, held_out_masks, _ = data.demo_arrays(64, 128, seed=wanted.seed + 1000)
-    trained = train_demo_encoder(
+    trained = encoders.train_demo_encoder(
         images,
         masks,
         held_out_images,
@@ -186,7 +190,7 @@ def build_encoder(config: Config) -> encoders.Encoder:
     """The frozen encoder that the configuration describes, on its device."""
     return encoders.build_encoder(
         config.encoder.name,
-        checkpoint=config.encoder.checkpoint,
+        checkpoint=checkpoint(config),
         taps=config.encoder.taps,
         input_px=config.encoder.input_px,
         pool=config.encoder.pool,
@@ -199,6 +203,12 @@ def reading(config: Config) -> data.Reading:
     """How image files become uint8 RGB; layouts without a choice take the default."""
     rules = getattr(config.data, "reading", None)
     return data.Reading() if rules is None else data.Reading(**rules.model_dump())
+
+
+def checkpoint(config: Config) -> Path:
+    """The file of weights: as configured, or where a published checkpoint is kept for all projects."""
+    named = config.encoder.checkpoint
+    return encoders.checkpoint_path(str(named)) if str(named) in encoders.PUBLISHED else named
 
 
 def device(config: Config) -> str:

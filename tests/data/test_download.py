@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.data import download, fetch_medmnist
+from pipeline.data import fetch_medmnist
 from pipeline.data.medmnist_sets import SETS, MedMnistSet
 from pipeline.errors import DataError
 
@@ -64,7 +64,7 @@ def archive(monkeypatch: pytest.MonkeyPatch) -> Iterator[Archive]:
             """Be quiet."""
 
     monkeypatch.setitem(SETS, "breastmnist", MedMnistSet("binary", ("a", "b"), (MD5,) * 4))
-    monkeypatch.setattr(download, "ATTEMPTS", 2)
+    monkeypatch.setattr("pipeline.download.ATTEMPTS", 2)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     state.address = f"http://127.0.0.1:{server.server_address[1]}/files"
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
@@ -100,7 +100,7 @@ def test_what_is_there_and_right_is_not_fetched_again(archive: Archive, tmp_path
 
 def test_another_file_of_that_name_is_left_alone(archive: Archive, tmp_path: Path) -> None:
     (tmp_path / "breastmnist.npz").write_bytes(b"mine")
-    with pytest.raises(DataError, match=rf"its MD5 is .* and should be {MD5}; it is not the official breastmnist\.npz"):
+    with pytest.raises(DataError, match=rf"its digest is md5:.* and should be md5:{MD5}; move it away"):
         fetch_medmnist("breastmnist", 28, tmp_path, archive=archive.address)
     assert (tmp_path / "breastmnist.npz").read_bytes() == b"mine"
 
@@ -131,7 +131,7 @@ def test_a_part_that_is_too_long_is_dropped(archive: Archive, tmp_path: Path) ->
 
 def test_wrong_content_never_gets_the_name(archive: Archive, tmp_path: Path) -> None:
     archive.content = CONTENT[::-1]
-    with pytest.raises(DataError, match="the download is damaged and has been removed: run the command again"):
+    with pytest.raises(DataError, match="what came has the digest md5:.*; run the command again"):
         fetch_medmnist("breastmnist", 28, tmp_path, archive=archive.address)
     assert not list(tmp_path.iterdir())
 
@@ -147,7 +147,7 @@ def test_a_server_that_refuses_is_named(archive: Archive, tmp_path: Path, status
 def test_without_a_network_the_message_says_which_file_to_put_where(archive: Archive, tmp_path: Path) -> None:
     nobody = "http://127.0.0.1:9"
     target = re.escape(str(tmp_path / "breastmnist_64.npz"))
-    expected = rf"127\.0\.0\.1:9/breastmnist_64\.npz.* cannot be downloaded .*put it at {target} \(MD5 {MD5}\)"
+    expected = rf"127\.0\.0\.1:9/breastmnist_64\.npz.* cannot be downloaded .*put it at {target} \(md5:{MD5}\)"
     with pytest.raises(DataError, match=expected):
         fetch_medmnist("breastmnist", 64, tmp_path, archive=nobody)
 
