@@ -131,7 +131,7 @@ def test_a_part_that_is_too_long_is_dropped(archive: Archive, tmp_path: Path) ->
 
 def test_wrong_content_never_gets_the_name(archive: Archive, tmp_path: Path) -> None:
     archive.content = CONTENT[::-1]
-    with pytest.raises(DataError, match="what came has the digest md5:.*; run the command again"):
+    with pytest.raises(DataError, match=r"what came has the digest md5:.*; run the command again"):
         fetch_medmnist("breastmnist", 28, tmp_path, archive=archive.address)
     assert not list(tmp_path.iterdir())
 
