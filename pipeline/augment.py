@@ -33,6 +33,10 @@ class Augmentation:
         contrast: Largest relative change of the distance from the image's mean grey.
         saturation: Largest relative change of the distance from each pixel's grey.
         noise: Standard deviation of Gaussian noise, as a part of the full range.
+        views: Flips and quarter turns to draw with their own stored features (see `pipeline.views`), in place of
+            `flip_horizontal`, `flip_vertical` and `quarter_turns`.
+        margin: How much larger than the classifier's image the decoded one is kept, as a part of its side, so that what
+            `crop` and `scale` enlarge has detail.
     """
 
     flip_horizontal: float = 0.0
@@ -46,9 +50,21 @@ class Augmentation:
     contrast: float = 0.0
     saturation: float = 0.0
     noise: float = 0.0
+    views: tuple[str, ...] = ()
+    margin: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("flip_horizontal", "flip_vertical", "shift", "brightness", "contrast", "saturation", "noise"):
+        shares = (
+            "flip_horizontal",
+            "flip_vertical",
+            "shift",
+            "margin",
+            "brightness",
+            "contrast",
+            "saturation",
+            "noise",
+        )
+        for name in shares:
             if not 0 <= getattr(self, name) <= 1:
                 msg = f"Augmentation's {name} is {getattr(self, name)!r}: give a number from 0 to 1."
                 raise ConfigError(msg)
@@ -56,18 +72,20 @@ class Augmentation:
             msg = f"Augmentation's crop is {self.crop!r}: give a part of the side above 0 and at most 1."
             raise ConfigError(msg)
         if not 0 < self.scale[0] <= self.scale[1]:
+            msg = f"Augmentation's scale is {self.scale!r}: give the smallest and the largest factor, both above 0."
+            raise ConfigError(msg)
+        if self.views and (self.flip_horizontal or self.flip_vertical or self.quarter_turns):
             msg = (
-                f"Augmentation's scale is {self.scale!r}: give a smallest and a largest factor above 0, in that order."
+                f"Augmentation draws views ({', '.join(self.views)}) and flips or turns besides: choose one of the two."
             )
             raise ConfigError(msg)
 
     @property
     def moves(self) -> bool:
-        """Whether any draw can move a pixel."""
-        still = Augmentation(
-            brightness=self.brightness, contrast=self.contrast, saturation=self.saturation, noise=self.noise
-        )
-        return self != still
+        """Whether `draw_affine` can move a pixel."""
+        flips = self.flip_horizontal or self.flip_vertical or self.quarter_turns
+        rest = self.rotation_degrees or self.shift or self.crop < 1 or self.scale != (1.0, 1.0)
+        return bool(flips or rest)
 
     def draw_affine(self, count: int, generator: torch.Generator) -> Tensor | None:
         """Draw one affine map per sample.

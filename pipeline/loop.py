@@ -23,6 +23,7 @@ from pipeline.optimise import Average, TrainOptions, build_optimiser, learning_r
 from pipeline.parallel import Team
 from pipeline.progress import Progress
 from pipeline.tasks import Head, balancing_weights, losses, probabilities
+from pipeline.views import DrawnViews, draw_views
 
 
 @dataclass(frozen=True)
@@ -159,12 +160,15 @@ class Loop:
         options, augmentation = self._options, self._augmentation
         for group in self._optimiser.param_groups:
             group["lr"] = learning_rate(options, self.step, self.steps_per_epoch)
-        affine = augmentation.draw_affine(len(whole), draws.place)
-        affine = None if affine is None else affine[self.team.share(whole)]
-        images = sample_image(batch.images, affine, self.classifier.options.image_px)
+        affine, views = self._draw(whole, draws)
+        features, extents, on_image = batch.features, batch.extents, affine
+        if views is not None:
+            features, extents = views.features(features, self.classifier.options.taps), views.extents(extents)
+            on_image = views.on_image(affine)
+        images = sample_image(batch.images, on_image, self.classifier.options.image_px)
         images = standardise(augmentation.relight(images, draws.light)).contiguous(memory_format=self._layout)
         with autocast(options.precision, self.feed.device):
-            logits = self._forward(images, batch.features, batch.extents, affine)
+            logits = self._forward(images, features, extents, affine)
         loss = losses(
             self.head, logits, batch.labels, class_weights=self._class_weights, smoothing=options.label_smoothing
         )
@@ -180,6 +184,17 @@ class Loop:
             self._average.update(self.classifier, self.step)
         self.step += 1
         return loss.detach()
+
+    def _draw(self, whole: Tensor, draws: _Draws) -> tuple[Tensor | None, DrawnViews | None]:
+        """Draw for the whole batch, so that a team draws as one process would, and keep this process's share."""
+        mine, augmentation = self.team.share(whole), self._augmentation
+        affine = augmentation.draw_affine(len(whole), draws.place)
+        if affine is not None:
+            affine = affine[mine]
+        if not augmentation.views:
+            return affine, None
+        drawn = draw_views(augmentation.views, len(whole), draws.place)
+        return affine, DrawnViews(drawn.views, drawn.chosen[mine])
 
     def _checked(self, loss: Tensor, batch: Batch) -> float:
         """Return the mean loss of a batch if it is finite."""

@@ -19,7 +19,7 @@ from cache import Store
 from pipeline import metrics, parallel, run
 from pipeline.augment import Augmentation
 from pipeline.classifier import Classifier, ModelOptions
-from pipeline.data import Dataset
+from pipeline.data import Dataset, Split
 from pipeline.errors import ConfigError, RunError
 from pipeline.feed import Feed, Place
 from pipeline.journal import Journal
@@ -27,6 +27,7 @@ from pipeline.loop import Loop, infer
 from pipeline.optimise import TrainOptions
 from pipeline.progress import Progress, silent
 from pipeline.tasks import head_of, outputs_of
+from pipeline.views import view_taps
 
 Row = dict[str, Any]
 
@@ -119,25 +120,31 @@ def train(
         return TrainReport(folder, dict(run.load_description(folder).metrics), run.read_history(folder), ())
     progress = progress if team.leads else silent
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        views = view_taps(model.taps, augmentation.views)
+        detailed_px = round(model.image_px * (1 + augmentation.margin))
+        feeds: tuple[tuple[Split, tuple[str, ...], int], ...] = (
+            ("train", (*model.taps, *views), detailed_px),
+            ("val", model.taps, model.image_px),
+        )
         train_feed, val_feed = (
             Feed(
                 dataset,
                 split,
                 store,
-                taps=model.taps,
-                image_px=model.image_px,
+                taps=taps,
+                image_px=image_px,
                 device=device,
                 place=machine.place,
                 workers=machine.workers,
                 allow_missing=allow_missing,
                 progress=progress,
             )
-            for split in ("train", "val")
+            for split, taps, image_px in feeds
         )
         head = head_of(dataset.task, options.loss)
         torch.manual_seed(options.seed)
-        taps = {tap: shape for tap, (shape, _) in train_feed.shapes().items()}
-        classifier = Classifier(model, taps, outputs_of(head, len(dataset.class_names)))
+        shapes = {tap: shape for tap, (shape, _) in val_feed.shapes().items()}
+        classifier = Classifier(model, shapes, outputs_of(head, len(dataset.class_names)))
         if team.size > 1:
             parallel.share_batch_norms(classifier)
         loop = Loop(
