@@ -382,3 +382,60 @@ def test_two_processes_train_as_one(scene, store, tmp_path):
         assert [row[key] for row in together] == pytest.approx([row[key] for row in alone.history], rel=1e-3), key
     for name, value in weights_of(tmp_path / "team").items():
         torch.testing.assert_close(value, weights_of(alone.folder)[name], rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("machine", [Machine(channels_last=False), Machine(compiled=True)])
+def test_layout_and_compiler_change_rounding_and_nothing_else(scene, store, tmp_path, monkeypatch, machine):
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda module: compiler(module, backend="eager"))
+    losses = []
+    for number, chosen in enumerate((Machine(), machine)):
+        steps = []
+
+        def note(task, done, total, steps=steps, **info):
+            if task == "train":
+                steps.append(info["loss"])
+
+        do(scene, store, tmp_path / str(number), machine=chosen, progress=note)
+        losses.append(steps)
+    assert losses[1][0] == pytest.approx(losses[0][0], rel=1e-5)  # before the first step
+    assert losses[1][:3] == pytest.approx(losses[0][:3], rel=0.05)  # rounding grows with each
+
+
+def test_a_margin_keeps_training_images_larger_and_val_as_the_classifier_sees_it(tmp_path, monkeypatch):
+    dataset = make_dataset(side=32)
+    sizes = []
+    batches = Feed.batches
+
+    def watched(self, order):
+        for batch in batches(self, order):
+            sizes.append((self.description.split(":")[0], batch.images.shape[-1]))
+            yield batch
+
+    monkeypatch.setattr(Feed, "batches", watched)
+    augmentation = Augmentation(crop=0.8, margin=0.25)
+    options = dataclasses.replace(QUICK, epochs=1)
+    report = train(dataset, None, tmp_path, model=PLAIN, options=options, augmentation=augmentation)
+    assert set(sizes) == {("train", 20), ("val", 16)}
+    assert np.isfinite(report.history[0]["train_loss"])
+
+
+def test_reduced_precision_trains_where_it_is_asked_for(scene, store, tmp_path):
+    options = dataclasses.replace(QUICK, precision="bfloat16")
+    report = do(scene, store, tmp_path / "reduced", options=options)
+    whole = do(scene, store, tmp_path / "whole")
+    assert report.history[0]["train_loss"] != whole.history[0]["train_loss"]
+    assert report.history[0]["train_loss"] == pytest.approx(whole.history[0]["train_loss"], rel=0.1)
+
+
+def test_tensorboard_gets_a_file_per_epoch(scene, tmp_path):
+    pytest.importorskip("tensorboard", reason="the tensorboard extra is not installed")
+    do(scene, None, tmp_path, model=PLAIN, machine=Machine(tensorboard=True))
+    assert len(list((tmp_path / "tensorboard").iterdir())) == QUICK.epochs
+
+
+def test_tensorboard_is_asked_for_before_an_epoch_is_lost(scene, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ConfigError, match="needs the extra of that name: install it with"):
+        do(scene, None, tmp_path, model=PLAIN, machine=Machine(tensorboard=True))
+    assert not (tmp_path / "history.csv").exists()
