@@ -100,7 +100,6 @@ class Encoder(nn.Module):
         self._precision = precision
         self._taps = {tap: _parse(architecture, tap) for tap in taps}
         self._run_block: RunBlock = vit.run_block
-        self._static_batch = 0  # of the compiled form; 0 while there is none
         grid = input_px // architecture.patch_px
         vit.fit_to_grid(module, grid)
         vit.cast(module, getattr(torch, precision))
@@ -140,9 +139,8 @@ class Encoder(nn.Module):
         return preprocessing.prepare(image, self.input_px)
 
     def compile_blocks(self) -> None:
-        """Compile the blocks for batches of one size: the largest so far, to which smaller ones are filled up."""
+        """Compile the blocks, anew for each size of batch: callers do well to keep to one."""
         self._run_block = torch.compile(vit.run_block, dynamic=False)
-        self._static_batch = 1
 
     @torch.no_grad()
     def encode(self, pixels: Tensor, sizes: Tensor) -> dict[str, Tensor]:
@@ -155,16 +153,11 @@ class Encoder(nn.Module):
         Returns:
             float32 (B, C, g, g) of every tap, on the encoder's device.
         """
-        count = len(pixels)
         pixels = pixels.to(self.vit.pos_embed.device, non_blocking=True)
-        if self._static_batch:
-            self._static_batch = max(self._static_batch, count)
-            pixels = F.pad(pixels, (0, 0, 0, 0, 0, 0, 0, self._static_batch - count))
-            sizes = F.pad(sizes, (0, 0, 0, self._static_batch - count))
         features: dict[str, Tensor] = {}
         for view in dict.fromkeys(view for _, view in self._taps.values()):
             maps = self._maps(preprocessing.normalise(*turned(pixels, sizes, view)), view)
-            features |= {tap: _pooled(maps[depth][:count], self._pool) for tap, depth in self._depths(view).items()}
+            features |= {tap: _pooled(maps[depth], self._pool) for tap, depth in self._depths(view).items()}
         return {tap: features[tap] for tap in self._taps}
 
     def _maps(self, images: Tensor, view: str) -> dict[int, Tensor]:

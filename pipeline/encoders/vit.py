@@ -130,13 +130,13 @@ def _linear(layer: nn.Linear, x: Tensor, *, with_bias: bool = True) -> Tensor:
     On a CPU in float32 torch multiplies matrices with MKL, but convolves with oneDNN, which is up to twice as fast on
     other makers' processors. On a single thread oneDNN is taken from 16 images on, so the tokens are cut into 16.
     """
-    x, bias = x.to(layer.weight.dtype), layer.bias if with_bias else None
-    tokens = x.numel() // x.shape[-1]
-    if x.device.type != "cpu" or x.dtype != torch.float32 or tokens % _ONEDNN_IMAGES:
-        return F.linear(x, layer.weight, bias)
-    images = x.reshape(_ONEDNN_IMAGES, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
+    shape, bias = x.shape[:-1], layer.bias if with_bias else None
+    tokens = x.reshape(-1, x.shape[-1]).to(layer.weight.dtype)
+    if not x.is_cpu or tokens.dtype != torch.float32 or len(tokens) % _ONEDNN_IMAGES:
+        return F.linear(tokens, layer.weight, bias).view(*shape, -1)
+    images = tokens.view(_ONEDNN_IMAGES, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
     out = F.conv2d(images, layer.weight[:, :, None, None], bias)
-    return out.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
+    return out.permute(0, 2, 3, 1).reshape(*shape, -1)
 
 
 def _convolve(layer: nn.Conv2d, x: Tensor) -> Tensor:

@@ -41,13 +41,13 @@ def test_training_finds_lesions_in_images_it_has_not_seen(
         images[:32],
         masks[:32],
         path,
-        steps=45,
+        steps=30,
         progress=lambda task, done, total, **info: steps.append((done, total)),
     )
-    assert report.dice > 0.7  # 100 steps reach .9; marking everything gives .2
+    assert report.dice > 0.75  # 100 steps reach .9; marking everything gives .15
     assert report.seconds > 0
-    assert report.steps == 45
-    assert steps == [(step, 45) for step in range(1, 46)]
+    assert report.steps == 30
+    assert steps == [(step, 30) for step in range(1, 31)]
     assert report.parameters == sum(value.numel() for value in torch.load(path, weights_only=True).values())
     assert list(path.parent.iterdir()) == [path]
     encoder = build_encoder("sam_demo", checkpoint=path, taps=["neck"])

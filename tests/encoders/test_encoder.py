@@ -90,26 +90,6 @@ def test_threads_prepare_what_one_thread_prepares(build: Build) -> None:
         assert torch.equal(prepared.pixels, alone.pixels)
 
 
-def test_the_compiled_form_runs_batches_of_one_size(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes: list[int] = []
-
-    def compile_eagerly(function: Callable[..., Tensor], dynamic: bool) -> Callable[..., Tensor]:
-        def run(block: nn.Module, x: Tensor) -> Tensor:
-            sizes.append(len(x))
-            return function(block, x)
-
-        return run
-
-    encoder = build(("early",))
-    batches = [ones(encoder, count) for count in (3, 1, 2)]
-    expected = [encoder.encode(*batch)["early"] for batch in batches]
-    monkeypatch.setattr(torch, "compile", compile_eagerly)
-    encoder.compile_blocks()
-    for batch, features in zip(batches, expected, strict=True):
-        torch.testing.assert_close(encoder.encode(*batch)["early"], features, rtol=1e-4, atol=1e-5)
-    assert set(sizes) == {3}
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
