@@ -15,7 +15,7 @@ from pipeline import intervals, metrics, operating, plots, run
 from pipeline.data import Dataset, Split
 from pipeline.errors import RunError
 from pipeline.feed import Feed
-from pipeline.loop import infer
+from pipeline.infer import infer
 from pipeline.progress import Progress, silent
 from pipeline.tasks import Task
 from pipeline.train import Machine

@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -23,6 +22,7 @@ from torch.nn import functional as F
 from cache import Store
 from pipeline.data import Dataset, Split, pixel_digest
 from pipeline.errors import RunError
+from pipeline.memory import free_host_bytes
 from pipeline.overlap import ahead
 from pipeline.progress import Progress, silent
 
@@ -302,17 +302,3 @@ def resize(image: Tensor, size_px: int) -> Tensor:
     if image.shape[-2:] == (size_px, size_px):
         return image
     return F.interpolate(image[None], size=(size_px, size_px), mode="bilinear", antialias=True)[0]
-
-
-def free_host_bytes() -> int:
-    """Say how much memory this process may take: what the machine has free, or a container's limit if that is less."""
-    free = [int(line.split()[1]) * 1024 for line in _lines("/proc/meminfo") if line.startswith("MemAvailable")]
-    limits = [*_lines("/sys/fs/cgroup/memory.max"), *_lines("/sys/fs/cgroup/memory/memory.limit_in_bytes")]
-    return min([*free, *(int(limit) for limit in limits if limit.isdigit())], default=4 * 2**30)
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().split("\n")
-    except OSError:
-        return []

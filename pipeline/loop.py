@@ -1,15 +1,13 @@
-"""One epoch of training, and one pass of scoring: the inner loop, with nothing of files and folders."""
+"""One epoch of training: the inner loop, with nothing of files and folders."""
 
 from __future__ import annotations
 
 import math
 import time
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -19,24 +17,12 @@ from pipeline.classifier import Classifier
 from pipeline.errors import ConfigError, RunError
 from pipeline.feed import Batch, Feed
 from pipeline.geometry import sample_image
+from pipeline.infer import amp_dtype, autocast
 from pipeline.optimise import Average, TrainOptions, build_optimiser, learning_rate
 from pipeline.parallel import Team
 from pipeline.progress import Progress
-from pipeline.tasks import Head, balancing_weights, losses, probabilities
+from pipeline.tasks import Head, balancing_weights, losses
 from pipeline.views import DrawnViews, draw_views
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What a classifier said about the samples of a feed, in their order.
-
-    Attributes:
-        probabilities: (n, K) float64.
-        losses: (n,) float64, unweighted and unsmoothed.
-    """
-
-    probabilities: npt.NDArray[np.float64]
-    losses: npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -124,10 +110,10 @@ class Loop:
             loss = self._take_step(batch, positions, draws)
             sum_of_losses += loss.sum()
             if previous is not None:  # one step late: the device is not kept waiting for the number
-                progress("train", self.step - 1, total, epoch=epoch + 1, loss=self._checked(*previous))
-            previous = (loss, batch)
+                progress("train", previous[0], total, epoch=epoch + 1, loss=self._checked(*previous))
+            previous = (self.step, loss, batch)
         if previous is not None:
-            progress("train", self.step, total, epoch=epoch + 1, loss=self._checked(*previous))
+            progress("train", previous[0], total, epoch=epoch + 1, loss=self._checked(*previous))
         seconds = time.perf_counter() - started
         return {
             "lr": learning_rate(self._options, self.step - 1, self.steps_per_epoch),
@@ -196,8 +182,8 @@ class Loop:
         drawn = draw_views(augmentation.views, len(whole), draws.place)
         return affine, DrawnViews(drawn.views, drawn.chosen[mine])
 
-    def _checked(self, loss: Tensor, batch: Batch) -> float:
-        """Return the mean loss of a batch if it is finite."""
+    def _checked(self, step: int, loss: Tensor, batch: Batch) -> float:
+        """Return the mean loss of a step's batch if it is finite."""
         mean = loss.mean().item()
         if math.isfinite(mean):
             return mean
@@ -211,7 +197,7 @@ class Loop:
         else:
             cause = f"a learning rate of {self._options.lr:g} that is too high: lower lr, or set clip_norm"
         msg = (
-            f"The loss is {mean} at step {self.step} on {len(bad)} of {len(loss)} samples ({names}"
+            f"The loss is {mean} at step {step} on {len(bad)} of {len(loss)} samples ({names}"
             f"{', ...' if len(bad) > 5 else ''}). Likely cause: {cause}. The checkpoint of the last whole epoch stays."
         )
         raise RunError(msg)
@@ -241,56 +227,12 @@ class Loop:
             part.eval()
 
 
-@torch.no_grad()
-def infer(
-    classifier: Classifier,
-    head: Head,
-    feed: Feed,
-    *,
-    batch_size: int = 64,
-    precision: str = "float32",
-    team: Team | None = None,
-) -> Scores:
-    """Score every sample of a feed, without augmentation; each process of a team gets all the scores."""
-    classifier.eval()
-    team = team or Team()
-    mine = torch.arange(len(feed))
-    mine = mine[team.share(mine)]
-    said, cost = [], []
-    for batch in feed.batches(torch.split(mine, batch_size)):
-        images = standardise(sample_image(batch.images, None, classifier.options.image_px))
-        with autocast(precision, feed.device):
-            logits = classifier(images, batch.features, batch.extents)
-        said.append(probabilities(head, logits).double().cpu().numpy())
-        cost.append(losses(head, logits, batch.labels).double().cpu().numpy())
-    everyone = team.gather((said, cost))
-    return Scores(
-        np.concatenate([part for said, _ in everyone for part in said]),
-        np.concatenate([part for _, cost in everyone for part in cost]),
-    )
-
-
 def batches_of(order: Tensor, batch_size: int, *, smallest: int = 2) -> list[Tensor]:
     """Cut an order into batches; a last one below `smallest` joins the batch before: batch norm needs two samples."""
     batches = list(torch.split(order, batch_size))
     if len(batches) > 1 and len(batches[-1]) < smallest:
         batches[-2:] = [torch.cat(batches[-2:])]
     return batches
-
-
-def amp_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """Choose the dtype of mixed precision on a device; None for plain float32."""
-    if precision == "auto":
-        if device.type != "cuda":
-            return None
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    return None if precision == "float32" else getattr(torch, precision)
-
-
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """Compute in mixed precision within the block, where `amp_dtype` says so."""
-    dtype = amp_dtype(precision, device)
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
 def _freeze(classifier: Classifier, names: tuple[str, ...]) -> list[nn.Module]:

@@ -18,7 +18,7 @@ from pipeline.data import Image
 from pipeline.encoders import Encoder
 from pipeline.errors import RunError
 from pipeline.feed import resize
-from pipeline.loop import autocast
+from pipeline.infer import autocast
 from pipeline.tasks import probabilities
 
 

@@ -22,8 +22,9 @@ from pipeline.classifier import Classifier, ModelOptions
 from pipeline.data import Dataset, Split
 from pipeline.errors import ConfigError, RunError
 from pipeline.feed import Feed, Place
+from pipeline.infer import infer
 from pipeline.journal import Journal
-from pipeline.loop import Loop, infer
+from pipeline.loop import Loop
 from pipeline.optimise import TrainOptions
 from pipeline.progress import Progress, silent
 from pipeline.tasks import head_of, outputs_of
@@ -120,12 +121,6 @@ def train(
         return TrainReport(folder, dict(run.load_description(folder).metrics), run.read_history(folder), ())
     progress = progress if team.leads else silent
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        views = view_taps(model.taps, augmentation.views)
-        detailed_px = round(model.image_px * (1 + augmentation.margin))
-        feeds: tuple[tuple[Split, tuple[str, ...], int], ...] = (
-            ("train", (*model.taps, *views), detailed_px),
-            ("val", model.taps, model.image_px),
-        )
         train_feed, val_feed = (
             Feed(
                 dataset,
@@ -139,24 +134,9 @@ def train(
                 allow_missing=allow_missing,
                 progress=progress,
             )
-            for split, taps, image_px in feeds
+            for split, taps, image_px in _what_to_feed(model, augmentation)
         )
-        head = head_of(dataset.task, options.loss)
-        torch.manual_seed(options.seed)
-        shapes = {tap: shape for tap, (shape, _) in val_feed.shapes().items()}
-        classifier = Classifier(model, shapes, outputs_of(head, len(dataset.class_names)))
-        if team.size > 1:
-            parallel.share_batch_norms(classifier)
-        loop = Loop(
-            classifier.to(device),
-            head,
-            train_feed,
-            options,
-            augmentation,
-            team=team,
-            channels_last=machine.channels_last,
-            compiled=machine.compiled,
-        )
+        loop = _build_loop(model, options, augmentation, machine, train_feed, dataset, team)
         journal = Journal(folder, tensorboard=machine.tensorboard)
         figures = _run_epochs(loop, val_feed, dataset, journal, options, progress)
     if team.leads:
@@ -164,15 +144,50 @@ def train(
             run.Description(
                 model=model,
                 task=dataset.task,
-                head=head,
+                head=loop.head,
                 class_names=dataset.class_names,
-                taps=classifier.taps,
+                taps=loop.classifier.taps,
                 fingerprint=store.fingerprint if store is not None and model.taps else None,
                 training=asdict(options),
                 metrics=figures,
             )
         )
     return TrainReport(folder, figures, journal.history, (train_feed.description, val_feed.description))
+
+
+def _what_to_feed(model: ModelOptions, augmentation: Augmentation) -> list[tuple[Split, tuple[str, ...], int]]:
+    """Say which taps and which image side each split needs: training those of its views, and room to crop."""
+    views = view_taps(model.taps, augmentation.views)
+    detailed_px = round(model.image_px * (1 + augmentation.margin))
+    return [("train", (*model.taps, *views), detailed_px), ("val", model.taps, model.image_px)]
+
+
+def _build_loop(
+    model: ModelOptions,
+    options: TrainOptions,
+    augmentation: Augmentation,
+    machine: Machine,
+    feed: Feed,
+    dataset: Dataset,
+    team: parallel.Team,
+) -> Loop:
+    """Build the classifier from its seed, and what trains it."""
+    head = head_of(dataset.task, options.loss)
+    torch.manual_seed(options.seed)
+    shapes = {tap: shape for tap, (shape, _) in feed.shapes().items()}
+    classifier = Classifier(model, shapes, outputs_of(head, len(dataset.class_names)))
+    if team.size > 1:
+        parallel.share_batch_norms(classifier)
+    return Loop(
+        classifier.to(feed.device),
+        head,
+        feed,
+        options,
+        augmentation,
+        team=team,
+        channels_last=machine.channels_last,
+        compiled=machine.compiled,
+    )
 
 
 def _run_epochs(

@@ -3,8 +3,8 @@
     python -m tests.benchmarks.train [--json] [--device cuda] [--rounds 3]
 
 Images and features are random, as the cost does not depend on them; their shapes are those of ViT-B at 1024 px (on a
-GPU: ViT-H), pooled by 4. Plain and gated epochs take turns, and the fastest of each is compared, since a shared machine
-only ever adds time.
+GPU: ViT-H), pooled by 4. Plain and gated epochs take turns, and the fastest step of each is compared, since a shared
+machine only ever adds time.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from pipeline.encoders import build_encoder
 from pipeline.feed import Feed
 from pipeline.loop import Loop
 from pipeline.optimise import TrainOptions
-from pipeline.progress import silent
 
 SIDE_PX = 224
 BATCH = 32
@@ -86,17 +85,36 @@ def make_loop(backbone: str, dataset: Dataset, store: cache.Store | None, device
     return Loop(classifier, "softmax", feed, TrainOptions(batch_size=BATCH), MOVES, channels_last=True)
 
 
-def seconds_of_epochs(loops: dict[str, Loop], rounds: int, device: torch.device) -> dict[str, dict[str, float]]:
-    """Let loops take turns; the fastest epoch of each, and the share of it that was spent waiting for data."""
-    best: dict[str, dict[str, float]] = {}
-    for number in range(rounds + 1):  # the first round warms up
+@dataclass
+class Timing:
+    """What the epochs of a loop took.
+
+    Attributes:
+        step_seconds: Of the fastest step.
+        wait_share: Of the epochs, the part spent waiting for data.
+    """
+
+    step_seconds: float = float("inf")
+    wait_share: float = 0.0
+
+
+def take_turns(loops: dict[str, Loop], rounds: int, device: torch.device) -> dict[str, Timing]:
+    """Run an epoch of each loop in turn, `rounds` times after one that warms up."""
+    timings = {name: Timing() for name in loops}
+    for number in range(rounds + 1):
         for name, loop in loops.items():
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            row = loop.run_epoch(number, silent)
-            if number and (name not in best or row["seconds"] < best[name]["seconds"]):
-                best[name] = row
-    return best
+            timing, ends = timings[name], []
+
+            def note(task, done, total, ends=ends, **info):
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                ends.append(time.perf_counter())
+
+            row = loop.run_epoch(number, note)
+            if number:
+                timing.step_seconds = min(timing.step_seconds, *np.diff(ends))
+                timing.wait_share = max(timing.wait_share, row["wait_share"])
+    return timings
 
 
 def seconds_to_encode(encoder: str, images: np.ndarray, folder: Path, device: torch.device) -> float:
@@ -125,19 +143,20 @@ def measure(device: torch.device, rounds: int, count: int) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         store = make_store(folder / "noise.zarr", dataset, encoder)
-        per_image = {}
+        per_image, waits = {}, []
         for backbone in backbones:
             loops = {
                 "plain": make_loop(backbone, dataset, None, device),
                 "gated": make_loop(backbone, dataset, store, device),
             }
-            best = seconds_of_epochs(loops, rounds, device)
-            per_image[backbone] = best["gated"]["seconds"] / count
-            result[f"gate_cost_{backbone}"] = best["gated"]["seconds"] / best["plain"]["seconds"]
-            result[f"images_per_second_{backbone}"] = count / best["gated"]["seconds"]
-            result["wait_share"] = max(float(str(result.get("wait_share", 0))), best["gated"]["wait_share"])
+            timings = take_turns(loops, rounds, device)
+            per_image[backbone] = timings["gated"].step_seconds / BATCH
+            result[f"gate_cost_{backbone}"] = timings["gated"].step_seconds / timings["plain"].step_seconds
+            result[f"images_per_second_{backbone}"] = 1 / per_image[backbone]
+            waits.append(timings["gated"].wait_share)
             del loops
             gc.collect()
+        result["wait_share"] = max(waits)
         result["peak_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         if device.type == "cuda":
             result["peak_device_memory_mib"] = torch.cuda.max_memory_allocated(device) / 2**20
@@ -152,7 +171,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=3, help="epochs of each kind that are timed")
-    parser.add_argument("--count", type=int, default=64, help="images")
+    parser.add_argument("--count", type=int, default=96, help="images, three batches at least")
     arguments = parser.parse_args()
     result = measure(torch.device(arguments.device), arguments.rounds, arguments.count)
     if arguments.json:

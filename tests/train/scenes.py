@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import nn
 from torchvision.models._api import register_model
 
 import cache
+from pipeline import run
+from pipeline.augment import Augmentation
 from pipeline.backbones import BACKBONES
 from pipeline.classifier import ModelOptions
 from pipeline.data import Dataset, Sample, pixel_digest
 from pipeline.optimise import TrainOptions
+from pipeline.train import train
 
 
 class Tiny(nn.Module):
@@ -42,7 +47,9 @@ def register_tiny():
 
 TAPS = {"early": (5, 4, 4), "neck": (3, 4, 4)}
 TINY = ModelOptions(backbone="tiny", image_px=16, gates=(("early", "stage1"), ("neck", "stage4")))
+PLAIN = dataclasses.replace(TINY, gates=())
 QUICK = TrainOptions(epochs=3, batch_size=8, lr=1e-2, weight_decay=0.0, seed=1)
+AUGMENTED = Augmentation(flip_vertical=0.5, rotation_degrees=5, brightness=0.1)
 
 
 @dataclass(frozen=True)
@@ -111,3 +118,18 @@ def make_store(
             at = [kept[row] for row in plan.rows]
             writer.write(plan, {tap: value[at].astype(dtype) for tap, value in features.items()}, parts[at])
         return writer.commit()
+
+
+def do(dataset, store, folder, **changes):
+    """Train a tiny gated classifier for a few epochs."""
+    settings = {"model": TINY, "options": QUICK, "augmentation": AUGMENTED} | changes
+    return train(dataset, store, folder, **settings)
+
+
+def weights_of(folder):
+    classifier, _ = run.load_classifier(folder)
+    return classifier.state_dict()
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)

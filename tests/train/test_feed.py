@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from pipeline import feed as feed_module
 from pipeline.data import Dataset
 from pipeline.errors import RunError
-from pipeline.feed import Feed, free_host_bytes
+from pipeline.feed import Feed
+from pipeline.memory import free_host_bytes
 from tests.train.scenes import Arrays, make_dataset, make_store
 
 CPU = torch.device("cpu")

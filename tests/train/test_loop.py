@@ -1,0 +1,107 @@
+"""What one epoch does with its options: schedules, clipping, frozen parts, sampling."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.augment import Augmentation
+from pipeline.classifier import Classifier
+from pipeline.errors import ConfigError
+from pipeline.feed import Feed
+from pipeline.loop import Loop, batches_of
+from pipeline.optimise import TrainOptions, learning_rate
+from pipeline.tasks import head_of, outputs_of
+from tests.train.scenes import PLAIN, QUICK, TAPS, TINY, make_dataset
+
+CPU = torch.device("cpu")
+
+
+def loop_of(dataset, store, options, model=TINY):
+    feed = Feed(dataset, "train", store, taps=model.taps, image_px=model.image_px, device=CPU)
+    head = head_of(dataset.task)
+    torch.manual_seed(0)
+    classifier = Classifier(model, TAPS, outputs_of(head, len(dataset.class_names)))
+    return Loop(classifier, head, feed, options, Augmentation())
+
+
+def silent(task, done, total, **info):
+    return None
+
+
+def test_frozen_parts_stay_as_they_start(scene, store):
+    loop = loop_of(scene, store, dataclasses.replace(QUICK, freeze=("stem", "stage2")))
+    before = {key: value.clone() for key, value in loop.classifier.state_dict().items()}
+    loop.run_epoch(0, silent)
+    moved = {
+        key.split(".")[2]
+        for key, value in loop.classifier.state_dict().items()
+        if not torch.equal(before[key], value)
+        if key.startswith("backbone.stages")
+    }
+    assert moved == {"1", "3", "4"}
+    probe = loop_of(scene, store, dataclasses.replace(QUICK, freeze=("backbone",)), PLAIN)
+    trainable = [key for key, p in probe.classifier.named_parameters() if p.requires_grad]
+    assert trainable == ["backbone.head.2.weight", "backbone.head.2.bias"]
+    with pytest.raises(ConfigError, match="freeze names 'stage9': choose from stem"):
+        loop_of(scene, store, dataclasses.replace(QUICK, freeze=("stage9",)))
+
+
+def test_gradients_are_clipped_to_the_norm_asked_for(scene, store):
+    steps = []
+    for clip in (0.0, 1e-4):
+        options = dataclasses.replace(
+            QUICK, optimiser="sgd", clip_norm=clip, schedule="constant", lr=1.0, batch_size=24
+        )
+        loop = loop_of(scene, store, options)
+        before = torch.cat([p.detach().flatten().clone() for p in loop.classifier.parameters()])
+        loop.run_epoch(0, silent)
+        after = torch.cat([p.detach().flatten() for p in loop.classifier.parameters()])
+        steps.append((after - before).norm().item())
+    assert steps[1] == pytest.approx(1.9e-4, rel=0.02)  # lr * norm * (1 + Nesterov's momentum), one step
+    assert steps[0] > 0.01
+
+
+def test_balanced_sampling_draws_rare_classes_as_often(tmp_path):
+    dataset = make_dataset(counts=(400, 4, 4))
+    rare = tuple(
+        dataclasses.replace(s, label=int(i % 10 == 0) if s.split == "train" else s.label)
+        for i, s in enumerate(dataset.samples)
+    )
+    dataset = dataclasses.replace(dataset, samples=rare)
+    loop = loop_of(dataset, None, dataclasses.replace(QUICK, sampling="balanced"), PLAIN)
+    drawn = torch.cat([loop._order(epoch) for epoch in range(5)])
+    assert loop.feed.labels[drawn].mean() == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_last_batch_of_one_joins_the_batch_before():
+    assert [len(b) for b in batches_of(torch.arange(9), 4)] == [4, 5]
+    assert [len(b) for b in batches_of(torch.arange(10), 4)] == [4, 4, 2]
+    assert torch.equal(torch.cat(batches_of(torch.arange(9), 4)), torch.arange(9))
+
+
+def test_learning_rates_follow_their_schedules():
+    def rates(**options):
+        settings = TrainOptions(**{"epochs": 4, "lr": 1.0} | options)
+        return [round(learning_rate(settings, step, 2), 6) for step in range(8)]
+
+    assert rates(schedule="constant") == [1.0] * 8
+    assert rates(schedule="step", milestones=(1, 3), gamma=0.1) == [1, 1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01]
+    assert rates(schedule="poly") == [round((1 - step / 8) ** 0.9, 6) for step in range(8)]
+    assert rates() == [round((1 + np.cos(np.pi * step / 8)) / 2, 6) for step in range(8)]
+    warmed = rates(warmup_epochs=2)
+    assert warmed[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert warmed[4:] == [round((1 + np.cos(np.pi * step / 4)) / 2, 6) for step in range(4)]
+    assert rates(warmup_epochs=0.5)[:2] == [1.0, round((1 + np.cos(np.pi * 0.5 / 3.5 * 0)) / 2, 6)]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [({"epochs": 0}, "epochs is 0"), ({"lr": 0.0}, "lr is 0.0"), ({"ema_decay": 1.0}, "ema_decay is 1.0")],
+)
+def test_impossible_options_are_refused(wrong, message):
+    with pytest.raises(ConfigError, match=message):
+        TrainOptions(**wrong)
