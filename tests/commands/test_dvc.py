@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+
+import cache
 
 from .conftest import ROOT, TINY, environment
 
@@ -58,6 +63,31 @@ class Project:
         text = config.read_text()
         assert old in text
         config.write_text(text.replace(old, new))
+
+
+def test_killing_dvc_alone_never_leads_to_two_writers(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.change("pool: 4", "pool: 4\n  input_px: 512")  # long enough to be caught at it
+    project.run("dvc", "repro", "prepare")
+    command = [str(BIN / "dvc"), "repro"]
+    path = f"{BIN}:{environment()['PATH']}"
+    dvc = subprocess.Popen(command, cwd=tmp_path, env={**environment(), "PATH": path}, stdout=subprocess.DEVNULL)
+    lock = tmp_path / "features/demo.zarr.partial/lock"
+    while not lock.exists():
+        assert dvc.poll() is None
+        time.sleep(0.01)
+    dvc.terminate()
+    dvc.wait()
+    writer = json.loads(lock.read_text())["pid"]
+    os.kill(writer, signal.SIGSTOP)  # the stage outlived its dvc, and is at work
+    again = subprocess.run(
+        command, cwd=tmp_path, env={**environment(), "PATH": path}, capture_output=True, text=True, check=False
+    )
+    assert again.returncode != 0
+    assert str(writer) in again.stdout + again.stderr
+    os.kill(writer, signal.SIGKILL)
+    assert project.repro() == STAGES[1:]
+    assert cache.verify(tmp_path / "features/demo.zarr") == ()
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import hashlib
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import copy_of, environment, succeed
+from .conftest import complaint, copy_of, environment, succeed
 
 KILLS = 10
 SEVERAL_SHARDS = ("--set", "encoder.pool=1", "--set", "store.dtype=float32", "--set", "store.shard_mib=1")
@@ -85,6 +86,20 @@ def test_a_request_to_stop_is_obeyed_at_once_and_says_how_to_go_on(work: Path, h
     assert "Traceback" not in errors
     report = succeed(work, "extract", "-c", "tiny.yaml", *SEVERAL_SHARDS)
     assert report["rows"] == 48
+
+
+def test_a_second_writer_is_refused_and_a_dead_ones_lock_is_free(work: Path) -> None:
+    process = start(work)
+    while not list((work / "features").glob("*.partial")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGSTOP)  # a writer that takes its time
+    said = complaint(work, "extract", "-c", "tiny.yaml", *SEVERAL_SHARDS, status=1)
+    assert str(process.pid) in said
+    assert socket.gethostname() in said
+    process.kill()
+    process.communicate()
+    assert succeed(work, "extract", "-c", "tiny.yaml", *SEVERAL_SHARDS)["rows"] == 48
 
 
 def test_the_partial_store_tells_how_far_it_is(work: Path, tmp_path: Path) -> None:
