@@ -74,7 +74,7 @@ def draw_reliability(path: Path, steps: Sequence[Mapping[str, float]], error: fl
     """
     most = max(step["count"] for step in steps)
     with _figure(path, width_in=4.2, height_in=4.2) as (axes,):
-        axes.plot((0, 1), (0, 1), color="#999999", linewidth=0.8, linestyle=":", label="calibrated")
+        axes.plot((0, 1), (0, 1), color="#999999", linewidth=0.8, linestyle=":")
         confidence, accuracy = ([step[key] for step in steps] for key in ("confidence", "accuracy"))
         axes.plot(confidence, accuracy, color=_COLOURS[0], linewidth=1.0)
         axes.scatter(confidence, accuracy, [8 + 80 * step["count"] / most for step in steps], color=_COLOURS[0])

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from pipeline.augment import Augmentation
+from pipeline.backbones import standardise
 from pipeline.classifier import Classifier
 from pipeline.errors import ConfigError
 from pipeline.feed import Feed
+from pipeline.geometry import sample_image
 from pipeline.loop import Loop, batches_of
 from pipeline.optimise import TrainOptions, learning_rate
 from pipeline.tasks import head_of, outputs_of
@@ -20,12 +22,12 @@ from tests.train.scenes import PLAIN, QUICK, TAPS, TINY, make_dataset
 CPU = torch.device("cpu")
 
 
-def loop_of(dataset, store, options, model=TINY):
+def loop_of(dataset, store, options, model=TINY, augmentation=None):
     feed = Feed(dataset, "train", store, taps=model.taps, image_px=model.image_px, device=CPU)
     head = head_of(dataset.task)
     torch.manual_seed(0)
     classifier = Classifier(model, TAPS, outputs_of(head, len(dataset.class_names)))
-    return Loop(classifier, head, feed, options, Augmentation())
+    return Loop(classifier, head, feed, options, augmentation or Augmentation())
 
 
 def silent(task, done, total, **info):
@@ -105,3 +107,31 @@ def test_learning_rates_follow_their_schedules():
 def test_impossible_options_are_refused(wrong, message):
     with pytest.raises(ConfigError, match=message):
         TrainOptions(**wrong)
+
+
+def test_gates_move_with_the_images_that_they_belong_to(scene, store, monkeypatch):
+    augmentation = Augmentation(flip_horizontal=0.5, rotation_degrees=90, shift=0.1)
+    loop = loop_of(scene, store, QUICK, augmentation=augmentation)
+    given, seen = [], []
+    batches, forward = Feed.batches, Classifier.forward
+
+    def watched_batches(self, order):
+        for batch in batches(self, order):
+            given.append(batch)
+            yield batch
+
+    def watched_forward(self, images, features, extents=None, affine=None):
+        seen.append((images.detach().clone(), features, affine))
+        return forward(self, images, features, extents, affine)
+
+    monkeypatch.setattr(Feed, "batches", watched_batches)
+    monkeypatch.setattr(Classifier, "forward", watched_forward)
+    loop.run_epoch(0, silent)
+    assert len(seen) == len(given) == 3
+    for batch, (images, features, affine) in zip(given, seen, strict=True):
+        torch.testing.assert_close(images, standardise(sample_image(batch.images, affine, 16)))
+        assert len(affine.unique(dim=0)) == len(affine)  # a map for each sample
+        assert features.keys() == set(TAPS)
+        for position, early in zip(batch.positions.tolist(), features["early"], strict=True):
+            row = store.ids.index(scene.samples[scene.indices("train")[position]].id)
+            assert torch.equal(early, torch.from_numpy(store.read([row])["early"][0]))

@@ -185,3 +185,17 @@ def test_tensorboard_is_asked_for_before_an_epoch_is_lost(scene, tmp_path, monke
     with pytest.raises(ConfigError, match="needs the extra of that name: install it with"):
         do(scene, None, tmp_path, model=PLAIN, machine=Machine(tensorboard=True))
     assert not (tmp_path / "history.csv").exists()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
+@pytest.mark.parametrize("place", ["device", "host", "stream"])
+def test_a_gpu_trains_as_the_cpu_does(scene, store, tmp_path, place):
+    options = dataclasses.replace(QUICK, precision="float32", epochs=1)
+    losses = []
+    for device in ("cpu", "cuda"):
+        report = do(scene, store, tmp_path / device, options=options, machine=Machine(device=device, place=place))
+        losses.append(report.history[0]["train_loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+    reduced = do(scene, store, tmp_path / "reduced", machine=Machine(device="cuda", place=place))
+    assert np.isfinite([row["val_loss"] for row in reduced.history]).all()
