@@ -169,7 +169,7 @@ class Feed:
                 f"pixels: run `pipeline extract` again, which encodes what has changed."
             )
             raise RunError(msg)
-        return resize(torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1), self._image_px)
+        return resize(torch.from_numpy(np.array(image)).permute(2, 0, 1), self._image_px)
 
     def read_features(self, positions: npt.NDArray[np.int64], out: Mapping[str, npt.NDArray[np.generic]]) -> None:
         """Read stored features of samples into `out`: tap to (B, C, h, w)."""

@@ -79,7 +79,7 @@ def _encode(encoder: Encoder, images: list[Image], dtype: str) -> tuple[dict[str
 
 
 def _resized(image: Image, size_px: int) -> Tensor:
-    return resize(torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1), size_px)
+    return resize(torch.from_numpy(np.array(image)).permute(2, 0, 1), size_px)
 
 
 def _batches(images: Iterable[Image], size: int) -> Iterator[list[Image]]:
