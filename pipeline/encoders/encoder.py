@@ -15,16 +15,15 @@ import torch.nn.functional as F
 from segment_anything.modeling import ImageEncoderViT
 from torch import Tensor, nn
 
-from pipeline.encoders import preprocessing, vit
+from pipeline.encoders import vit
 from pipeline.encoders.architecture import Architecture, architecture_named
 from pipeline.encoders.checkpoint import load_encoder, weights_sha256
-from pipeline.encoders.preprocessing import Prepared
+from pipeline.encoders.preprocessing import JSON, PREPROCESSINGS, Prepared, Preprocessing, describe, normalise, prepare
 from pipeline.encoders.views import VIEWS, turned
 from pipeline.errors import ConfigError
 
 Precision = Literal["float32", "bfloat16", "float16"]
 RunBlock = Callable[[nn.Module, Tensor], Tensor]
-JSON = str | int | float | list["JSON"] | dict[str, "JSON"]
 
 ARITHMETIC = 1  # raise when the same pixels and weights give other features
 
@@ -37,6 +36,7 @@ def build_encoder(
     input_px: int | None = None,
     pool: int = 1,
     precision: Precision = "float32",
+    preprocessing: Preprocessing = "sam",
     device: str = "cpu",
 ) -> Encoder:
     """Load a frozen encoder onto a device.
@@ -48,15 +48,16 @@ def build_encoder(
         input_px: Side of the square input, px; None is what the weights were trained for.
         pool: Side k of the local average, in tokens; must divide the grid.
         precision: Type of the matrix products.
+        preprocessing: What the weights were trained with, `sam` or `medsam`.
         device: As torch names it.
 
     Raises:
-        ConfigError: There is no such encoder, tap, pool, precision or input size.
+        ConfigError: There is no such encoder, tap, pool, precision, preprocessing or input size.
         CheckpointError: The file is missing or not of this encoder.
     """
     architecture = architecture_named(name)
     input_px = architecture.input_px if input_px is None else input_px
-    _check(architecture, taps, input_px, pool, precision)
+    _check(architecture, taps, input_px, pool, precision, preprocessing)
     encoder = Encoder(
         architecture,
         load_encoder(architecture, checkpoint),
@@ -65,6 +66,7 @@ def build_encoder(
         input_px=input_px,
         pool=pool,
         precision=precision,
+        preprocessing=preprocessing,
     )
     if torch.device(device).type == "cuda" and importlib.util.find_spec("triton"):
         encoder.compile_blocks()
@@ -90,6 +92,7 @@ class Encoder(nn.Module):
         input_px: int,
         pool: int,
         precision: Precision,
+        preprocessing: Preprocessing = "sam",
     ) -> None:
         super().__init__()
         self.name = architecture.name
@@ -98,6 +101,7 @@ class Encoder(nn.Module):
         self._digest = digest
         self._pool = pool
         self._precision = precision
+        self._preprocessing = preprocessing
         self._taps = {tap: _parse(architecture, tap) for tap in taps}
         self._run_block: RunBlock = vit.run_block
         grid = input_px // architecture.patch_px
@@ -115,11 +119,7 @@ class Encoder(nn.Module):
             "encoder": self.name,
             "weights_sha256": self._digest,
             "input_px": self.input_px,
-            "preprocessing": {
-                "name": preprocessing.NAME,
-                "mean": list(preprocessing.MEAN),
-                "std": list(preprocessing.STD),
-            },
+            "preprocessing": describe(self._preprocessing),
             "precision": self._precision,
             "taps": {tap: self._architecture.describe(depth) for tap, (depth, _) in self._taps.items()},
             "views": {tap: view for tap, (_, view) in self._taps.items() if view != "identity"},
@@ -136,7 +136,7 @@ class Encoder(nn.Module):
         Raises:
             DataError: See `preprocessing.prepare`.
         """
-        return preprocessing.prepare(image, self.input_px)
+        return prepare(image, self.input_px, self._preprocessing)
 
     def compile_blocks(self) -> None:
         """Compile the blocks, anew for each size of batch: callers do well to keep to one."""
@@ -156,7 +156,7 @@ class Encoder(nn.Module):
         pixels = pixels.to(self.vit.pos_embed.device, non_blocking=True)
         features: dict[str, Tensor] = {}
         for view in dict.fromkeys(view for _, view in self._taps.values()):
-            maps = self._maps(preprocessing.normalise(*turned(pixels, sizes, view)), view)
+            maps = self._maps(normalise(*turned(pixels, sizes, view), self._preprocessing), view)
             features |= {tap: _pooled(maps[depth], self._pool) for tap, depth in self._depths(view).items()}
         return {tap: features[tap] for tap in self._taps}
 
@@ -188,7 +188,9 @@ def _pooled(features: Tensor, pool: int) -> Tensor:
     return F.avg_pool2d(features.permute(0, 3, 1, 2), pool).contiguous()
 
 
-def _check(architecture: Architecture, taps: Sequence[str], input_px: int, pool: int, precision: str) -> None:
+def _check(
+    architecture: Architecture, taps: Sequence[str], input_px: int, pool: int, precision: str, preprocessing: str
+) -> None:
     """Refuse what the architecture cannot do before a gigabyte of weights is read.
 
     Raises:
@@ -208,6 +210,8 @@ def _check(architecture: Architecture, taps: Sequence[str], input_px: int, pool:
         divisors = ", ".join(str(k) for k in range(1, grid + 1) if grid % k == 0)
         message = f"a pool of {pool!r} does not divide the {grid}x{grid} grid of {architecture.name}; valid: {divisors}"
         raise ConfigError(message)
-    if precision not in get_args(Precision):
-        message = f"there is no precision {precision!r}; valid: {', '.join(get_args(Precision))}"
-        raise ConfigError(message)
+    choices = ("precision", precision, get_args(Precision)), ("preprocessing", preprocessing, PREPROCESSINGS)
+    for what, value, valid in choices:
+        if value not in valid:
+            message = f"there is no {what} {value!r}; valid: {', '.join(valid)}"
+            raise ConfigError(message)

@@ -1,23 +1,31 @@
-"""SAM's own preprocessing: resize on the CPU in uint8, normalise and pad on the device.
+"""SAM's own preprocessing, and MedSAM's: resize on the CPU in uint8, normalise and pad on the device.
 
-Equal to `SamPredictor.set_image`: the longest side becomes the input's side, colours are normalised on the 0-255
-scale, and zeros are padded at the bottom and on the right after that. Batches travel to the device as bytes, a
-quarter of what normalised pixels would take.
+`sam` equals `SamPredictor.set_image`: the longest side becomes the input's side, colours are normalised on the 0-255
+scale, and zeros are padded at the bottom and on the right after that. `medsam` is how MedSAM's weights were trained
+(Ma et al. 2024, their inference script): the image is squeezed to a square, bicubically, and scaled to [0, 1] by its
+own smallest and largest value; it resizes with Pillow where theirs does with scikit-image, so it is close, not equal.
+
+Batches travel to the device as bytes, a quarter of what normalised pixels would take.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 
 from pipeline.errors import DataError
 
-NAME = "sam-1"  # raise the number when the same image gives other pixels
+JSON = str | int | float | list["JSON"] | dict[str, "JSON"]
+Preprocessing = Literal["sam", "medsam"]
+PREPROCESSINGS: tuple[str, ...] = get_args(Preprocessing)
+_VERSION = 1  # raise when the same image gives other pixels
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
 
@@ -35,12 +43,19 @@ class Prepared:
     size: tuple[int, int]
 
 
-def prepare(image: npt.NDArray[np.uint8], input_px: int) -> Prepared:
-    """Resize an image so that its longest side is `input_px`.
+def describe(preprocessing: Preprocessing) -> dict[str, JSON]:
+    """What the pixels that the encoder sees depend on, for its fingerprint."""
+    constants: dict[str, JSON] = {"mean": list(MEAN), "std": list(STD)} if preprocessing == "sam" else {}
+    return {"name": preprocessing, "version": _VERSION, **constants}
+
+
+def prepare(image: npt.NDArray[np.uint8], input_px: int, preprocessing: Preprocessing = "sam") -> Prepared:
+    """Resize an image so that its longest side is `input_px`, or both are.
 
     Args:
         image: uint8 (H, W, 3), RGB.
         input_px: Side S of the square input, px.
+        preprocessing: Whose.
 
     Raises:
         DataError: The array is no RGB image, or is so long and thin that nothing of it would be left.
@@ -53,22 +68,30 @@ def prepare(image: npt.NDArray[np.uint8], input_px: int) -> Prepared:
     if 0 in (height, width) or 0 in resize.get_preprocess_shape(height, width, input_px):
         message = f"an image of {height}x{width} px has no pixel left at {input_px} px; crop it or leave it out"
         raise DataError(message)
-    resized = torch.from_numpy(resize.apply_image(image)).permute(2, 0, 1)
+    if preprocessing == "sam":
+        array = resize.apply_image(image)
+    else:
+        array = np.array(Image.fromarray(image).resize((input_px, input_px), Image.Resampling.BICUBIC))
+    resized = torch.from_numpy(array).permute(2, 0, 1)
     pixels = torch.zeros(3, input_px, input_px, dtype=torch.uint8)
     pixels[:, : resized.shape[1], : resized.shape[2]] = resized
     return Prepared(pixels, (resized.shape[1], resized.shape[2]))
 
 
-def normalise(pixels: Tensor, sizes: Tensor) -> Tensor:
+def normalise(pixels: Tensor, sizes: Tensor, preprocessing: Preprocessing = "sam") -> Tensor:
     """Normalise colours and set everything outside the images to zero.
 
     Args:
         pixels: uint8 (B, 3, S, S) on any device.
         sizes: int (B, 2), height and width of each image, px.
+        preprocessing: Whose.
 
     Returns:
         float32 (B, 3, S, S) on the device of `pixels`.
     """
+    if preprocessing == "medsam":  # every pixel is image
+        low, high = pixels.amin((1, 2, 3), keepdim=True).float(), pixels.amax((1, 2, 3), keepdim=True).float()
+        return (pixels - low) / (high - low).clamp(min=1e-8)
     mean = torch.tensor(MEAN, device=pixels.device).view(3, 1, 1)
     std = torch.tensor(STD, device=pixels.device).view(3, 1, 1)
     at = torch.arange(pixels.shape[-1], device=pixels.device)

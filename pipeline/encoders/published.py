@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 from pipeline.download import fetch
 from pipeline.encoders.checkpoint import user_folder
+from pipeline.encoders.preprocessing import Preprocessing
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.progress import Progress, silent
 
@@ -27,11 +28,13 @@ class Published:
         architecture: Name of the encoder it is for.
         url: Where it is.
         digest: `ALGORITHM:HEX` of the file.
+        preprocessing: What its weights were trained with.
     """
 
     architecture: str
     url: str
     digest: str
+    preprocessing: Preprocessing = "sam"
 
     @property
     def file_name(self) -> str:
@@ -60,6 +63,7 @@ PUBLISHED: Mapping[str, Published] = MappingProxyType(
             "sam_vit_b",
             "https://zenodo.org/records/10689643/files/medsam_vit_b.pth?download=1",
             "md5:3bb6db55bd0c9ca30b61248bca72f8d6",
+            preprocessing="medsam",
         ),
     }
 )

@@ -17,6 +17,7 @@ from pipeline.errors import ConfigError
 from tests.encoders.seeded import image_like
 
 Build = Callable[..., Encoder]
+CHANGES: list[dict[str, Any]] = [{"input_px": 512}, {"precision": "bfloat16"}, {"preprocessing": "medsam"}]
 
 
 @pytest.fixture
@@ -67,16 +68,21 @@ def test_the_fingerprint_names_everything_that_changes_the_numbers(build: Build,
         "encoder": "sam_demo",
         "weights_sha256": weights_sha256(demo_checkpoint),
         "input_px": 256,
-        "preprocessing": {"name": "sam-1", "mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]},
+        "preprocessing": {
+            "name": "sam",
+            "version": 1,
+            "mean": [123.675, 116.28, 103.53],
+            "std": [58.395, 57.12, 57.375],
+        },
         "precision": "float32",
         "taps": {"early": "block:1", "neck": "neck"},
         "views": {},
         "pool": 2,
         "arithmetic": 1,
     }
-    others = [build(("early", "neck"), pool=2, **change) for change in ({"input_px": 512}, {"precision": "bfloat16"})]
+    others = [build(("early", "neck"), pool=2, **change) for change in CHANGES]
     fingerprints = [json.dumps(e.fingerprint()) for e in (encoder, build(("early", "neck")), *others)]
-    assert len(set(fingerprints)) == 4
+    assert len(set(fingerprints)) == 5
 
 
 def test_threads_prepare_what_one_thread_prepares(build: Build) -> None:
@@ -108,6 +114,7 @@ def test_threads_prepare_what_one_thread_prepares(build: Build) -> None:
         ({"pool": 0}, "a pool of 0 does not divide"),
         ({"input_px": 250}, "an input of 250 px does not divide into patches of 16 px; try 256"),
         ({"input_px": 0}, "an input of 0 px"),
+        ({"preprocessing": "clip"}, "there is no preprocessing 'clip'; valid: sam, medsam"),
         ({"precision": "float8"}, "there is no precision 'float8'; valid: float32, bfloat16, float16"),
     ],
 )

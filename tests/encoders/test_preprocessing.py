@@ -38,6 +38,21 @@ def test_padding_is_zero_after_normalising_whatever_the_pixels_there() -> None:
     assert (out[1, :, :5, :] != 0).all()
 
 
+def test_medsams_preprocessing_squeezes_to_a_square_and_scales_each_image_by_its_own_range() -> None:
+    images = [image_like(90, 310), np.full((20, 30, 3), 7, np.uint8), np.full((128, 128, 3), 9, np.uint8)]
+    images[2][:, 64:, 1] = 59
+    prepared = [prepare(image, SIDE, "medsam") for image in images]
+    assert all(p.size == (SIDE, SIDE) for p in prepared)
+    out = normalise(torch.stack([p.pixels for p in prepared]), torch.tensor([p.size for p in prepared]), "medsam")
+    assert out[0].min() == 0
+    assert out[0].max() == 1
+    assert (out[1] == 0).all()
+    assert (out[2, 1, :, 64:] == 1).all()
+    assert (out[2, 0] == 0).all()
+    by_hand = np.asarray(images[0], np.float64).mean((0, 1)) - prepared[0].pixels.double().mean((1, 2)).numpy()
+    assert np.abs(by_hand).max() < 1.0  # the same picture
+
+
 @pytest.mark.parametrize("shape", [(1, 4000, 3), (4000, 1, 3), (0, 5, 3)])
 def test_an_image_of_which_nothing_would_be_left_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(DataError, match=f"an image of {shape[0]}x{shape[1]} px has no pixel left at 128 px"):
