@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
+# Threads that wait for work sleep instead of spinning: on a shared machine spinning takes the cores from whoever works.
+# OpenMP reads this when torch is loaded, so it is set before anything else is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 from pipeline.cli import main
+
+__all__ = ["main"]
 
 if __name__ == "__main__":
     main()

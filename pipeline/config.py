@@ -98,7 +98,7 @@ class DemoTraining(Section):
     """How `prepare` trains the miniature SAM."""
 
     images: Positive = 800
-    steps: Positive = 125
+    steps: Positive = 100
     seed: int = 1
 
 
@@ -111,6 +111,7 @@ class EncoderConfig(Section):
     input_px: Positive | None = None
     pool: Positive = 4
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    preprocessing: Literal["sam", "medsam"] = "sam"
     training: DemoTraining = DemoTraining()
 
 

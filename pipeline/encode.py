@@ -22,7 +22,7 @@ import cache
 from pipeline.batch_size import BatchSize, out_of_memory
 from pipeline.encoders import Encoder, Prepared
 from pipeline.errors import DataError
-from pipeline.overlap import ahead
+from pipeline.overlap import ahead, threads
 from pipeline.progress import Progress, silent
 
 
@@ -181,7 +181,7 @@ class Encoding:
         """Encode and write every pending shard that this process gets hold of."""
         self._total = sum(len(plan.rows) for plan in writer.pending)
         self._began = time.perf_counter()
-        with ThreadPoolExecutor(self.workers, "decode") as decoders, ThreadPoolExecutor(1, "write") as writers:
+        with threads(self.workers, "decode") as decoders, threads(1, "write") as writers:
             writing: Future[None] | None = None
             for plan in writer.claims():
                 shard = self._encode(plan, decoders)

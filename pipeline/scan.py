@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import numpy.typing as npt
 
 from pipeline.data import Dataset, pixel_digest
 from pipeline.errors import DataError
-from pipeline.overlap import ahead
+from pipeline.overlap import ahead, threads
 from pipeline.progress import Progress, silent
 
 KEEP_BYTES = 1 << 30  # decoded images kept between the scan and the encoder, so that small data sets are decoded once
@@ -100,7 +99,7 @@ def scan(
             return index, error, b""
         return index, image, pixel_digest(image)
 
-    with ThreadPoolExecutor(workers, "scan") as pool:
+    with threads(workers, "scan") as pool:
         for done, (index, image, digest) in enumerate(ahead(look, unknown, pool, depth=2 * workers), start=1):
             progress("scan", done, len(unknown))
             if isinstance(image, DataError):

@@ -195,6 +195,7 @@ def build_encoder(config: Config) -> encoders.Encoder:
         input_px=config.encoder.input_px,
         pool=config.encoder.pool,
         precision=config.encoder.precision,
+        preprocessing=config.encoder.preprocessing,
         device=device(config),
     )
 

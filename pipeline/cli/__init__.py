@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import click
 
 from pipeline.cli.options import configured, load
 from pipeline.cli.store import store
-from pipeline.cli.terminal import DONE, FAILED, INCOMPLETE, WRONG_USE, bars, examples, show
+from pipeline.cli.terminal import DONE, FAILED, INCOMPLETE, STOPPED, WRONG_USE, bars, examples, show
 
 
 def main() -> None:
@@ -24,7 +25,7 @@ def main() -> None:
         sys.exit(WRONG_USE)
     except (KeyboardInterrupt, click.Abort):
         click.echo("\nstopped: finished work is kept, and the same command continues from it", err=True)
-        sys.exit(130)
+        os._exit(STOPPED)  # not sys.exit: the interpreter's end takes seconds, and what threads still do may be cut off
     except Exception as error:
         status = _explain(error)
     sys.exit(status if isinstance(status, int) else DONE)

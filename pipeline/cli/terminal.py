@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-DONE, FAILED, WRONG_USE, INCOMPLETE = 0, 1, 2, 3
+DONE, FAILED, WRONG_USE, INCOMPLETE, STOPPED = 0, 1, 2, 3, 130
 LINE_EVERY_SECONDS = 30.0  # between progress lines where there is no terminal to draw a bar on
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+import cache
+
 from .conftest import complaint, copy_of, environment, succeed
 
 KILLS = 10
@@ -31,6 +33,17 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command, cwd=folder, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
+
+
+def await_plan(folder: Path, process: subprocess.Popen[str]) -> None:
+    """Wait until a run has planned its store, and so is about to encode."""
+    while True:
+        assert process.poll() is None, "the run ended before it could be stopped"
+        try:
+            if not cache.info(folder / "features/demo.zarr").complete:
+                return
+        except cache.StoreError:
+            time.sleep(0.01)
 
 
 def remove(store: Path) -> None:
@@ -74,9 +87,7 @@ def test_sigkill_at_random_moments_changes_no_byte(work: Path, suffix: str) -> N
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_a_request_to_stop_is_obeyed_at_once_and_says_how_to_go_on(work: Path, how: signal.Signals) -> None:
     process = start(work)
-    while not list((work / "features").glob("*.partial")):
-        assert process.poll() is None, "the run ended before it could be stopped"
-        time.sleep(0.01)
+    await_plan(work, process)
     asked = time.perf_counter()
     process.send_signal(how)
     _, errors = process.communicate(timeout=30)
@@ -90,9 +101,7 @@ def test_a_request_to_stop_is_obeyed_at_once_and_says_how_to_go_on(work: Path, h
 
 def test_a_second_writer_is_refused_and_a_dead_ones_lock_is_free(work: Path) -> None:
     process = start(work)
-    while not list((work / "features").glob("*.partial")):
-        assert process.poll() is None
-        time.sleep(0.01)
+    await_plan(work, process)
     process.send_signal(signal.SIGSTOP)  # a writer that takes its time
     said = complaint(work, "extract", "-c", "tiny.yaml", *SEVERAL_SHARDS, status=1)
     assert str(process.pid) in said
@@ -105,9 +114,7 @@ def test_a_second_writer_is_refused_and_a_dead_ones_lock_is_free(work: Path) -> 
 def test_the_partial_store_tells_how_far_it_is(work: Path, tmp_path: Path) -> None:
     folder = copy_of(work, tmp_path / "far")
     process = start(folder)
-    while not list((folder / "features").glob("*.partial")):
-        assert process.poll() is None
-        time.sleep(0.01)
+    await_plan(folder, process)
     process.kill()
     process.communicate()
     assert succeed(folder, "store", "info", "features/demo.zarr")["complete"] is False
