@@ -10,7 +10,9 @@ from tests.train.scenes import make_dataset, make_store, register_tiny
 register_tiny()
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(
+    autouse=True, scope="session"
+)  # before the runs that tests share, or these would differ in the last bits
 def one_thread():
     """Models this small spend more time waking threads than computing."""
     threads = torch.get_num_threads()
