@@ -36,11 +36,11 @@ class Difficulty:
         radius: Smallest and largest radius of the disc of the lesion's area, as a share of the side.
     """
 
-    shape: float = 0.42
-    contrast: tuple[float, float] = (8.0, 18.0)
-    speckle: float = 0.42
-    structures: tuple[int, int] = (2, 4)
-    radius: tuple[float, float] = (0.13, 0.19)
+    shape: float = 0.40
+    contrast: tuple[float, float] = (6.0, 18.0)
+    speckle: float = 0.32
+    structures: tuple[int, int] = (1, 3)
+    radius: tuple[float, float] = (0.13, 0.20)
 
 
 STANDARD = Difficulty()
