@@ -37,8 +37,8 @@ class Difficulty:
     """
 
     shape: float = 0.40
-    contrast: tuple[float, float] = (6.0, 18.0)
-    speckle: float = 0.32
+    contrast: tuple[float, float] = (6.0, 17.0)
+    speckle: float = 0.33
     structures: tuple[int, int] = (1, 3)
     radius: tuple[float, float] = (0.13, 0.20)
 
