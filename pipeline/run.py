@@ -19,7 +19,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -50,6 +50,7 @@ class Description:
         fingerprint: Of the features it was trained on; None without gates.
         training: Options of its training, for the reader.
         metrics: Figures on val, and the epoch they are of.
+        provenance: How it came about, for the reader (`pipeline.provenance`); empty where that was not recorded.
     """
 
     model: ModelOptions
@@ -60,6 +61,7 @@ class Description:
     fingerprint: Fingerprint | None
     training: Mapping[str, Any]
     metrics: Mapping[str, Any]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
 @contextmanager
