@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
@@ -22,6 +22,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
+AnySection = TypeVar("AnySection", bound=Section)
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 
@@ -95,17 +96,17 @@ DataConfig = Annotated[DemoData | MedMnistData | FolderData | CsvData, Field(dis
 
 
 class DemoTraining(Section):
-    """How `prepare` trains the miniature SAM."""
+    """How `prepare` trains the miniature SAM; 0 steps leave first weights drawn from the seed, of any encoder."""
 
     images: Positive = 800
-    steps: Positive = 100
+    steps: Annotated[int, Field(ge=0)] = 100
     seed: int = 1
 
 
 class EncoderConfig(Section):
-    """The frozen encoder of stage one."""
+    """The frozen encoder of stage one; `mask` is none: the known mask as a tap (see `pipeline.oracle`)."""
 
-    name: Literal["sam_demo", "sam_vit_b", "sam_vit_l", "sam_vit_h"]
+    name: Literal["sam_demo", "sam_vit_b", "sam_vit_l", "sam_vit_h", "mask"]
     checkpoint: Path
     taps: tuple[str, ...] = ("patch", "early", "middle", "late", "neck")
     input_px: Positive | None = None
@@ -190,6 +191,7 @@ class TrainConfig(Section):
     freeze: tuple[Literal["stem", "stage1", "stage2", "stage3", "stage4", "backbone"], ...] = ()
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     seed: int = 0
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     augment: AugmentConfig = AugmentConfig()
     allow_missing: bool = False
 
@@ -227,13 +229,27 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: One line for each problem: file, key, value, what was expected, the nearest valid key.
     """
-    values = _read_yaml(path)
+    values = read_yaml(path)
     for override in overrides:
-        _override(values, override)
+        set_key(values, *parse_override(override))
+    return validate(Config, values, str(path))
+
+
+def validate(kind: type[AnySection], values: Mapping[str, Any], where: str) -> AnySection:
+    """Check plain values against a section of the configuration.
+
+    Args:
+        kind: The section, such as `Config`.
+        values: What was read.
+        where: How the messages begin: the file, and the place in it.
+
+    Raises:
+        ConfigError: One line for each problem: where, key, value, what was expected, the nearest valid key.
+    """
     try:
-        return Config.model_validate_json(json.dumps(values), strict=True)
+        return kind.model_validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
-        problems = "\n".join(_problem(path, problem) for problem in error.errors(include_url=False))
+        problems = "\n".join(_problem(kind, where, problem) for problem in error.errors(include_url=False))
         raise ConfigError(problems) from None
 
 
@@ -242,12 +258,21 @@ def to_dict(config: Section) -> dict[str, Any]:
     return config.model_dump(mode="json")
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, like: str = "configs/*.yaml") -> dict[str, Any]:
+    """Read a mapping of plain values from YAML 1.2.
+
+    Args:
+        path: The file.
+        like: Where such files are found, for the message.
+
+    Raises:
+        ConfigError: It cannot be read, or is something else.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text in UTF-8"
-        there = ", ".join(sorted(str(p) for p in Path("configs").glob("*.yaml"))) or "no configs/*.yaml here"
+        there = ", ".join(sorted(str(p) for p in Path().glob(like))) or f"no {like} here"
         message = f"{path}: cannot be read ({reason}); name a configuration with -c, such as {there}"
         raise ConfigError(message) from None
     try:
@@ -262,51 +287,71 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _override(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
+def parse_override(text: str) -> tuple[str, Any, str]:
+    """Take `section.key=value` apart: the key, the value, and how to name them in a message.
+
+    Raises:
+        ConfigError: There is no key or no value, or the value is not YAML.
+    """
+    key, equals, value = text.partition("=")
+    said = f"--set {text!r}"
     if not equals or not all(key.split(".")):
-        message = f"--set {override!r}: expected section.key=value, such as train.lr=1e-3"
+        message = f"{said}: expected section.key=value, such as train.lr=1e-3"
         raise ConfigError(message)
     try:
-        value = YAML(typ="safe", pure=True).load(StringIO(text))
+        return key, YAML(typ="safe", pure=True).load(StringIO(value)), said
     except YAMLError:
-        message = f"--set {override!r}: {text!r} is not a YAML value; quote it if it is text"
+        message = f"{said}: {value!r} is not a YAML value; quote it if it is text"
         raise ConfigError(message) from None
+
+
+def set_key(values: dict[str, Any], key: str, value: object, said: str) -> None:
+    """Set a dotted key of nested mappings.
+
+    Args:
+        values: Changed in place; sections that are missing are made.
+        key: Such as `train.lr`.
+        value: What it becomes.
+        said: Who asks, for the message.
+
+    Raises:
+        ConfigError: A part of the key names a value, not a section.
+    """
     *parents, last = key.split(".")
     at = values
     for parent in parents:
         at = at.setdefault(parent, {})
         if not isinstance(at, dict):
-            message = f"--set {override!r}: {parent!r} is a value, not a section"
+            message = f"{said}: {parent!r} is a value, not a section"
             raise ConfigError(message)
     at[last] = value
 
 
-def _problem(path: Path, problem: Mapping[str, Any]) -> str:
+def _problem(kind: type[Section], where: str, problem: Mapping[str, Any]) -> str:
     """One line about one thing that is wrong."""
     layouts = {"demo", "medmnist", "folder", "csv"}
     location = [str(part) for i, part in enumerate(problem["loc"]) if not (i == 1 and part in layouts)]
     key = ".".join(location)
-    kind, value = problem["type"], problem["input"]
-    if kind == "extra_forbidden":
-        valid = _keys_at(problem["loc"][:-1])
+    what, value = problem["type"], problem["input"]
+    if what == "extra_forbidden":
+        valid = _keys_at(kind, problem["loc"][:-1])
         near = difflib.get_close_matches(location[-1], valid, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"valid here: {', '.join(valid)}"
-        return f"{path}: {key}: unknown key (value {value!r}); {hint}"
-    if kind == "missing":
-        return f"{path}: {key}: missing; expected a value for this key"
-    if kind == "union_tag_not_found":
-        return f"{path}: {key}.layout: missing; expected one of {', '.join(sorted(layouts))}"
-    if kind == "union_tag_invalid":
+        return f"{where}: {key}: unknown key (value {value!r}); {hint}"
+    if what == "missing":
+        return f"{where}: {key}: missing; expected a value for this key"
+    if what == "union_tag_not_found":
+        return f"{where}: {key}.layout: missing; expected one of {', '.join(sorted(layouts))}"
+    if what == "union_tag_invalid":
         given = value.get("layout") if isinstance(value, dict) else value
-        return f"{path}: {key}.layout: {given!r} is no layout; expected one of {', '.join(sorted(layouts))}"
+        return f"{where}: {key}.layout: {given!r} is no layout; expected one of {', '.join(sorted(layouts))}"
     expected = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    return f"{path}: {key}: got {value!r}, expected {expected}"
+    return f"{where}: {key}: got {value!r}, expected {expected}"
 
 
-def _keys_at(location: Sequence[object]) -> list[str]:
+def _keys_at(kind: type[Section], location: Sequence[object]) -> list[str]:
     """Valid keys of the section at a location of the configuration."""
-    schema: dict[str, Any] = Config.model_json_schema()
+    schema: dict[str, Any] = kind.model_json_schema()
     at = schema
     for part in location:
         at = _resolve(at, schema)

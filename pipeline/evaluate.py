@@ -15,6 +15,7 @@ from pipeline import intervals, metrics, operating, plots, run
 from pipeline.data import Dataset, Split
 from pipeline.errors import RunError
 from pipeline.feed import Feed
+from pipeline.holdings import Holdings
 from pipeline.infer import infer
 from pipeline.progress import Progress, silent
 from pipeline.tasks import Task
@@ -34,6 +35,7 @@ def evaluate(
     seed: int = 0,
     machine: Machine | None = None,
     allow_missing: bool = False,
+    holdings: Holdings | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Score a finished run on a split, and leave the figures in its folder.
@@ -52,6 +54,7 @@ def evaluate(
         seed: Of the draws.
         machine: What to compute on.
         allow_missing: Score without the samples that the store lacks.
+        holdings: Images and features that others have loaded; None to share nothing.
         progress: Called while images are decoded.
 
     Returns:
@@ -81,6 +84,7 @@ def evaluate(
             place=machine.place,
             workers=machine.workers,
             allow_missing=allow_missing,
+            holdings=holdings,
             progress=progress,
         )
         return feed, infer(

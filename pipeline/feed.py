@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cache import Store
-from pipeline.data import Dataset, Split, pixel_digest
+from pipeline.data import Dataset, Image, Split, pixel_digest
 from pipeline.errors import RunError
+from pipeline.holdings import Held, Holdings
 from pipeline.memory import free_host_bytes
 from pipeline.overlap import ahead
 from pipeline.progress import Progress, silent
@@ -63,6 +64,8 @@ class Feed:
         place: Where data wait: chosen from the sizes, or forced.
         workers: Decoding threads.
         allow_missing: Leave out samples that the store does not hold, instead of refusing.
+        among: Samples of the split to feed, ascending positions in the data set; None for all of them.
+        holdings: What other feeds have loaded already, and where this one leaves what it loads; None to share nothing.
         progress: Called while images are decoded.
 
     Attributes:
@@ -89,12 +92,15 @@ class Feed:
         place: Place = "auto",
         workers: int = 2,
         allow_missing: bool = False,
+        among: Sequence[int] | None = None,
+        holdings: Holdings | None = None,
         progress: Progress = silent,
     ) -> None:
         self.device, self.waited_seconds = device, 0.0
         self._dataset, self._split, self._image_px, self._workers = dataset, split, image_px, workers
         self._store = store if taps else None
         self._taps = tuple(taps)
+        self._all = dataset.indices(split) if among is None else list(among)
         self._indices, self._rows = self._match(allow_missing)
         samples = [dataset.samples[i] for i in self._indices]
         self.ids = tuple(sample.id for sample in samples)
@@ -103,12 +109,14 @@ class Feed:
         self.classes = len(dataset.class_names)
         self._label_tensor = torch.from_numpy(self.labels).to(device)
         self._extents = self._read_extents()
+        self._holdings = holdings or Holdings()
+        self._at = np.searchsorted(dataset.indices(split), self._indices)  # places of the samples in what is held
         self._place = self._choose(place)
-        self._images: Tensor | None = None
-        self._features: dict[str, Tensor] = {}
         if self._place != "stream":
-            self._images = self._decode_all(progress)
-            self._features = self._read_all()
+            self._target = device if self._place == "device" else torch.device("cpu")
+            self._held_at = torch.from_numpy(self._at).to(self._target)
+            self._images = self._hold_images(progress)
+            self._features = self._hold_features()
         self.description = self._describe()
 
     def __len__(self) -> int:
@@ -126,9 +134,8 @@ class Feed:
             yield batch
 
     def _in_turn(self, order: Sequence[Tensor]) -> Iterator[Batch]:
-        assert self._images is not None
         for positions in order:
-            at = positions.to(self._images.device)
+            at = self._held_at[positions.to(self._target)]
             yield self._batch(positions, self._images[at], {tap: self._features[tap][at] for tap in self._taps})
 
     def _streamed(self, order: Sequence[Tensor]) -> Iterator[Batch]:
@@ -163,13 +170,9 @@ class Feed:
             RunError: Its pixels are not those that the store's features were made from.
         """
         image = self._dataset.read(self._indices[position])  # (H, W, 3)
-        if self._store is not None and pixel_digest(image) != self._store.digests[self._rows[position]].tobytes():
-            msg = (
-                f"The features of sample {self.ids[position]!r} in {str(self._store.path)!r} were made from other "
-                f"pixels: run `pipeline extract` again, which encodes what has changed."
-            )
-            raise RunError(msg)
-        return resize(torch.from_numpy(np.array(image)).permute(2, 0, 1), self._image_px)
+        if self._store is not None:
+            self._check_digest(position, pixel_digest(image))
+        return self._resized(image)
 
     def read_features(self, positions: npt.NDArray[np.int64], out: Mapping[str, npt.NDArray[np.generic]]) -> None:
         """Read stored features of samples into `out`: tap to (B, C, h, w)."""
@@ -185,7 +188,7 @@ class Feed:
 
     def _match(self, allow_missing: bool) -> tuple[list[int], npt.NDArray[np.int64]]:
         """Find the split's samples and their rows in the store, by id."""
-        indices = self._dataset.indices(self._split)
+        indices = self._all
         if self._store is None:
             return indices, np.zeros(len(indices), np.int64)
         absent = [tap for tap in self._taps if tap not in self._store.taps]
@@ -226,7 +229,7 @@ class Feed:
 
     def _describe(self) -> str:
         images, features = (size / 2**20 for size in self._bytes())
-        left_out = len(self._dataset.indices(self._split)) - len(self)
+        left_out = len(self._all) - len(self)
         where = {"device": f"on {self.device}", "host": "in host memory", "stream": "read ahead of each step"}
         absent = f", {left_out} more are not in the store" if left_out else ""
         return (
@@ -234,32 +237,56 @@ class Feed:
             f"{where[self._place]}"
         )
 
-    def _decode_all(self, progress: Progress) -> Tensor:
-        target = self.device if self._place == "device" else torch.device("cpu")
-        images = torch.empty(len(self), 3, self._image_px, self._image_px, dtype=torch.uint8)
-        with ThreadPoolExecutor(self._workers, "decode") as pool:
-            decoded = ahead(self.decode, range(len(self)), pool, depth=4 * self._workers)
-            for position, image in enumerate(decoded):
-                images[position] = image
-                progress(f"decode {self._split}", position + 1, len(self))
-        return images.to(target)
+    def _hold_images(self, progress: Progress) -> Tensor:
+        """Decode the images that are not held yet; returns all that are held."""
+        held = self._holdings.images(self._dataset, self._split, self._image_px, self._target)
+        lacking = self._positions(held)
 
-    def _read_all(self, chunk: int = 256) -> dict[str, Tensor]:
-        """Read all features; in memory channels lie together, which is how SLCA goes through them."""
-        target = self.device if self._place == "device" else torch.device("cpu")
-        features = {
-            tap: torch.empty((len(self), *shape), dtype=dtype, device=target, memory_format=torch.channels_last)
-            for tap, (shape, dtype) in self.shapes().items()
-        }
-        for start in range(0, len(self), chunk):
-            positions = np.arange(start, min(start + chunk, len(self)))
-            read = {
-                tap: torch.empty(len(positions), *whole.shape[1:], dtype=whole.dtype) for tap, whole in features.items()
-            }
-            self.read_features(positions, {tap: part.numpy() for tap, part in read.items()})
-            for tap, part in read.items():
-                features[tap][start : start + chunk] = part
+        def decode(position: int) -> tuple[bytes, Tensor]:
+            image = self._dataset.read(self._indices[position])
+            return pixel_digest(image), self._resized(image)
+
+        with ThreadPoolExecutor(self._workers, "decode") as pool:
+            decoded = ahead(decode, lacking.tolist(), pool, depth=4 * self._workers)
+            for done, (position, (digest, image)) in enumerate(zip(lacking, decoded, strict=True), start=1):
+                held.put(self._at[[position]], image[None], [digest])
+                progress(f"decode {self._split}", done, len(lacking))
+        if self._store is not None:
+            for position, place in enumerate(self._at):
+                self._check_digest(position, held.digests[place].tobytes())
+        return held.values
+
+    def _hold_features(self, chunk: int = 256) -> dict[str, Tensor]:
+        """Read the features that are not held yet; returns all that are held, by tap."""
+        features = {}
+        for tap, (shape, dtype) in self.shapes().items():
+            assert self._store is not None
+            held = self._holdings.features(self._dataset, self._split, self._store, tap, self._target)
+            lacking = self._positions(held)
+            for start in range(0, len(lacking), chunk):
+                positions = lacking[start : start + chunk]
+                read = torch.empty((len(positions), *shape), dtype=dtype)
+                self._store.read(self._rows[positions], taps=(tap,), out={tap: read.numpy()})
+                held.put(self._at[positions], read)
+            features[tap] = held.values
         return features
+
+    def _positions(self, held: Held) -> npt.NDArray[np.int64]:
+        """Positions in this feed of the samples that are not held yet."""
+        return np.searchsorted(self._at, held.lacking(self._at))
+
+    def _check_digest(self, position: int, digest: bytes) -> None:
+        """Refuse features that were made from other pixels than those of this digest."""
+        assert self._store is not None
+        if digest != self._store.digests[self._rows[position]].tobytes():
+            msg = (
+                f"The features of sample {self.ids[position]!r} in {str(self._store.path)!r} were made from other "
+                f"pixels: run `pipeline extract` again, which encodes what has changed."
+            )
+            raise RunError(msg)
+
+    def _resized(self, image: Image) -> Tensor:
+        return resize(torch.from_numpy(np.array(image)).permute(2, 0, 1), self._image_px)
 
 
 class _Buffers:

@@ -6,8 +6,6 @@ continuing needs no more than a checkpoint at the end of each epoch, at the pric
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +14,13 @@ import numpy as np
 import torch
 
 from cache import Store
-from pipeline import metrics, parallel, run
+from pipeline import metrics, parallel, provenance, run
 from pipeline.augment import Augmentation
 from pipeline.classifier import Classifier, ModelOptions
-from pipeline.data import Dataset, Split
+from pipeline.data import Dataset, Split, stratified_part
 from pipeline.errors import ConfigError, RunError
 from pipeline.feed import Feed, Place
+from pipeline.holdings import Holdings
 from pipeline.infer import infer
 from pipeline.journal import Journal
 from pipeline.loop import Loop
@@ -83,6 +82,7 @@ def train(
     machine: Machine | None = None,
     allow_missing: bool = False,
     replace: bool = False,
+    holdings: Holdings | None = None,
     progress: Progress = silent,
 ) -> TrainReport:
     """Train the classifier in `folder`, from the start or from where it stopped; a finished run is left as it is.
@@ -97,6 +97,7 @@ def train(
         machine: What to train on.
         allow_missing: Train without the samples that the store lacks.
         replace: Start over where the folder holds a run with other settings.
+        holdings: Images and features that other runs on the same objects have loaded; None to share nothing.
         progress: Called after each step and each epoch.
 
     Raises:
@@ -108,9 +109,9 @@ def train(
     if model.taps and store is None:
         msg = f"The gates {list(model.gates)!r} read features: name a store, or set gates to []."
         raise ConfigError(msg)
-    for split in ("train", "val"):
-        labels = np.asarray(dataset.labels)[dataset.indices(split)]
-        metrics.check_labels(dataset.task, labels, dataset.class_names, split)
+    among: dict[Split, list[int]] = {"train": _training_part(dataset, options), "val": dataset.indices("val")}
+    for split, indices in among.items():
+        metrics.check_labels(dataset.task, np.asarray(dataset.labels)[indices], dataset.class_names, split)
     team, device = parallel.join(torch.device(machine.device))
     if team.leads:
         run.begin(folder, _settings(dataset, store, model, options, augmentation), replace=replace)
@@ -132,6 +133,8 @@ def train(
                 place=machine.place,
                 workers=machine.workers,
                 allow_missing=allow_missing,
+                among=among[split],
+                holdings=holdings,
                 progress=progress,
             )
             for split, taps, image_px in _what_to_feed(model, augmentation)
@@ -150,9 +153,29 @@ def train(
                 fingerprint=store.fingerprint if store is not None and model.taps else None,
                 training=asdict(options),
                 metrics=figures,
+                provenance=provenance.of_training(
+                    dataset,
+                    store if model.taps else None,
+                    journal.history,
+                    trained_on=len(train_feed),
+                    device=machine.device,
+                ),
             )
         )
     return TrainReport(folder, figures, journal.history, (train_feed.description, val_feed.description))
+
+
+def _training_part(dataset: Dataset, options: TrainOptions) -> list[int]:
+    """Choose the training samples, `fraction` of them: positions in the data set, ascending."""
+    indices = dataset.indices("train")
+    samples = [dataset.samples[i] for i in indices]
+    chosen = stratified_part(
+        [sample.label for sample in samples],
+        [sample.group for sample in samples],
+        fraction=options.fraction,
+        seed=options.seed,
+    )
+    return [i for i, is_chosen in zip(indices, chosen, strict=True) if is_chosen]
 
 
 def _what_to_feed(model: ModelOptions, augmentation: Augmentation) -> list[tuple[Split, tuple[str, ...], int]]:
@@ -226,10 +249,9 @@ def _settings(
     dataset: Dataset, store: Store | None, model: ModelOptions, options: TrainOptions, augmentation: Augmentation
 ) -> dict[str, Any]:
     """Everything that the result depends on, as JSON values."""
-    samples = [[sample.id, sample.label, sample.split] for sample in dataset.samples]
     return {
         "data": {
-            "samples_sha256": hashlib.sha256(json.dumps(samples).encode()).hexdigest(),
+            "samples_sha256": provenance.samples_sha256(dataset),
             "task": dataset.task,
             "class_names": list(dataset.class_names),
         },

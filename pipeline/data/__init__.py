@@ -8,6 +8,7 @@ from pipeline.data.download import fetch_medmnist
 from pipeline.data.folder import load_folder
 from pipeline.data.image import pixel_digest, read_image, reading_rules
 from pipeline.data.medmnist import load_medmnist
+from pipeline.data.splits import stratified_part
 from pipeline.data.table import load_csv
 
 __all__ = [
@@ -31,4 +32,5 @@ __all__ = [
     "pixel_digest",
     "read_image",
     "reading_rules",
+    "stratified_part",
 ]

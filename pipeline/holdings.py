@@ -1,0 +1,89 @@
+"""Decoded images and features in memory, shared by the feeds of many runs: each is loaded once, when first asked for.
+
+A row is filled when a feed first needs it, so a run on a tenth of the training set decodes a tenth. The price is that
+memory is set aside for the whole split at once; on a CPU the system hands it out only as it is filled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from cache import Store
+from pipeline.data import Dataset, Split
+
+Ints = npt.NDArray[np.int64]
+T = TypeVar("T")
+
+
+class Held:
+    """Rows of one kind in memory, of which those that were asked for are there.
+
+    Args:
+        rows: How many there can be.
+        shape: Of one row.
+        dtype: Of its numbers.
+        device: Where they are.
+        channels_last: Lay rows (C, h, w) out with their channels together.
+
+    Attributes:
+        values: (rows, *shape); only rows that have been put are meaningful.
+        digests: (rows, 32) uint8, sha256 of what each row was made from, where that is known.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        channels_last: bool = False,
+    ) -> None:
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.values = torch.empty((rows, *shape), dtype=dtype, device=device, memory_format=layout)
+        self.digests = np.zeros((rows, 32), np.uint8)
+        self._there = np.zeros(rows, bool)
+
+    def lacking(self, rows: Ints) -> Ints:
+        """Tell which of some rows are not there yet, in their order."""
+        return rows[~self._there[rows]]
+
+    def put(self, rows: Ints, values: Tensor, digests: Iterable[bytes] = ()) -> None:
+        """Put rows (n, *shape)."""
+        self.values[torch.from_numpy(rows).to(self.values.device)] = values.to(self.values.device)
+        for row, digest in zip(rows, digests, strict=False):
+            self.digests[row] = np.frombuffer(digest, np.uint8)
+        self._there[rows] = True
+
+
+class Holdings:
+    """What feeds of the same data sets and stores hold together; one for itself alone has one of its own."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[object, ...], Held] = {}
+        self._of: list[object] = []  # what the keys name by id, kept so that no other object takes that id
+
+    def images(self, dataset: Dataset, split: Split, image_px: int, device: torch.device) -> Held:
+        """Images of a split, resized: (samples of the split, 3, image_px, image_px) uint8."""
+        rows, shape = len(dataset.indices(split)), (3, image_px, image_px)
+        key = (id(dataset), split, image_px, device)
+        return self._get(key, dataset, lambda: Held(rows, shape, torch.uint8, device))
+
+    def features(self, dataset: Dataset, split: Split, store: Store, tap: str, device: torch.device) -> Held:
+        """Features of a split at a tap: (samples of the split, C, h, w), channels together as SLCA reads them."""
+        spec, rows = store.taps[tap], len(dataset.indices(split))
+        shape, dtype = (spec.channels, spec.height, spec.width), getattr(torch, spec.dtype)
+        key = (id(dataset), split, id(store), tap, device)
+        return self._get(key, (dataset, store), lambda: Held(rows, shape, dtype, device, channels_last=True))
+
+    def _get(self, key: tuple[object, ...], of: object, make: Callable[[], Held]) -> Held:
+        if key not in self._held:
+            self._held[key] = make()
+            self._of.append(of)
+        return self._held[key]
