@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import numpy as np
+from crc32c import crc32c
 
 from cache.description import KEY, Description, TapSpec
 from cache.durable import require_space, space_errors, sync_folder
@@ -129,7 +129,7 @@ def _copy_rows(
     checksums = opened.index.checksums(name)
     for new, slot in enumerate(order.tolist()):
         buffer[:] = row_bytes(opened.rows, tap, name, slot)
-        if google_crc32c.value(buffer) != checksums[slot]:
+        if crc32c(buffer) != checksums[slot]:
             ids = [opened.index.ids[row] for row in np.flatnonzero(opened.index.slot == slot)]
             message = f"tap {name!r} of {ids!r} is damaged in the store that is copied; run 'store repair' on it first"
             raise DamagedRowError(message, ids)

@@ -13,9 +13,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-import google_crc32c
 import numpy as np
 import numpy.typing as npt
+from crc32c import crc32c
 
 from cache.description import TapSpec, load_json
 from cache.errors import (
@@ -279,7 +279,6 @@ class Store:
         order = np.argsort(slots, kind="stable")
         places = opened.rows.places(name, slots[order])
         expected = opened.index.checksums(name)[slots[order]].tolist() if verify else None
-        checksum = google_crc32c.value
         damaged: set[int] = set()
         number, data = -1, np.empty(0, np.uint8)
         steps = zip(order.tolist(), places.files.tolist(), places.offsets.tolist(), strict=True)
@@ -291,7 +290,7 @@ class Store:
                 continue
             row = target[position]
             row[:] = data[offset : offset + size]
-            if expected is not None and checksum(row) != expected[step]:
+            if expected is not None and crc32c(row) != expected[step]:
                 damaged.add(position)
         opened.rows.forget(name, slots[sorted(damaged)])
         return damaged

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import google_crc32c
 import numpy as np
 import numpy.typing as npt
+from crc32c import crc32c
 
 from cache.description import TapSpec
 from cache.errors import StoreError
@@ -54,7 +54,7 @@ class Source:
             data = row_bytes(self.rows, self.taps[tap], tap, slot)
         except (StoreError, FileNotFoundError):
             return None
-        return data if google_crc32c.value(data) == self.checksums[tap][slot] else None
+        return data if crc32c(data) == self.checksums[tap][slot] else None
 
 
 def store_source(opened: OpenedStore) -> Source | None:

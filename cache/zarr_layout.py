@@ -11,9 +11,9 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import google_crc32c
 import numpy as np
 import numpy.typing as npt
+from crc32c import crc32c
 
 from cache.description import KEY, Description, IndexEntry, TapSpec
 
@@ -105,7 +105,7 @@ def shard_index(present: npt.NDArray[np.bool_], row_bytes: int, shard_rows: int)
 
 def with_checksum(data: bytes) -> bytes:
     """`data` followed by its crc32c, as the codec of that name writes it."""
-    return data + int(google_crc32c.value(data)).to_bytes(CHECKSUM_BYTES, "little")
+    return data + int(crc32c(data)).to_bytes(CHECKSUM_BYTES, "little")
 
 
 def shard_blocks(
@@ -128,7 +128,7 @@ def shard_blocks(
         for i, row in enumerate(chosen):
             if row is not None:
                 block[i, :row_bytes] = row
-                checksums[start + i] = google_crc32c.value(block[i, :row_bytes])
+                checksums[start + i] = crc32c(block[i, :row_bytes])
                 block[i, row_bytes:] = checksums[start + i : start + i + 1].astype("<u4").view(np.uint8)
         yield block.reshape(-1).data
     yield memoryview(shard_index(present, row_bytes, shard_rows))

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.backbones import STAGES, build_backbone
 from pipeline.errors import ConfigError
 from pipeline.geometry import sample_gate
-from pipeline.slca import SLCA, Mix, centre, integrate, normalised_by_default
+from pipeline.slca import SLCA, Mix, factor, integrate, normalised_by_default
 
 OWN = "own"  # a gate made from the stage itself: what is left of SLCA without the encoder
 Shape = tuple[int, int, int]  # (C, h, w) of a tap
@@ -114,7 +114,7 @@ class Classifier(nn.Module):
             x = stage(x)
             gate = self._gate(name, x, features, extents, affine)
             if gate is not None:
-                x = integrate(x, gate, self.options.mix, centred=self.options.identity_start)
+                x = integrate(x, gate, identity_start=self.options.identity_start)
         logits: Tensor = self.backbone.head(x)
         return logits
 
@@ -174,8 +174,7 @@ class Classifier(nn.Module):
                 continue
             own = tap == OWN  # moved with the image already, and without padding
             gate, visible = slca(x, None) if own else slca(features[tap], extents)
-            if options.identity_start:
-                gate = centre(gate, options.mix)
+            gate = factor(gate, options.mix, identity_start=options.identity_start)
             maps.append(sample_gate(gate, None if own else affine, visible, size))
         if len(maps) < 2:
             return maps[0] if maps else None

@@ -39,7 +39,7 @@ class SLCA(nn.Module):
         pool: k in cells of the tap's grid; 1 where the store is pooled already.
         reduction: r, so that the hidden layer has max(1, C // r) channels.
         normalise: LayerNorm over the channels of each pooled cell, with its own scale and shift.
-        identity_start: Start with W2 and its bias at 0, so A = 1/2 everywhere: no change, after `centre`.
+        identity_start: Start with W2 and its bias at 0, so A = 1/2 everywhere: no change, to `factor`.
 
     Raises:
         ConfigError: A size is below one.
@@ -87,7 +87,9 @@ class SLCA(nn.Module):
         pooled, extents = self._pooled(feature.to(self.squeeze.weight.dtype), extents)
         if self.norm is not None:
             pooled = self.norm(pooled.movedim(1, -1)).movedim(-1, 1)  # (B, C, h', w') -> (B, h', w', C) and back
-        return torch.sigmoid(self.excite(torch.relu(self.squeeze(pooled)))), extents
+        hidden = torch.relu(self.squeeze(pooled)).flatten(2)
+        logits = torch.baddbmm(self.excite.bias[:, None], self.excite.weight.flatten(1).expand(len(hidden), -1, -1), hidden)
+        return torch.sigmoid(logits).unflatten(2, pooled.shape[-2:]), extents
 
     def _pooled(self, feature: Tensor, extents: Tensor | None) -> tuple[Tensor, Tensor | None]:
         h, w = feature.shape[-2:]
@@ -104,32 +106,38 @@ class SLCA(nn.Module):
         return pooled, extents
 
 
-def integrate(stage: Tensor, gate: Tensor, mix: Mix = "residual", *, centred: bool = False) -> Tensor:
-    """Let a gate change a stage.
+def factor(gate: Tensor, mix: Mix = "residual", *, identity_start: bool = False) -> Tensor:
+    """Turn a gate A into what `integrate` multiplies a stage by, still on the gate's own coarse grid.
 
-    `residual` is x + x * A, as PHG-Net gates the same classifiers, and `multiply` is x * A.
+    The residual mix is x + x * A, as PHG-Net gates the same classifiers, so its factor is 1 + A; the other is x * A.
+    With the identity start they are x + x * (A - 1/2) and x * 2A, which is ours, and the 1 is left for later: a resized
+    0 is 0, bit for bit, while a resized 1 is 1 to rounding.
+
+    Args:
+        gate: A (B, C_stage, h, w) in (0, 1).
+        mix: How gate and stage are joined.
+        identity_start: Whether A = 1/2 means no change.
+
+    Returns:
+        (B, C_stage, h, w): the factor, or with the identity start the factor less 1.
+    """
+    if mix == "residual":
+        return gate - 0.5 if identity_start else gate + 1
+    return 2 * gate - 1 if identity_start else gate
+
+
+def integrate(stage: Tensor, resized: Tensor, *, identity_start: bool = False) -> Tensor:
+    """Let a gate change a stage: x times its factor.
 
     Args:
         stage: x (B, C_stage, H, W).
-        gate: A (B, C_stage, H, W) in (0, 1); or what `centre` made of it, resized.
-        mix: How the two are joined.
-        centred: Whether `gate` went through `centre`.
+        resized: (B, C_stage, H, W), what `factor` gave, on the stage's grid.
+        identity_start: As it was for `factor`.
 
     Returns:
         (B, C_stage, H, W) in the dtype of `stage`.
     """
-    if mix == "residual" or centred:
-        gate = 1 + gate  # x * (1 + A): one product to go back through, not two
-    return stage * gate.to(stage.dtype)
-
-
-def centre(gate: Tensor, mix: Mix = "residual") -> Tensor:
-    """Measure a gate A from 1/2, where the identity start begins, so that 0 leaves the stage alone, bit for bit.
-
-    The residual mix becomes x + x * (A - 1/2) and the other x * 2A, which is ours. It happens before the gate is
-    resized, for a resized 0 is 0, while a resized 1/2 is 1/2 to rounding.
-    """
-    return gate - 0.5 if mix == "residual" else 2 * gate - 1
+    return stage * (1 + resized if identity_start else resized).to(stage.dtype)
 
 
 def normalised_by_default(tap: str) -> bool:

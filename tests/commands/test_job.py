@@ -4,16 +4,32 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+import torch
 import zarr
 
 import cache
+from pipeline.encoders import ARCHITECTURES
+from tests.encoders.seeded import seeded_state
 
 from .conftest import ROOT, TINY, copy_of, run_pipeline, succeed
+
+X_RAYS = """\
+data: {layout: folder, path: images}
+encoder: {name: sam_vit_b, checkpoint: seeded.pth, taps: [early, neck], pool: 4, precision: bfloat16}
+store: {path: features/x_rays.zarr}
+model:
+  backbone: resnet18
+  image_px: 224
+  gates: [{tap: early, stage: stage1}, {tap: neck, stage: stage4}]
+train: {epochs: 1, batch_size: 8, lr: 1e-4}
+run: runs/x_rays
+"""
 
 
 def metrics(folder: Path, run: str = "runs/demo") -> dict[str, object]:
@@ -99,6 +115,28 @@ def test_real_x_rays_as_a_folder(prepared: Path, real_data: Path, tmp_path: Path
     for command in ("extract", "train", "evaluate"):
         succeed(folder, command, "-c", "xray.yaml")
     assert 0 <= float(str(metrics(folder)["auc"])) <= 1
+
+
+def test_a_sam_of_full_size_on_real_x_rays(real_data: Path, tmp_path: Path) -> None:
+    """SAM ViT-B at 1024 px with seeded weights: the sizes and the memory of the real thing, not its knowledge."""
+    torch.save(
+        {f"image_encoder.{name}": value for name, value in seeded_state(ARCHITECTURES["sam_vit_b"]).items()},
+        tmp_path / "seeded.pth",
+    )
+    for name in ("No_findings", "Pneumonia"):
+        files = sorted((real_data / "nih_cxr" / name).glob("*.png"))
+        for split, few in {"train": files[:2], "val": files[2:3], "test": files[3:4]}.items():
+            (tmp_path / "images" / split / name).mkdir(parents=True)
+            for file in few:
+                shutil.copy(file, tmp_path / "images" / split / name)
+    (tmp_path / "x_rays.yaml").write_text(X_RAYS)
+    report = succeed(tmp_path, "extract", "-c", "x_rays.yaml")
+    assert (report["encoded"], report["set_aside"]) == (8, {})
+    with cache.open_store(tmp_path / "features/x_rays.zarr") as store:
+        shapes = {tap: (spec.channels, spec.height, spec.width) for tap, spec in store.taps.items()}
+        assert shapes == {"early": (768, 16, 16), "neck": (256, 16, 16)}
+    assert succeed(tmp_path, "train", "-c", "x_rays.yaml")["epoch"] == 1
+    assert 0 <= succeed(tmp_path, "evaluate", "-c", "x_rays.yaml")["auc"] <= 1
 
 
 def test_a_person_sees_a_table(trained: Path) -> None:

@@ -49,6 +49,7 @@ TAPS = {"early": (5, 4, 4), "neck": (3, 4, 4)}
 TINY = ModelOptions(backbone="tiny", image_px=16, gates=(("early", "stage1"), ("neck", "stage4")))
 PLAIN = dataclasses.replace(TINY, gates=())
 QUICK = TrainOptions(epochs=3, batch_size=8, lr=1e-2, weight_decay=0.0, seed=1)
+STEADY = dataclasses.replace(QUICK, optimiser="sgd")  # rounding stays rounding, which Adam would let grow
 AUGMENTED = Augmentation(flip_vertical=0.5, rotation_degrees=5, brightness=0.1)
 
 

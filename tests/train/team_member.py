@@ -10,11 +10,11 @@ import torch
 import cache
 from pipeline.augment import Augmentation
 from pipeline.train import train
-from tests.train.scenes import QUICK, TINY, make_dataset, register_tiny
+from tests.train.scenes import STEADY, TINY, make_dataset, register_tiny
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     register_tiny()
     store = cache.open_store(sys.argv[1])
     augmentation = Augmentation(flip_horizontal=0.5, rotation_degrees=10)
-    train(make_dataset(), store, Path(sys.argv[2]), model=TINY, options=QUICK, augmentation=augmentation)
+    train(make_dataset(), store, Path(sys.argv[2]), model=TINY, options=STEADY, augmentation=augmentation)

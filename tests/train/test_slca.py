@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.errors import ConfigError
-from pipeline.slca import SLCA, centre, integrate, normalised_by_default
+from pipeline.slca import SLCA, factor, integrate, normalised_by_default
 
 
 def loop_reference(slca: SLCA, feature: Tensor) -> Tensor:
@@ -112,15 +112,18 @@ def test_half_precision_features_are_taken():
     torch.testing.assert_close(gate, slca(feature)[0], atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize(("mix", "expected"), [("residual", 2 + 2 * 0.25), ("multiply", 2 * 0.25)])
-def test_the_two_ways_to_integrate(mix, expected):
-    assert integrate(torch.tensor(2.0), torch.tensor(0.25), mix).item() == expected
-
-
-@pytest.mark.parametrize(("mix", "expected"), [("residual", 2 + 2 * (0.25 - 0.5)), ("multiply", 2 * 2 * 0.25)])
-def test_the_two_ways_to_integrate_a_centred_gate(mix, expected):
-    gate = centre(torch.tensor(0.25), mix)
-    assert integrate(torch.tensor(2.0), gate, mix, centred=True).item() == expected
+@pytest.mark.parametrize(
+    ("mix", "identity_start", "expected"),
+    [
+        ("residual", False, 2 + 2 * 0.25),
+        ("multiply", False, 2 * 0.25),
+        ("residual", True, 2 + 2 * (0.25 - 0.5)),
+        ("multiply", True, 2 * 2 * 0.25),
+    ],
+)
+def test_the_ways_to_integrate(mix, identity_start, expected):
+    resized = factor(torch.tensor(0.25), mix, identity_start=identity_start)
+    assert integrate(torch.tensor(2.0), resized, identity_start=identity_start).item() == expected
 
 
 @pytest.mark.parametrize("mix", ["residual", "multiply"])
@@ -128,7 +131,7 @@ def test_the_identity_start_leaves_the_stage_alone_and_still_learns(mix):
     torch.manual_seed(0)
     slca = SLCA(6, 5, pool=2, identity_start=True)
     stage, feature = torch.randn(2, 5, 4, 4), torch.randn(2, 6, 8, 8)
-    gated = integrate(stage, centre(slca(feature)[0], mix), mix, centred=True)
+    gated = integrate(stage, factor(slca(feature)[0], mix, identity_start=True), identity_start=True)
     assert torch.equal(gated, stage)
     gated.square().sum().backward()
     assert slca.excite.weight.grad.abs().sum() > 0

@@ -18,7 +18,7 @@ from pipeline.errors import ConfigError, DataError, RunError
 from pipeline.loop import Loop
 from pipeline.optimise import learning_rate
 from pipeline.train import train
-from tests.train.scenes import PLAIN, QUICK, TAPS, TINY, do, equal, make_dataset, make_store, weights_of
+from tests.train.scenes import PLAIN, QUICK, STEADY, TAPS, TINY, do, equal, make_dataset, make_store, weights_of
 
 CPU = torch.device("cpu")
 
@@ -158,13 +158,13 @@ def test_a_broken_checkpoint_is_named(scene, store, tmp_path):
 
 def test_two_processes_train_as_one(scene, store, tmp_path):
     augmentation = Augmentation(flip_horizontal=0.5, rotation_degrees=10)
-    alone = do(scene, store, tmp_path / "alone", augmentation=augmentation)
+    alone = do(scene, store, tmp_path / "alone", augmentation=augmentation, options=STEADY)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*launch, "-m", "tests.train.team_member", str(store.path), str(tmp_path / "team")]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     together = run.read_history(tmp_path / "team")
     for key in ("lr", "train_loss", "val_loss", "val_auc"):
-        assert [row[key] for row in together] == pytest.approx([row[key] for row in alone.history], rel=1e-3), key
+        assert [row[key] for row in together] == pytest.approx([row[key] for row in alone.history], rel=1e-4), key
     for name, value in weights_of(tmp_path / "team").items():
-        torch.testing.assert_close(value, weights_of(alone.folder)[name], rtol=1e-2, atol=1e-3)
+        torch.testing.assert_close(value, weights_of(alone.folder)[name], rtol=1e-3, atol=1e-5)
