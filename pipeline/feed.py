@@ -23,6 +23,7 @@ from cache import Store
 from pipeline.data import Dataset, Image, Split, pixel_digest
 from pipeline.errors import RunError
 from pipeline.holdings import Held, Holdings
+from pipeline.matching import NOWHERE, match_rows
 from pipeline.memory import free_host_bytes
 from pipeline.overlap import ahead
 from pipeline.progress import Progress, silent
@@ -101,7 +102,7 @@ class Feed:
         self._store = store if taps else None
         self._taps = tuple(taps)
         self._all = dataset.indices(split) if among is None else list(among)
-        self._indices, self._rows = self._match(allow_missing)
+        self._indices, self._rows = self._match(allow_missing, progress)
         samples = [dataset.samples[i] for i in self._indices]
         self.ids = tuple(sample.id for sample in samples)
         self.groups = tuple(sample.group for sample in samples)
@@ -186,8 +187,8 @@ class Feed:
         specs = {tap: self._store.taps[tap] for tap in self._taps}
         return {tap: ((s.channels, s.height, s.width), getattr(torch, s.dtype)) for tap, s in specs.items()}
 
-    def _match(self, allow_missing: bool) -> tuple[list[int], npt.NDArray[np.int64]]:
-        """Find the split's samples and their rows in the store, by id."""
+    def _match(self, allow_missing: bool, progress: Progress) -> tuple[list[int], npt.NDArray[np.int64]]:
+        """Find the samples that can be fed, and their rows in the store."""
         indices = self._all
         if self._store is None:
             return indices, np.zeros(len(indices), np.int64)
@@ -196,8 +197,8 @@ class Feed:
             held = ", ".join(self._store.taps)
             msg = f"{str(self._store.path)!r} holds no tap {absent[0]!r}, only {held}: extract it, or change the gates."
             raise RunError(msg)
-        row_of = {sample_id: row for row, sample_id in enumerate(self._store.ids)}
-        missing = [i for i in indices if self._dataset.samples[i].id not in row_of]
+        rows = match_rows(self._dataset, indices, self._store, workers=self._workers, progress=progress)
+        missing = [indices[i] for i in np.flatnonzero(rows == NOWHERE)]
         if missing and (not allow_missing or len(missing) == len(indices)):
             names = ", ".join(repr(self._dataset.samples[i].id) for i in missing[:3])
             msg = (
@@ -205,8 +206,8 @@ class Feed:
                 f"({names}{', ...' if len(missing) > 3 else ''}): run `pipeline extract`, or allow missing samples."
             )
             raise RunError(msg)
-        kept = [i for i in indices if self._dataset.samples[i].id in row_of]
-        return kept, np.array([row_of[self._dataset.samples[i].id] for i in kept], np.int64)
+        kept = np.flatnonzero(rows != NOWHERE)
+        return [indices[i] for i in kept], rows[kept]
 
     def _read_extents(self) -> Tensor | None:
         if self._store is None:
@@ -278,7 +279,8 @@ class Feed:
     def _check_digest(self, position: int, digest: bytes) -> None:
         """Refuse features that were made from other pixels than those of this digest."""
         assert self._store is not None
-        if digest != self._store.digests[self._rows[position]].tobytes():
+        recorded = self._store.digests  # none in a copy with pseudonyms
+        if len(recorded) and digest != recorded[self._rows[position]].tobytes():
             msg = (
                 f"The features of sample {self.ids[position]!r} in {str(self._store.path)!r} were made from other "
                 f"pixels: run `pipeline extract` again, which encodes what has changed."

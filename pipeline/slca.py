@@ -87,8 +87,9 @@ class SLCA(nn.Module):
         pooled, extents = self._pooled(feature.to(self.squeeze.weight.dtype), extents)
         if self.norm is not None:
             pooled = self.norm(pooled.movedim(1, -1)).movedim(-1, 1)  # (B, C, h', w') -> (B, h', w', C) and back
-        hidden = torch.relu(self.squeeze(pooled)).flatten(2)
-        logits = torch.baddbmm(self.excite.bias[:, None], self.excite.weight.flatten(1).expand(len(hidden), -1, -1), hidden)
+        hidden = torch.relu(self.squeeze(pooled)).flatten(2)  # (B, C // r, h' w')
+        weight, bias = self.excite.weight.flatten(1), self.excite.bias[:, None]
+        logits = torch.baddbmm(bias, weight.expand(len(hidden), -1, -1), hidden)
         return torch.sigmoid(logits).unflatten(2, pooled.shape[-2:]), extents
 
     def _pooled(self, feature: Tensor, extents: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
+import cache
 from pipeline import feed as feed_module
 from pipeline.data import Dataset
 from pipeline.errors import RunError
 from pipeline.feed import Feed
+from pipeline.matching import match_rows
 from pipeline.memory import free_host_bytes
 from tests.train.scenes import Arrays, make_dataset, make_store
 
@@ -147,3 +151,44 @@ def test_an_error_while_streaming_ends_the_epoch_and_no_thread_hangs(scene, stor
     monkeypatch.setattr(type(store), "read", broken)
     with pytest.raises(OSError, match=message):
         list(feed.batches(torch.arange(24).split(4)))
+
+
+def renamed(dataset, indices):
+    """The same images under other names, in another order."""
+    samples = tuple(dataclasses.replace(dataset.samples[i], id=f"mine/{i}.png") for i in indices)
+    return Dataset(dataset.name, samples, dataset.class_names, dataset.task, Arrays(dataset.source.images[indices]))
+
+
+def test_a_store_serves_whoever_has_the_images_under_other_names(scene, store):
+    order = np.random.default_rng(0).permutation(len(scene.samples))
+    mine = renamed(scene, order)
+    feed = make_feed(mine, store)
+    rows = np.array([order[i] for i in mine.indices("train")])
+    expected = store.read(rows, taps=("neck",))["neck"]
+    for positions, _, features, _, _ in gather(feed):
+        np.testing.assert_array_equal(features["neck"].numpy(), expected[positions.numpy()])
+
+
+def test_known_names_decode_nothing_to_be_matched(scene, store):
+    with_a_stranger = renamed(scene, np.arange(48))
+    samples = (*scene.samples[:47], dataclasses.replace(with_a_stranger.samples[47]))
+    decoded = []
+
+    class Counting(Arrays):
+        def read(self, index):
+            decoded.append(index)
+            return super().read(index)
+
+    mixed = dataclasses.replace(scene, samples=samples, source=Counting(scene.source.images))
+    assert match_rows(mixed, range(48), store).tolist() == list(range(48))
+    assert decoded == [47]
+
+
+def test_a_copy_with_pseudonyms_serves_whoever_has_these_names(scene, store, tmp_path):
+    copy = cache.convert_store(store.path, tmp_path / "copy.zarr", pseudonym=lambda name: f"p-{name}")
+    assert not len(copy.digests)
+    with pytest.raises(RunError, match="lacks 24 of 24 samples"):
+        make_feed(scene, copy)
+    samples = tuple(dataclasses.replace(sample, id=f"p-{sample.id}") for sample in scene.samples)
+    feed = make_feed(dataclasses.replace(scene, samples=samples), copy)
+    assert len(gather(feed)) == 5
