@@ -88,9 +88,10 @@ class SLCA(nn.Module):
         if self.norm is not None:
             pooled = self.norm(pooled.movedim(1, -1)).movedim(-1, 1)  # (B, C, h', w') -> (B, h', w', C) and back
         hidden = torch.relu(self.squeeze(pooled)).flatten(2)  # (B, C // r, h' w')
-        weight, bias = self.excite.weight.flatten(1), self.excite.bias[:, None]
-        logits = torch.baddbmm(bias, weight.expand(len(hidden), -1, -1), hidden)
-        return torch.sigmoid(logits).unflatten(2, pooled.shape[-2:]), extents
+        weight, bias = self.excite.weight.flatten(1), self.excite.bias
+        assert bias is not None
+        logits = torch.baddbmm(bias[:, None], weight.expand(len(hidden), -1, -1), hidden)  # (B, C_stage, h' w')
+        return torch.sigmoid(logits).view(len(hidden), -1, *pooled.shape[-2:]), extents
 
     def _pooled(self, feature: Tensor, extents: Tensor | None) -> tuple[Tensor, Tensor | None]:
         h, w = feature.shape[-2:]
