@@ -18,6 +18,7 @@ from pipeline import run
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito, 2008
 _DASHES = ("-", "--", ":", "-.")  # once the colours are used up
+_MARKERS = ("o", "^", "s", "D")  # likewise
 _STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -117,14 +118,74 @@ def draw_confusion(path: Path, counts: Sequence[Sequence[int]], class_names: Seq
         axes.set(xlabel="predicted", ylabel="true")
 
 
+def draw_plane(
+    path: Path,
+    at: Floats,
+    colourings: Mapping[str, tuple[Sequence[str], Sequence[str]]],
+    outliers: Mapping[str, int],
+    *,
+    axis_labels: tuple[str, str],
+) -> None:
+    """Draw points on a plane, a panel for each way to colour them, with numbered rings around those that have a name.
+
+    Args:
+        path: The PNG file.
+        at: (n, 2) coordinates.
+        colourings: By heading, the names in the order of the legend, and the name of each point.
+        outliers: Points to ring, by name, in the order of their numbers.
+        axis_labels: Of the two directions.
+    """
+    lines = ["apart from the others:"] * bool(outliers)
+    lines += [f"{number}  {name}" for number, name in enumerate(outliers, start=1)]
+    height_in = 4.3 + 0.16 * len(lines)
+    with drawing(path, width_in=3.9 * len(colourings), height_in=height_in) as figure:
+        parts = figure.subfigures(2, 1, height_ratios=[4.3, max(0.16 * len(lines), 0.01)], squeeze=False)
+        top, bottom = parts[:, 0]
+        panels = top.subplots(1, len(colourings), sharex=True, sharey=True, squeeze=False)[0]
+        for axes, (heading, (names, name_of)) in zip(panels, colourings.items(), strict=True):
+            named = np.asarray(name_of)
+            for number, name in enumerate(names):
+                points = at[named == name]
+                if len(points):
+                    axes.scatter(
+                        *points.T, **_dots(number, len(at)), label=f"{name} ({len(points)})".replace("$", r"\$")
+                    )
+            axes.set_title(heading, fontsize=9)
+            axes.set_xlabel(axis_labels[0])
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, fontsize=7.5, markerscale=1.3)
+            for number, index in enumerate(outliers.values(), start=1):
+                axes.scatter(*at[index], s=60, facecolors="none", edgecolors="black", linewidths=0.8)
+                axes.annotate(str(number), at[index], (5, 5), textcoords="offset points", fontsize=8)
+        panels[0].set_ylabel(axis_labels[1])
+        bottom.text(0.02, 1, "\n".join(lines), fontsize=7.5, va="top", parse_math=False)
+
+
+@contextmanager
+def drawing(path: Path, *, width_in: float, height_in: float) -> Iterator[Figure]:
+    """Give an empty figure in this module's style, and write it to `path` whole."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(width_in, height_in), layout="constrained")
+        yield figure
+        with run.replacing(path) as file:
+            figure.savefig(file, format="png", dpi=130)
+
+
 @contextmanager
 def _figure(path: Path, *, width_in: float, height_in: float, panels: int = 1) -> Iterator[list[Axes]]:
     """Give axes side by side to draw on, and write them to `path` whole."""
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(width_in, height_in), layout="constrained")
+    with drawing(path, width_in=width_in, height_in=height_in) as figure:
         yield [figure.add_subplot(1, panels, number + 1) for number in range(panels)]
-        with run.replacing(path) as file:
-            figure.savefig(file, format="png", dpi=130)
+
+
+def _dots(number: int, count: int) -> dict[str, Any]:
+    """Colour and marker of the points with a number, smaller and paler where there are many."""
+    return {
+        "color": _COLOURS[number % len(_COLOURS)],
+        "marker": _MARKERS[number // len(_COLOURS) % len(_MARKERS)],
+        "s": float(np.clip(3000 / count, 3, 18)),
+        "alpha": 0.8 if count < 2000 else 0.4,
+        "linewidths": 0,
+    }
 
 
 def _line(number: int) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import torch
 import cache
 from pipeline import data, encoders, run
 from pipeline import evaluate as test_set
+from pipeline import explain as pictures
 from pipeline import extract as stage_one
 from pipeline import predict as on_the_fly
 from pipeline import train as stage_two
@@ -342,3 +343,30 @@ def _augmentation(config: Config) -> Augmentation:
 
 def _fractions(rule: SplitRule) -> dict[data.Split, float]:
     return {"val": rule.val, "test": rule.test}
+
+
+def explain(
+    config: Config,
+    progress: Progress,
+    *,
+    names: Sequence[str] = (),
+    split: data.Split = "test",
+    count: int = 6,
+    masks: Path | None = None,
+) -> Report:
+    """Draw where the run looks, and score it where masks are; everything is left in the folder `explain` of `run`."""
+    description = run.load_description(config.run)
+    with _features(config, bool(description.model.taps)) as store:
+        found = pictures.explain(
+            config.run,
+            load_dataset(config),
+            store,
+            split=split,
+            names=names,
+            count=count,
+            masks=masks,
+            machine=_machine(config),
+            allow_missing=config.train.allow_missing,
+            progress=progress,
+        )
+    return {"run": str(config.run), "folder": str(config.run / pictures.FOLDER), **found}

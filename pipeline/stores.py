@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import cache
-from pipeline import data
+from pipeline import data, pca, plots
 from pipeline import extract as stage_one
 from pipeline.config import Config
 from pipeline.errors import ConfigError, DataError
@@ -16,6 +17,7 @@ from pipeline.progress import Progress
 from pipeline.stages import Report, build_encoder, load_dataset, reading, workers
 
 KEY_BYTES = 32
+_NAMED = 10  # outliers that the map names; the report has them all
 
 
 def repair(config: Config, progress: Progress, path: Path) -> Report:
@@ -47,6 +49,74 @@ def labels_of(config: Config, path: Path) -> cache.Labels:
             raise DataError(message)
         rows = [samples[name] for name in store.ids]
     return cache.Labels(dataset.class_names, tuple(row.label for row in rows), tuple(row.split for row in rows))
+
+
+def inspect(path: Path, progress: Progress, labels: cache.Labels | None = None) -> Report:
+    """Report rows that cannot be right, identical images across splits or with other labels, and counts."""
+    return asdict(cache.inspect_store(path, labels, progress))
+
+
+def draw_plane(
+    path: Path, picture: Path, progress: Progress, labels: cache.Labels | None = None, tap: str | None = None
+) -> Report:
+    """Draw a map of the data set from pooled features, by class and by split, with outliers named.
+
+    Args:
+        path: The store.
+        picture: The PNG file to write.
+        progress: Called after each piece of the store.
+        labels: Labels and splits of its rows; without them points have one colour.
+        tap: The tap whose features are pooled; None for `neck`, or the last one.
+
+    Raises:
+        ConfigError: The store has no such tap, or too few rows with finite features.
+    """
+    with cache.open_store(path) as store:
+        if tap is not None and tap not in store.taps:
+            message = f"{path} has no tap {tap!r}; it has {', '.join(store.taps)}"
+            raise ConfigError(message)
+        plane = pca.project(store, tap, progress=progress)
+        ids = store.ids
+    if len(plane.rows) < 2:
+        message = f"{path}: {len(plane.rows)} rows have finite features in {plane.tap!r}, and a map needs two"
+        raise ConfigError(message)
+    point_of = {ids[row]: point for point, row in enumerate(plane.rows.tolist())}
+    named = dict(list(plane.outliers.items())[:_NAMED])
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    plots.draw_plane(
+        picture,
+        plane.at,
+        _colourings(labels, plane.rows.tolist()),
+        {name: point_of[name] for name in named},
+        axis_labels=(f"PC 1 ({plane.explained[0]:.0%} of variance)", f"PC 2 ({plane.explained[1]:.0%})"),
+    )
+    apart = f"{len(plane.outliers)} lie apart: {', '.join(named)}" if named else "none lies apart"
+    return {
+        "file": str(picture),
+        "tap": plane.tap,
+        "explained": list(plane.explained),
+        "outliers": plane.outliers,
+        "alt": (
+            f"Map of {len(plane.rows)} images by the first two principal components of the averaged features of "
+            f"{plane.tap}, coloured by class and by split; {apart}."
+        ),
+    }
+
+
+def _colourings(labels: cache.Labels | None, rows: Sequence[int]) -> dict[str, tuple[Sequence[str], Sequence[str]]]:
+    """Names of classes and splits in order, and the one of each row; a row of several classes is `several`."""
+    if labels is None:
+        return {"no labels": (("image",), ["image"] * len(rows))}
+    known = labels.select(rows)
+
+    def spell(label: data.Label) -> str:
+        present = [label] if isinstance(label, int) else [k for k, has in enumerate(label) if has]
+        return known.class_names[present[0]] if len(present) == 1 else "several" if present else "none"
+
+    return {
+        "by class": ((*known.class_names, "several", "none"), [spell(label) for label in known.labels]),
+        "by split": (("train", "val", "test"), known.splits),
+    }
 
 
 def convert(source: Path, target: Path, progress: Progress, *, taps: Sequence[str] = (), pool: int = 1) -> Report:

@@ -10,6 +10,7 @@ from types import FrameType
 
 import click
 
+from pipeline.cli.explain import explain
 from pipeline.cli.options import configured, load
 from pipeline.cli.store import store
 from pipeline.cli.terminal import DONE, FAILED, INCOMPLETE, STOPPED, WRONG_USE, bars, examples, show
@@ -142,4 +143,5 @@ def predict(config_path: Path, overrides: tuple[str, ...], as_json: bool, images
     return show(report, as_json)
 
 
+cli.add_command(explain)
 cli.add_command(store)

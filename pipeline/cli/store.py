@@ -65,20 +65,32 @@ def repair(path: Path, config_path: Path, overrides: tuple[str, ...], as_json: b
     return show(report, as_json)
 
 
-@store.command(epilog=examples("pipeline store inspect features/demo.zarr"))
+@store.command(
+    epilog=examples(
+        "pipeline store inspect features/demo.zarr",
+        "pipeline store inspect features/demo.zarr --plot features/demo.png --tap late",
+    )
+)
 @click.argument("path", type=click.Path(path_type=Path))
 @configured
-def inspect(path: Path, config_path: Path, overrides: tuple[str, ...], as_json: bool) -> int:
+@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Draw a map of the data set (PNG).")
+@click.option("--tap", help="The tap whose averaged features the map shows; by default neck, or the last one.")
+def inspect(
+    path: Path, config_path: Path, overrides: tuple[str, ...], as_json: bool, plot: Path | None, tap: str | None
+) -> int:
     """Rows that cannot be right, identical images across splits or with other labels, counts by split and class."""
-    from dataclasses import asdict
-
     import cache
     from pipeline import stores
 
-    config = load(config_path, overrides)
+    with cache.open_store(path) as found:
+        labels = found.labels
+    if labels is None:  # labels that travel with a store need no data set here
+        labels = stores.labels_of(load(config_path, overrides), path)
     with bars() as progress:
-        found = cache.inspect_store(path, stores.labels_of(config, path), progress)
-    return show(asdict(found), as_json)
+        report = stores.inspect(path, progress, labels)
+        if plot is not None:
+            report["plot"] = stores.draw_plane(path, plot, progress, labels, tap)
+    return show(report, as_json)
 
 
 @store.command(epilog=examples("pipeline store diff features/old.zarr features/new.h5"))

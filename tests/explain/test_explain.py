@@ -1,0 +1,245 @@
+"""The folder of pictures of a run: what is in it, whom it shows, and that two choices never mix."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.data import Sample
+from pipeline.errors import ConfigError, DataError, RunError
+from pipeline.evaluate import evaluate
+from pipeline.explain import explain, file_name
+from pipeline.train import train
+from tests.explain.conftest import GATED, PLAIN, knowing_run, knowing_store, lesion_dataset
+from tests.train.scenes import QUICK
+
+QUICKLY = {"resamples": 200, "count": 2}
+
+
+def digests(folder):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def test_an_oracle_gate_finds_the_lesion_and_grad_cam_of_noise_does_not(lesions, lesion_store, oracle_run):
+    found = explain(oracle_run, lesions, lesion_store, **QUICKLY)
+    localisation = found["localisation"]
+    assert (localisation["images"], localisation["groups"], localisation["left_out"]) == (12, 6, 0)
+    assert localisation["chance"]["mass"] == pytest.approx(1 / 12)
+    gate = localisation["maps"]["neck → stage4"]
+    assert gate["auc"]["low"] > 0.97
+    assert gate["pointing"]["value"] > 0.95
+    assert 1.02 < gate["lift"]["low"] <= gate["lift"]["value"] < 1.06  # a gate in .5 to .525: the mass hardly tells
+    assert gate["auc_elsewhere"]["value"] < 0.75
+    centre = localisation["maps"]["centre of the image"]
+    assert abs(centre["auc"]["value"] - 0.5) < 0.2
+    with (oracle_run / "explain" / "localisation.csv").open() as file:
+        rows = {(row["map"], row["score"]): row for row in csv.DictReader(file)}
+    assert float(rows["neck → stage4", "auc"]["value"]) == gate["auc"]["value"]
+    assert rows["neck → stage4", "auc"]["chance"] == "0.5"
+    with (oracle_run / "explain" / "localisation_samples.csv").open() as file:
+        aucs = [float(row["auc"]) for row in csv.DictReader(file) if row["map"] == "neck → stage4"]
+    assert np.mean(aucs) == pytest.approx(gate["auc"]["value"])
+
+
+def test_a_gate_that_avoids_the_lesion_is_below_chance(lesions, lesion_store, oracle_run, tmp_path):
+    turned = knowing_run(tmp_path / "run", lesions, lesion_store, sign=-1.0)
+    high, low = (
+        explain(folder, lesions, lesion_store, **QUICKLY)["localisation"]["maps"]["neck → stage4"]
+        for folder in (oracle_run, turned)
+    )
+    assert low["auc"]["high"] < 0.03
+    assert low["auc"]["value"] == pytest.approx(1 - high["auc"]["value"], abs=1e-3)
+    assert low["lift"]["high"] < 1
+
+
+def test_the_folder_holds_what_the_report_says(lesions, lesion_store, gated_run):
+    found = explain(gated_run, lesions, lesion_store, **QUICKLY)
+    folder = gated_run / "explain"
+    assert json.loads((folder / "explain.json").read_text()) == found
+    files = {image["file"] for image in found["images"]}
+    tables = {"sheet.png", "explain.json", "localisation.csv", "localisation_samples.csv"}
+    assert {path.name for path in folder.iterdir()} == files | tables
+    for name in {*files, "sheet.png"}:
+        with Image.open(folder / name) as picture:
+            assert min(picture.size) > 380
+            assert np.asarray(picture.convert("L")).std() > 10
+    for image in found["images"]:
+        assert image["id"] in image["alt"]
+        assert f"said {image['predicted']} with probability {image['probability']:.2f}" in image["alt"]
+        assert "early → stage1, neck → stage4, mean of the gates, Grad-CAM" in image["alt"]
+    assert "Contact sheet of the test images" in found["sheet"]["alt"]
+    assert found["ranges"].keys() == {"early → stage1", "neck → stage4", "mean of the gates", "Grad-CAM"}
+    weights = hashlib.sha256((gated_run / "model.safetensors").read_bytes()).hexdigest()
+    assert found["weights_sha256"] == weights
+
+
+def test_the_sheet_shows_the_surest_hits_and_the_worst_misses(lesions, lesion_store, gated_run):
+    evaluate(gated_run, lesions, lesion_store, resamples=10)
+    with (gated_run / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    truth = {row["id"]: float(row[f"p_{row['label']}"]) for row in rows}
+    right = {row["id"]: row["label"] == row["predicted"] for row in rows}
+    hits = sorted((i for i in truth if right[i]), key=lambda i: -truth[i])
+    misses = sorted((i for i in truth if not right[i]), key=lambda i: truth[i])
+    assert len(hits) > 2 <= len(misses)
+    found = explain(gated_run, lesions, lesion_store, **QUICKLY)
+    assert (found["sheet"]["hits"], found["sheet"]["misses"]) == (hits[:2], misses[:2])
+    assert [image["id"] for image in found["images"]] == [*hits[:2], *misses[:2]]
+    for image in found["images"]:
+        (row,) = [row for row in rows if row["id"] == image["id"]]
+        assert (image["true"], image["predicted"]) == (row["label"], row["predicted"])
+        assert image["probability"] == pytest.approx(float(row[f"p_{row['predicted']}"]))
+
+
+def test_again_gives_the_same_bytes_and_another_choice_nothing_of_the_last(lesions, lesion_store, gated_run):
+    explain(gated_run, lesions, lesion_store, **QUICKLY)
+    folder = gated_run / "explain"
+    first = digests(folder)
+    (gated_run / "explain-partial").mkdir()
+    (gated_run / "explain-partial" / "half.png").write_bytes(b"what a killed process left")
+    explain(gated_run, lesions, lesion_store, **QUICKLY)
+    assert digests(folder) == first
+    other = explain(gated_run, lesions, lesion_store, names=["ward/p00_1.png"], split="train", **QUICKLY)
+    assert [image["id"] for image in other["images"]] == ["ward/p00_1.png"]
+    assert {image["file"] for image in other["images"]} == {
+        path.name for path in folder.glob("*.png") if path.name != "sheet.png"
+    }
+    assert not [path for path in gated_run.glob("explain*") if path.name != "explain"]
+
+
+def test_a_sheet_without_misses(lesions, lesion_store, gated_run):
+    """A run is told that whatever it says is true."""
+    explain(gated_run, lesions, lesion_store, **QUICKLY)
+    evaluate(gated_run, lesions, lesion_store, resamples=10)
+    with (gated_run / "predictions.csv").open() as file:
+        said = {row["id"]: lesions.class_names.index(row["predicted"]) for row in csv.DictReader(file)}
+    agreed = dataclasses.replace(
+        lesions, samples=tuple(dataclasses.replace(s, label=said.get(s.id, s.label)) for s in lesions.samples)
+    )
+    found = explain(gated_run, agreed, lesion_store, **QUICKLY)
+    assert found["sheet"]["misses"] == []
+    assert len(found["sheet"]["hits"]) == 2
+    assert "0 worst of 0 misses" in found["sheet"]["alt"]
+
+
+@pytest.mark.parametrize(("task", "classes"), [("multilabel", 3), ("ordinal", 4), ("multiclass", 3)])
+def test_every_task_has_pictures(tmp_path, task, classes):
+    dataset = lesion_dataset(task, classes, counts=(24, 12, 12))
+    store = knowing_store(tmp_path / "s.zarr", dataset)
+    train(dataset, store, tmp_path / "run", model=GATED, options=dataclasses.replace(QUICK, epochs=1))
+    found = explain(tmp_path / "run", dataset, store, **QUICKLY)
+    names = {"|".join(dataset.class_names[: k + 1]) for k in range(classes)} | {
+        *dataset.class_names,
+        "none",
+        "a|c",
+        "b|c",
+    }
+    for image in found["images"]:
+        assert {image["true"], image["predicted"]} <= names
+        assert 0 <= image["probability"] <= 1
+    assert found["localisation"]["maps"].keys() >= {"neck → stage4", "Grad-CAM"}
+
+
+def test_the_plain_classifier_has_grad_cam(lesions, tmp_path):
+    train(lesions, None, tmp_path, model=PLAIN, options=dataclasses.replace(QUICK, epochs=1))
+    found = explain(tmp_path, lesions, None, **QUICKLY)
+    assert found["localisation"]["maps"].keys() == {"Grad-CAM", "centre of the image"}
+    assert "heat maps of Grad-CAM." in found["images"][0]["alt"]
+
+
+def test_without_masks_there_are_pictures_and_no_score(lesions, lesion_store, gated_run):
+    blind = dataclasses.replace(lesions, source=dataclasses.replace(lesions.source, masks=[None] * len(lesions)))
+    found = explain(gated_run, blind, lesion_store, **QUICKLY)
+    assert found["localisation"] is None
+    assert not [path for path in (gated_run / "explain").iterdir() if "localisation" in path.name]
+    assert "outlined" not in found["images"][0]["alt"]
+
+
+def test_a_folder_of_masks_gives_the_score_of_the_samples_it_knows(lesions, lesion_store, oracle_run, tmp_path):
+    for index in lesions.indices("test")[:5]:
+        name = lesions.samples[index].id.split("/")[1]
+        Image.fromarray(lesions.mask(index).astype(np.uint8) * 255).save(tmp_path / name)
+    found = explain(oracle_run, lesions, lesion_store, masks=tmp_path, **QUICKLY)["localisation"]
+    assert (found["images"], found["left_out"]) == (5, 7)
+    assert found["maps"]["neck → stage4"]["auc"]["value"] > 0.97
+
+
+@pytest.mark.parametrize("name", ["ward/p15_0.png", "p15_0.png", "p15_0", "data/ward/p15_0.png"])
+def test_a_sample_is_found_as_people_name_it(lesions, lesion_store, gated_run, name):
+    found = explain(gated_run, lesions, lesion_store, names=[name], **QUICKLY)
+    assert [image["id"] for image in found["images"]] == ["ward/p15_0.png"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("p00_0", "'p00_0' is in split 'train', not in 'test': name it with --split"),
+        ("p15_O.png", "There is no sample 'p15_O.png' in split 'test': ids look like 'ward/p15_"),
+    ],
+)
+def test_a_name_of_nobody_is_refused(lesions, lesion_store, gated_run, name, message):
+    with pytest.raises(ConfigError, match=message):
+        explain(gated_run, lesions, lesion_store, names=[name], **QUICKLY)
+
+
+def test_a_name_of_two_is_refused(lesions, lesion_store, gated_run):
+    doubled = tuple(
+        dataclasses.replace(s, id=s.id.replace("ward/p16_0", "hall/p15_0")) if s.split == "test" else s
+        for s in lesions.samples
+    )
+    with pytest.raises(RunError, match="lacks 1 of 12 samples"):
+        explain(gated_run, dataclasses.replace(lesions, samples=doubled), lesion_store, **QUICKLY)
+    with pytest.raises(ConfigError, match=r"'p15_0' may be 'ward/p15_0\.png' or 'hall/p15_0\.png'"):
+        explain(_plain(gated_run, lesions), dataclasses.replace(lesions, samples=doubled), None, names=["p15_0"])
+
+
+def _plain(beside, dataset):
+    folder = beside.with_name("plain")
+    train(dataset, None, folder, model=PLAIN, options=dataclasses.replace(QUICK, epochs=1))
+    return folder
+
+
+def test_other_classes_are_refused(lesions, lesion_store, gated_run):
+    with pytest.raises(RunError, match=r"knows the binary classes \['a', 'b'\]"):
+        explain(gated_run, dataclasses.replace(lesions, class_names=("x", "y")), lesion_store)
+
+
+def test_a_failure_leaves_the_last_pictures(lesions, lesion_store, gated_run, tmp_path):
+    explain(gated_run, lesions, lesion_store, **QUICKLY)
+    first = digests(gated_run / "explain")
+    (tmp_path / "p15_0.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"p15_0\.png: cannot be read as an image"):
+        explain(gated_run, lesions, lesion_store, masks=tmp_path, **QUICKLY)
+    assert digests(gated_run / "explain") == first
+
+
+def test_file_names_are_safe_and_tell_ids_apart():
+    ids = [
+        "a/b.png",
+        "a_b.png",
+        "a b.png",
+        "A_b.png",
+        "../../etc/passwd",
+        "..",
+        "sheet",
+        "é",
+        "ü",
+        "x" * 300,
+        "x" * 299,
+    ]
+    names = [file_name(name) for name in ids]
+    assert len({name.lower() for name in names}) == len(ids)
+    for name in names:
+        assert name.endswith(".png")
+        assert not name.startswith(".")
+        assert len(name) < 110
+        assert not set(name) & set("/\\: ")
+    assert file_name("p07_1") == "p07_1.png"
+    assert "sheet.png" not in names
+    assert Sample("p07_1", 0, "test", "p07").id in file_name("p07_1")
