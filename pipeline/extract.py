@@ -8,10 +8,10 @@ fixed composition: the stored numbers do not depend on where a run was interrupt
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import cache
 from pipeline.batch_size import BatchSize
@@ -20,7 +20,8 @@ from pipeline.encode import Clock, Encoding
 from pipeline.encoders import Encoder
 from pipeline.errors import DataError
 from pipeline.progress import Progress, silent
-from pipeline.scan import scan
+from pipeline.scan import Scan, memory_of, remembered, scan
+from pipeline.unchanged import fingerprint, specify, unchanged
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,11 @@ class ExtractReport:
         rows: Samples in the store.
         encoded: Images that went through the encoder in this run.
         reused: Samples whose features were already stored.
-        set_aside: Reason by sample id, for images that are not in the store.
+        set_aside: Reason by sample id, for images that are not in the store; of several processes the first one's
+            report has all of them, the others' have none.
         seconds: Wall time of the parts seen from the encoder's thread: `scan`, `wait for decode`, `encode`,
-            `wait for write`, `commit`; and `total`.
+            `wait for write`, `commit`; and `total`. Only `scan` and
+            `total` where nothing was to do.
         advice: One line if the encoder was starved, else empty.
     """
 
@@ -68,15 +71,41 @@ class Ranks:
 ALONE = Ranks()
 
 
-def fingerprint(encoder: Encoder, reading: Mapping[str, JSON], dtype: str) -> cache.Fingerprint:
-    """Everything that the stored numbers depend on, apart from the source pixels that each row names itself.
+class Rows(Sequence[cache.Row]):
+    """The rows that a scan asks for, made when they are looked at: the digests are held once, as the scan's array."""
 
-    Args:
-        encoder: The frozen encoder; it answers for weights, preprocessing, precision, taps and pool.
-        reading: How files become RGB where that is a choice (see `pipeline.data.reading_rules`).
-        dtype: `"float16"` or `"float32"`, the type of the stored numbers.
-    """
-    return cache.Fingerprint({**encoder.fingerprint(), "reading": dict(reading), "dtype": dtype})
+    def __init__(self, seen: Scan) -> None:
+        """Look at a scan."""
+        self._seen = seen
+        self._at = seen.rows
+
+    def __len__(self) -> int:
+        return len(self._at)
+
+    @overload
+    def __getitem__(self, row: int) -> cache.Row: ...
+    @overload
+    def __getitem__(self, row: slice) -> Sequence[cache.Row]: ...
+    def __getitem__(self, row: int | slice) -> cache.Row | Sequence[cache.Row]:
+        if isinstance(row, slice):
+            return [self[i] for i in range(*row.indices(len(self)))]
+        index = self._at[row]
+        return cache.Row(self._seen.dataset.samples[index].id, self._seen.digests[index].tobytes())
+
+    def __iter__(self) -> Iterator[cache.Row]:
+        samples, digests = self._seen.dataset.samples, self._seen.digests
+        for index in self._at.tolist():
+            yield cache.Row(samples[index].id, digests[index].tobytes())
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """Name of each row."""
+        samples = self._seen.dataset.samples
+        return [samples[index].id for index in self._at.tolist()]
+
+    def image(self, row: int) -> Image:
+        """Decoded image of a row; see `Scan.image`."""
+        return self._seen.image(int(self._at[row]))
 
 
 def extract(
@@ -120,30 +149,34 @@ def extract(
         DataError: An image cannot be read and `strict` is set, or none can.
         cache.StoreError: The store refuses, for example for another fingerprint; the message says what to do.
     """
+    wanted, taps = fingerprint(encoder.fingerprint(), reading, dtype), specify(encoder.taps, dtype)
     clock = Clock()
     with clock("total"):
         with clock("scan"):
-            memory = path.with_name(path.name + ".seen.npz")
-            seen = scan(dataset, memory, recheck=recheck, workers=workers, strict=strict, progress=progress)
+            known = remembered(dataset, memory_of(path), workers)
+            if not recheck and unchanged(dataset, path, wanted, taps, known, progress):
+                return ExtractReport(path, len(dataset), 0, len(dataset), {}, clock.seconds)
+            seen = scan(
+                dataset,
+                memory_of(path),
+                recheck=recheck,
+                workers=workers,
+                strict=strict,
+                processes=ranks.world,
+                found=known,
+                progress=progress,
+            )
         if not seen.readable.any():
             reason = next(iter(seen.set_aside.values()), "it has no samples")
             message = f"none of the {len(dataset.samples)} images of {dataset.name!r} can be read: {reason}"
             raise DataError(message)
-        store = _Store(
-            path,
-            fingerprint=fingerprint(encoder, reading, dtype),
-            taps={name: cache.TapSpec(*shape, dtype) for name, shape in encoder.taps.items()},
-            rows=[cache.Row(dataset.samples[i].id, seen.digests[i].tobytes()) for i in seen.rows],
-            reuse=tuple(reuse),
-        )
-        sizes = BatchSize(encoder, batch_size, path.with_name(path.name + ".batch.json"))
-        indices = seen.rows
+        store = _Store(path, wanted, taps, Rows(seen), tuple(reuse))
         encoding = Encoding(
             encoder,
-            lambda row: seen.image(int(indices[row])),
-            [row.id for row in store.rows],
+            store.rows.image,
+            store.rows.ids,
             dtype,
-            sizes,
+            BatchSize(encoder, batch_size, path.with_name(path.name + ".batch.json")),
             workers,
             strict=strict,
             shared=ranks.world > 1,
@@ -152,14 +185,16 @@ def extract(
         )
         if ranks.rank:
             reused = _help(store, encoding, ranks.wait_seconds)
+            kept, bad = len(store.rows), dict[str, str]()
         else:
-            reused = _lead(store, encoding, provenance=provenance, shard_mib=shard_mib, replace=replace)
+            reused, kept, bad = _lead(store, encoding, provenance=provenance, shard_mib=shard_mib, replace=replace)
+            bad = {**seen.set_aside, **bad}
     return ExtractReport(
         store=path,
-        rows=len(store.rows) - len(encoding.set_aside),
+        rows=kept,
         encoded=encoding.encoded,
         reused=reused,
-        set_aside={**seen.set_aside, **encoding.set_aside},
+        set_aside=bad,
         seconds=clock.seconds,
         advice=_advice(clock.seconds, workers),
     )
@@ -172,7 +207,7 @@ class _Store:
     path: Path
     fingerprint: cache.Fingerprint
     taps: Mapping[str, cache.TapSpec]
-    rows: Sequence[cache.Row]
+    rows: Rows
     reuse: Sequence[Path]
 
 
@@ -183,8 +218,13 @@ def _lead(
     provenance: Mapping[str, JSON] | None,
     shard_mib: int,
     replace: bool,
-) -> int:
-    """Plan the store, encode what no other rank takes, commit; returns how many rows were stored already."""
+) -> tuple[int, int, dict[str, str]]:
+    """Plan the store, encode what no other rank takes, commit.
+
+    Returns:
+        How many rows were stored already, how many the store has now, and what gave no feature, whichever rank found
+        that out: reason by sample id.
+    """
     with cache.create_store(
         store.path,
         fingerprint=store.fingerprint,
@@ -198,8 +238,9 @@ def _lead(
         _announce(store, writer, encoding.progress)
         encoding.run(writer)
         with encoding.clock("commit"):
-            writer.commit().close()
-    return writer.reused
+            finished = writer.commit()
+        with finished:
+            return writer.reused, len(finished), dict(finished.set_aside)
 
 
 def _help(store: _Store, encoding: Encoding, wait_seconds: float) -> int:
@@ -247,7 +288,7 @@ def repair(
         if writer.identity is None:
             return ExtractReport(path, len(names), 0, len(names), {}, clock.seconds)
         dtype = next(iter(writer.identity.taps.values())).dtype
-        differences = writer.identity.fingerprint.differences(fingerprint(encoder, reading, dtype))
+        differences = writer.identity.fingerprint.differences(fingerprint(encoder.fingerprint(), reading, dtype))
         if differences:
             listed = "; ".join(f"{d.field} is {d.ours!r} there, {d.theirs!r} here" for d in differences)
             message = f"{path} was made with other settings ({listed}); repair it with its own configuration"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +22,28 @@ from pipeline.overlap import ahead, threads
 from pipeline.progress import Progress, silent
 
 KEEP_BYTES = 1 << 30  # decoded images kept between the scan and the encoder, so that small data sets are decoded once
+SAVE_EVERY_SECONDS = 60.0  # what a long scan has found is remembered this often, so that a stop costs no more
+_ARRAY_BYTES = 256  # of an image in memory besides its pixels
+_AT_ONCE = 1024  # files whose sizes and times a thread asks for in one go
 
 Digests = npt.NDArray[np.uint8]
+Stamps = npt.NDArray[np.uint64]
+Known = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """What earlier runs found out about the samples of a data set.
+
+    Attributes:
+        stamps: uint64 (n,), keys of the stamps; 0 where a sample has none.
+        digests: uint8 (n, 32), sha256 of each sample's pixels; zeros where nothing is known.
+        known: bool (n,), where something is.
+    """
+
+    stamps: Stamps
+    digests: Digests
+    known: Known
 
 
 @dataclass
@@ -70,6 +91,8 @@ def scan(
     recheck: bool = False,
     workers: int = 2,
     strict: bool = False,
+    processes: int = 1,
+    found: Remembered | None = None,
     progress: Progress = silent,
 ) -> Scan:
     """Digest every image of a data set, decoding only those whose file changed since the last run.
@@ -80,14 +103,16 @@ def scan(
         recheck: Decode all images and trust no stamp.
         workers: Decoding threads.
         strict: Raise at the first image that cannot be read.
+        processes: How many share this machine's memory for decoded images, in which `Scan.image` finds them.
+        found: What `memory` holds, where it has been read already; the scan goes on in these arrays.
         progress: Called after each image.
 
     Raises:
         DataError: An image cannot be read and `strict` is set.
     """
-    total = len(dataset.samples)
-    stamps = np.array([_key(dataset.stamp(i)) for i in range(total)], "S16")
-    digests, known = _recall(stamps, memory) if not recheck else _nothing(total)
+    found = found or remembered(dataset, memory, workers)
+    stamps, digests = found.stamps, found.digests
+    known = np.zeros_like(found.known) if recheck else found.known
     result = Scan(dataset, digests, known)
     unknown = np.flatnonzero(~known).tolist()
     kept_bytes = 0
@@ -99,6 +124,7 @@ def scan(
             return index, error, b""
         return index, image, pixel_digest(image)
 
+    saved = time.monotonic()
     with threads(workers, "scan") as pool:
         for done, (index, image, digest) in enumerate(ahead(look, unknown, pool, depth=2 * workers), start=1):
             progress("scan", done, len(unknown))
@@ -109,45 +135,60 @@ def scan(
                 continue
             digests[index] = np.frombuffer(digest, np.uint8)
             known[index] = True
-            if kept_bytes + image.nbytes <= KEEP_BYTES:
-                kept_bytes += image.nbytes
+            if kept_bytes + image.nbytes + _ARRAY_BYTES <= KEEP_BYTES // processes:
+                kept_bytes += image.nbytes + _ARRAY_BYTES
                 result._kept[index] = image
+            if time.monotonic() - saved > SAVE_EVERY_SECONDS:
+                _remember(stamps[known], digests[known], memory)
+                saved = time.monotonic()
     if unknown:
         _remember(stamps[known], digests[known], memory)
     return result
 
 
-def _key(stamp: str | None) -> bytes:
-    """16 bytes that stand for a stamp; samples without one share the empty key, which is never looked up."""
-    return b"" if stamp is None else hashlib.blake2b(stamp.encode(), digest_size=8).hexdigest().encode()
+def memory_of(store: Path) -> Path:
+    """The file beside a store that remembers the digests of its images."""
+    return store.with_name(store.name + ".seen.npz")
 
 
-def _nothing(total: int) -> tuple[Digests, npt.NDArray[np.bool_]]:
-    return np.zeros((total, 32), np.uint8), np.zeros(total, bool)
+def remembered(dataset: Dataset, memory: Path, workers: int = 2) -> Remembered:
+    """Look up every sample in the memory by its stamp, without reading a pixel.
 
+    Args:
+        dataset: The samples.
+        memory: See `memory_of`; one that is not there or cannot be read knows nothing.
+        workers: Threads that ask for the stamps: on a network file system each takes its time.
+    """
+    total = len(dataset.samples)
+    stamps = np.empty(total, np.uint64)
 
-def _recall(stamps: npt.NDArray[np.bytes_], memory: Path) -> tuple[Digests, npt.NDArray[np.bool_]]:
-    """Digests of the samples whose stamp is remembered; a memory that cannot be read is as good as none."""
-    digests, known = _nothing(len(stamps))
+    def ask(start: int) -> None:
+        end = min(start + _AT_ONCE, total)
+        stamps[start:end] = [_key(dataset.stamp(i)) for i in range(start, end)]
+
+    with threads(workers, "stamp") as pool:
+        for _ in ahead(ask, range(0, total, _AT_ONCE), pool, depth=2 * workers):
+            pass
+    digests, known = np.zeros((total, 32), np.uint8), np.zeros(total, bool)
     try:
         with np.load(memory, allow_pickle=False) as file:
-            keys, remembered = file["keys"], file["digests"]
+            keys, found = file["keys"], file["digests"]
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-        return digests, known
-    if (
-        keys.dtype != stamps.dtype
-        or remembered.dtype != np.uint8
-        or remembered.shape != (len(keys), 32)
-        or not len(keys)
-    ):
-        return digests, known
+        return Remembered(stamps, digests, known)
+    if keys.dtype != stamps.dtype or found.dtype != np.uint8 or found.shape != (len(keys), 32) or not len(keys):
+        return Remembered(stamps, digests, known)
     at = np.minimum(np.searchsorted(keys, stamps), len(keys) - 1)
-    known = (keys[at] == stamps) & (stamps != b"")
-    digests[known] = remembered[at[known]]
-    return digests, known
+    known = (keys[at] == stamps) & (stamps != 0)
+    digests[known] = found[at[known]]
+    return Remembered(stamps, digests, known)
 
 
-def _remember(stamps: npt.NDArray[np.bytes_], digests: Digests, memory: Path) -> None:
+def _key(stamp: str | None) -> int:
+    """64 bits that stand for a stamp; samples without one share 0, which is never looked up."""
+    return 0 if stamp is None else int.from_bytes(hashlib.blake2b(stamp.encode(), digest_size=8).digest(), "little")
+
+
+def _remember(stamps: Stamps, digests: Digests, memory: Path) -> None:
     """Write the memory, sorted by key, through a temporary name of this process's own."""
     order = np.argsort(stamps)
     memory.parent.mkdir(parents=True, exist_ok=True)

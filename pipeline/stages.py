@@ -23,12 +23,13 @@ from pipeline import predict as on_the_fly
 from pipeline import train as stage_two
 from pipeline.augment import Augmentation
 from pipeline.classifier import ModelOptions
-from pipeline.config import Config, CsvData, DemoData, FolderData, MedMnistData, SplitRule, to_dict
-from pipeline.data.medmnist_sets import SETS as MEDMNIST_SETS
-from pipeline.encoders.encoder import ARITHMETIC
+from pipeline.config import Config, DemoData, MedMnistData, to_dict
+from pipeline.encoders.recipe import ARITHMETIC
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.inputs import checkpoint, load_dataset, reading
 from pipeline.optimise import TrainOptions
 from pipeline.progress import Progress
+from pipeline.unchanged import fingerprint
 from pipeline.weights import download_imagenet
 
 Report = dict[str, Any]
@@ -122,7 +123,7 @@ def extract(
     strict: bool = False,
     recheck: bool = False,
 ) -> Report:
-    """Stage one: leave a complete store of features at `store.path`."""
+    """Stage one: leave a complete store of features at `store.path`; see `inputs.finished` for when it is there."""
     dataset = load_dataset(config)
     encoder = build_encoder(config)
     report = stage_one.extract(
@@ -158,35 +159,6 @@ def extract(
     }
 
 
-def load_dataset(config: Config) -> data.Dataset:
-    """The data set that the configuration describes."""
-    match config.data:
-        case DemoData(path=path):
-            return data.load_demo(path)
-        case MedMnistData(path=path, name=name):
-            known = MEDMNIST_SETS.get(name)
-            if known is None:
-                return data.load_medmnist(path)
-            return data.load_medmnist(path, class_names=known.class_names, task=known.task)
-        case FolderData() as folder:
-            return data.load_folder(
-                folder.path,
-                group_pattern=folder.group_pattern,
-                fractions=_fractions(folder.split),
-                seed=folder.split.seed,
-                reading=reading(config),
-            )
-        case CsvData() as table:
-            return data.load_csv(
-                table.path,
-                root=table.images,
-                fractions=_fractions(table.split),
-                seed=table.split.seed,
-                reading=reading(config),
-                **table.model_dump(exclude={"layout", "path", "images", "split", "reading"}),
-            )
-
-
 def build_encoder(config: Config) -> encoders.Encoder:
     """The frozen encoder that the configuration describes, on its device."""
     return encoders.build_encoder(
@@ -199,18 +171,6 @@ def build_encoder(config: Config) -> encoders.Encoder:
         preprocessing=config.encoder.preprocessing,
         device=device(config),
     )
-
-
-def reading(config: Config) -> data.Reading:
-    """How image files become uint8 RGB; layouts without a choice take the default."""
-    rules = getattr(config.data, "reading", None)
-    return data.Reading() if rules is None else data.Reading(**rules.model_dump())
-
-
-def checkpoint(config: Config) -> Path:
-    """The file of weights: as configured, or where a published checkpoint is kept for all projects."""
-    named = config.encoder.checkpoint
-    return encoders.checkpoint_path(str(named)) if str(named) in encoders.PUBLISHED else named
 
 
 def device(config: Config) -> str:
@@ -283,7 +243,7 @@ def predict(config: Config, progress: Progress, paths: Sequence[Path]) -> Report
     encoder = identity = None
     if description.model.taps:
         encoder = build_encoder(config)
-        identity = stage_one.fingerprint(encoder, data.reading_rules(reading(config)), config.store.dtype)
+        identity = fingerprint(encoder.fingerprint(), data.reading_rules(reading(config)), config.store.dtype)
     probabilities = on_the_fly.predict(
         config.run,
         (data.read_image(path, reading(config)) for path in paths),
@@ -339,10 +299,6 @@ def _train_options(config: Config) -> TrainOptions:
 def _augmentation(config: Config) -> Augmentation:
     values = to_dict(config.train.augment)
     return Augmentation(**{**values, "scale": tuple(values["scale"])})
-
-
-def _fractions(rule: SplitRule) -> dict[data.Split, float]:
-    return {"val": rule.val, "test": rule.test}
 
 
 def explain(

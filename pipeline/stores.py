@@ -13,8 +13,9 @@ from pipeline import data, pca, plots
 from pipeline import extract as stage_one
 from pipeline.config import Config
 from pipeline.errors import ConfigError, DataError
+from pipeline.inputs import load_dataset, reading
 from pipeline.progress import Progress
-from pipeline.stages import Report, build_encoder, load_dataset, reading, workers
+from pipeline.stages import Report, build_encoder, workers
 
 KEY_BYTES = 32
 _NAMED = 10  # outliers that the map names; the report has them all

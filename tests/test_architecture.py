@@ -18,7 +18,7 @@ ONLY_IN = {
     "click": ("pipeline/cli/",),
     "rich": ("pipeline/cli/",),
     "pydantic": ("pipeline/config.py",),
-    "pipeline.config": ("pipeline/stages.py", "pipeline/stores.py", "pipeline/cli/"),
+    "pipeline.config": ("pipeline/inputs.py", "pipeline/stages.py", "pipeline/stores.py", "pipeline/cli/"),
     "pipeline.stages": ("pipeline/stores.py", "pipeline/cli/"),
     "pipeline.cli": ("pipeline/__main__.py", "pipeline/cli/"),
 }

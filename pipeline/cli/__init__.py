@@ -92,11 +92,15 @@ def extract(
     recheck: bool,
 ) -> int:
     """Stage one: run the frozen encoder over the images that the store does not hold yet."""
-    from pipeline import stages
+    from pipeline.inputs import finished
 
     config = load(config_path, overrides)
     with bars() as progress:
-        report = stages.extract(config, progress, replace=replace, reuse=reuse, strict=strict, recheck=recheck)
+        report = None if recheck else finished(config, progress)
+        if report is None:
+            from pipeline import stages  # imports torch, which takes longer than finding out that nothing changed
+
+            report = stages.extract(config, progress, replace=replace, reuse=reuse, strict=strict, recheck=recheck)
     show(report, as_json)
     return INCOMPLETE if report["set_aside"] else DONE
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -41,10 +42,14 @@ class Files:
         """Relative name, size, time and reading rule; None for a file that is not there."""
         name = self.names[index]
         try:
-            status = (self.root / name).stat()
+            status = os.stat(f"{self._root}/{name}")  # noqa: PTH116  a Path costs more than the question itself
         except OSError:
             return None
         return f"{name} {status.st_size} {status.st_mtime_ns} {self._rules}"
+
+    @cached_property
+    def _root(self) -> str:
+        return str(self.root)
 
     @cached_property
     def _rules(self) -> str:

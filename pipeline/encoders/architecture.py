@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-
-import torch
-from segment_anything.modeling import ImageEncoderViT
-from torch import nn
+from typing import TYPE_CHECKING
 
 from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from segment_anything.modeling import ImageEncoderViT
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,10 @@ class Architecture:
 
     def build(self) -> ImageEncoderViT:
         """The official module, its parameters shapes only (on the `meta` device) until a checkpoint is assigned."""
+        import torch
+        from segment_anything.modeling import ImageEncoderViT
+        from torch import nn
+
         with torch.device("meta"):
             return ImageEncoderViT(
                 img_size=self.input_px,

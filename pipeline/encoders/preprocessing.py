@@ -11,7 +11,6 @@ Batches travel to the device as bytes, a quarter of what normalised pixels would
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -20,14 +19,8 @@ from PIL import Image
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 
+from pipeline.encoders.recipe import MEAN, STD, Preprocessing
 from pipeline.errors import DataError
-
-JSON = str | int | float | list["JSON"] | dict[str, "JSON"]
-Preprocessing = Literal["sam", "medsam"]
-PREPROCESSINGS: tuple[str, ...] = get_args(Preprocessing)
-_VERSION = 1  # raise when the same image gives other pixels
-MEAN = (123.675, 116.28, 103.53)
-STD = (58.395, 57.12, 57.375)
 
 
 @dataclass(frozen=True)
@@ -41,12 +34,6 @@ class Prepared:
 
     pixels: Tensor
     size: tuple[int, int]
-
-
-def describe(preprocessing: Preprocessing) -> dict[str, JSON]:
-    """What the pixels that the encoder sees depend on, for its fingerprint."""
-    constants: dict[str, JSON] = {"mean": list(MEAN), "std": list(STD)} if preprocessing == "sam" else {}
-    return {"name": preprocessing, "version": _VERSION, **constants}
 
 
 def prepare(image: npt.NDArray[np.uint8], input_px: int, preprocessing: Preprocessing = "sam") -> Prepared:

@@ -12,8 +12,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 from pipeline.download import fetch
-from pipeline.encoders.checkpoint import user_folder
-from pipeline.encoders.preprocessing import Preprocessing
+from pipeline.encoders.digest import user_folder
+from pipeline.encoders.recipe import Preprocessing
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.progress import Progress, silent
 

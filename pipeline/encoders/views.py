@@ -7,26 +7,10 @@ views: resizing the turned image instead differs by the rounding of a grey level
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
-
 import torch
 from torch import Tensor
 
-VIEWS: Mapping[str, tuple[bool, int]] = (
-    MappingProxyType(  # mirrored left to right first, then quarter turns to the left
-        {
-            "identity": (False, 0),
-            "rot90": (False, 1),
-            "rot180": (False, 2),
-            "rot270": (False, 3),
-            "hflip": (True, 0),
-            "transpose": (True, 1),
-            "vflip": (True, 2),
-            "transverse": (True, 3),
-        }
-    )
-)
+from pipeline.encoders.recipe import VIEWS
 
 
 def turned(pixels: Tensor, sizes: Tensor, view: str) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,105 @@
+"""What a configuration reads: its data set, its weights, and what features would depend on. Imports no torch."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from pipeline import data, encoders
+from pipeline.config import Config, CsvData, DemoData, FolderData, MedMnistData, SplitRule
+from pipeline.data.medmnist_sets import SETS as MEDMNIST_SETS
+from pipeline.errors import CheckpointError
+from pipeline.progress import Progress
+from pipeline.scan import memory_of, remembered
+from pipeline.unchanged import fingerprint, specify, unchanged
+
+
+def load_dataset(config: Config) -> data.Dataset:
+    """The data set that the configuration describes."""
+    match config.data:
+        case DemoData(path=path):
+            return data.load_demo(path)
+        case MedMnistData(path=path, name=name):
+            known = MEDMNIST_SETS.get(name)
+            if known is None:
+                return data.load_medmnist(path)
+            return data.load_medmnist(path, class_names=known.class_names, task=known.task)
+        case FolderData() as folder:
+            return data.load_folder(
+                folder.path,
+                group_pattern=folder.group_pattern,
+                fractions=_fractions(folder.split),
+                seed=folder.split.seed,
+                reading=reading(config),
+            )
+        case CsvData() as table:
+            return data.load_csv(
+                table.path,
+                root=table.images,
+                fractions=_fractions(table.split),
+                seed=table.split.seed,
+                reading=reading(config),
+                **table.model_dump(exclude={"layout", "path", "images", "split", "reading"}),
+            )
+
+
+def reading(config: Config) -> data.Reading:
+    """How image files become uint8 RGB; layouts without a choice take the default."""
+    rules = getattr(config.data, "reading", None)
+    return data.Reading() if rules is None else data.Reading(**rules.model_dump())
+
+
+def checkpoint(config: Config) -> Path:
+    """The file of weights: as configured, or where a published checkpoint is kept for all projects."""
+    named = config.encoder.checkpoint
+    return encoders.checkpoint_path(str(named)) if str(named) in encoders.PUBLISHED else named
+
+
+def recipe(config: Config) -> encoders.Recipe:
+    """How the configured encoder makes features, apart from its weights.
+
+    Raises:
+        ConfigError: The encoder cannot do what is asked of it.
+    """
+    wanted = config.encoder
+    return encoders.make_recipe(
+        wanted.name, tuple(wanted.taps), wanted.input_px, wanted.pool, wanted.precision, wanted.preprocessing
+    )
+
+
+def finished(config: Config, progress: Progress) -> dict[str, Any] | None:
+    """The report of an extraction that has nothing left to do; None where it has, or where that takes a closer look.
+
+    Raises:
+        DataError: The data set cannot be loaded.
+        ConfigError: The encoder cannot do what is asked of it.
+    """
+    began = time.perf_counter()
+    path = config.store.path
+    if not path.exists():
+        return None
+    dataset = load_dataset(config)
+    try:
+        wanted = recipe(config).fingerprint(encoders.weights_sha256(checkpoint(config)))
+    except CheckpointError:
+        return None  # loading the weights says what is wrong
+    identity = fingerprint(wanted, data.reading_rules(reading(config)), config.store.dtype)
+    taps = specify(recipe(config).shapes, config.store.dtype)
+    if not unchanged(dataset, path, identity, taps, remembered(dataset, memory_of(path)), progress):
+        return None
+    rows = len(dataset)
+    seconds = {"total": time.perf_counter() - began}
+    return {
+        "store": str(path),
+        "rows": rows,
+        "encoded": 0,
+        "reused": rows,
+        "set_aside": {},
+        "seconds": seconds,
+        "advice": "",
+    }
+
+
+def _fractions(rule: SplitRule) -> dict[data.Split, float]:
+    return {"val": rule.val, "test": rule.test}
