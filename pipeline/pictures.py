@@ -20,7 +20,7 @@ from pipeline.plots import drawing
 _COLUMNS = 4  # panels beside each other in the figure of a sample
 _PANEL_IN = 2.1
 _CELL_IN = 1.45
-_LONGEST_NAME = 24
+_LETTERS_PER_IN = {10: 13, 8: 14, 6.5: 17}  # that fit, by size of type, on the safe side
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -78,7 +78,7 @@ def draw_case(path: Path, case: Case) -> None:
     aspect = _aspect([case])
     width_in, height_in = columns * _PANEL_IN, rows * (_PANEL_IN * aspect + 0.6) + 0.5
     with drawing(path, width_in=max(width_in, 4.2), height_in=height_in) as figure:
-        figure.suptitle(_headline(case), fontsize=10, parse_math=False)
+        figure.suptitle(_headline(case, max(width_in, 4.2)), fontsize=10, parse_math=False)
         grid = figure.add_gridspec(2 * rows, columns, height_ratios=[_PANEL_IN * aspect, 0.09] * rows, wspace=0.08)
         for number, one in enumerate((None, *case.maps)):
             row, column = divmod(number, columns)
@@ -107,7 +107,7 @@ def draw_sheet(path: Path, blocks: Mapping[str, Sequence[Case]], *, columns: int
     known = [case for cases in blocks.values() for case in cases]
     kinds = max((len(case.maps) for case in known), default=0)
     aspect = _aspect(known)
-    heights = [(1 + kinds) * _CELL_IN * aspect + 1.0 if cases else 0.7 for cases in blocks.values()]
+    heights = [(1 + kinds) * _CELL_IN * aspect + 1.1 if cases else 0.7 for cases in blocks.values()]
     width_in = max(columns, 2) * _CELL_IN + 1.0
     with drawing(path, width_in=width_in, height_in=sum(heights)) as figure:
         parts = figure.subfigures(len(blocks), 1, height_ratios=heights, squeeze=False)[:, 0]
@@ -124,7 +124,8 @@ def _draw_block(part: SubFigure, cases: Sequence[Case], columns: int, kinds: int
     for column, case in enumerate(cases):
         axes = part.add_subplot(grid[0, column])
         _show(axes, case)
-        label = f"true {_short(case.true)}\nsaid {_short(case.predicted)}  {_percent(case.probability)}"
+        words = (f"true {case.true}", f"said {case.predicted}", _percent(case.probability))
+        label = "\n".join(_fitting(line, 8, _CELL_IN) for line in words)
         axes.set_title(label, fontsize=8, parse_math=False)
         for row, one in enumerate(case.maps, start=1):
             axes = part.add_subplot(grid[row, column])
@@ -134,7 +135,9 @@ def _draw_block(part: SubFigure, cases: Sequence[Case], columns: int, kinds: int
                 shared = all(other.maps[row - 1].high == one.high for other in cases)
                 _number_colours(part, mappable, bar, one if shared else replace(one, high=math.inf), "vertical")
                 bar.set_ylabel(one.title, fontsize=8, parse_math=False)
-        axes.set_xlabel(_short(case.name), fontsize=6.5, color="#555555", parse_math=False)
+        axes.set_xlabel(
+            _fitting(case.name, 6.5, _CELL_IN, keep_end=True), fontsize=6.5, color="#555555", parse_math=False
+        )
 
 
 def _show(axes: Axes, case: Case, one: HeatMap | None = None) -> Any:
@@ -173,6 +176,8 @@ def _number_colours(
         bar.ax.get_yticklabels()[-1].set_verticalalignment("top")
     elif one.low == one.high:
         bar.set_ticks([one.low], labels=[f"{one.low:.4g} everywhere"])
+        if orientation == "horizontal":
+            bar.ax.get_xticklabels()[0].set_horizontalalignment("left")
     else:
         decimals = int(np.clip(1 - math.floor(math.log10(high - low)), 1, 6))
         ticks = [low, (low + high) / 2, high]
@@ -193,12 +198,16 @@ def _aspect(cases: Sequence[Case]) -> float:
 
 def _limits(one: HeatMap) -> tuple[float, float]:
     """Where the colours begin and end; apart, even for a constant map."""
-    return (one.low, one.high) if one.high > one.low else (one.low - 0.5, one.low + 0.5)
+    return (one.low, one.high) if one.high > one.low else (one.low, one.low + 1)
 
 
-def _headline(case: Case) -> str:
+def _headline(case: Case, width_in: float) -> str:
     verdict = "right" if case.true == case.predicted else "wrong"
-    return f"{case.name}\ntrue: {case.true}   predicted: {case.predicted} ({_percent(case.probability)}, {verdict})"
+    name = _fitting(case.name, 10, width_in, keep_end=True)
+    said = f"predicted: {case.predicted} ({_percent(case.probability)}, {verdict})"
+    line = f"true: {case.true}   {said}"
+    lines = [line] if line == _fitting(line, 10, width_in) else [f"true: {case.true}", said]
+    return "\n".join([name, *(_fitting(one, 10, width_in) for one in lines)])
 
 
 def _percent(probability: float) -> str:
@@ -207,6 +216,9 @@ def _percent(probability: float) -> str:
     return "> 99.9%" if percent == "100.0%" else percent
 
 
-def _short(name: str) -> str:
-    """The end of a long name, which tells samples apart."""
-    return name if len(name) <= _LONGEST_NAME else f"…{name[1 - _LONGEST_NAME :]}"
+def _fitting(line: str, size: float, width_in: float, *, keep_end: bool = False) -> str:
+    """Shorten a line to what fits; of a name the end is kept, which tells samples apart."""
+    room = int(_LETTERS_PER_IN[size] * width_in)
+    if len(line) <= room:
+        return line
+    return f"…{line[len(line) - room + 1 :]}" if keep_end else f"{line[: room - 1]}…"

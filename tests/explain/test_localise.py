@@ -8,7 +8,7 @@ import sklearn.metrics
 from PIL import Image
 
 from pipeline.errors import DataError
-from pipeline.localise import Masks, score_map, summarise
+from pipeline.localise import Masks, _partners, score_map, summarise
 from tests.explain.conftest import lesion_dataset
 
 LESION = np.array([[1, 1], [0, 0], [0, 0]], np.float32)
@@ -113,3 +113,8 @@ def test_a_mask_of_another_size_is_refused(tmp_path):
     Image.fromarray(np.ones((12, 16), np.uint8)).save(tmp_path / "p00_0.png")
     with pytest.raises(DataError, match="the mask is 12 x 16 and its image 24 x 32"):
         Masks(dataset, tmp_path)(0)
+
+
+def test_elsewhere_is_another_patient():
+    assert _partners(["p0", "p0", "p1", "p1", "p0"]) == [2, 2, 4, 4, 2]
+    assert _partners(["p0", "p0"]) is None
