@@ -129,7 +129,7 @@ def _copy_rows(
     checksums = opened.index.checksums(name)
     for new, slot in enumerate(order.tolist()):
         buffer[:] = row_bytes(opened.rows, tap, name, slot)
-        if crc32c(buffer) != checksums[slot]:
+        if crc32c(buffer.data) != checksums[slot]:
             ids = [opened.index.ids[row] for row in np.flatnonzero(opened.index.slot == slot)]
             message = f"tap {name!r} of {ids!r} is damaged in the store that is copied; run 'store repair' on it first"
             raise DamagedRowError(message, ids)

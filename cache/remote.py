@@ -29,6 +29,9 @@ from cache.zarr_layout import CHECKSUM_BYTES, index_chunk_name, shard_name, stor
 _ROOT_BYTES = 1 << 20
 _FIRST_BYTES = 1 << 14
 
+PUSHED_FILE = "store.h5"
+"""Name of a store that is one file, in the folder that a push makes for it."""
+
 
 class RemoteFile:
     """Files below one URL.
@@ -54,8 +57,8 @@ class RemoteFile:
         starts, stops = [start for start, _ in spans], [stop for _, stop in spans]
         try:
             found = fs.cat_ranges([path] * len(spans), starts, stops, on_error="raise")
-        except FileNotFoundError as error:
-            message = f"{self.url}/{name} does not exist; check the URL, or push the store again"
+        except (FileNotFoundError, IsADirectoryError) as error:
+            message = f"{self.url}{f'/{name}' if name else ''} does not exist; check the URL, or push the store again"
             raise StoreNotFoundError(message) from error
         for data, (start, stop) in zip(found, spans, strict=True):
             if len(data) > stop - start:
@@ -190,7 +193,7 @@ def _two_spans(places: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def open_remote(url: str) -> OpenedStore:
-    """Open a store at a URL for reading.
+    """Open a store at a URL for reading: a Zarr folder or an HDF5 file, or the folder that a push made for either.
 
     Raises:
         StoreNotFoundError: There is none.
@@ -198,7 +201,18 @@ def open_remote(url: str) -> OpenedStore:
         UntrustedStoreError: It asks for what a store never needs.
     """
     remote = RemoteFile(url)
-    return _open_folder(remote) if remote.url.endswith(".zarr") else _open_single(remote)
+    ways = [(_open_folder, remote), (_open_single, remote), (_open_single, RemoteFile(f"{remote.url}/{PUSHED_FILE}"))]
+    if remote.url.endswith(".h5"):
+        ways = ways[1:] + ways[:1]
+    reasons: list[StoreNotFoundError | FormatError] = []
+    for open_there, place in ways:
+        try:
+            return open_there(place)
+        except StoreNotFoundError as reason:
+            reasons.append(reason)
+        except FormatError as reason:
+            reasons.insert(0, reason)
+    raise reasons[0]
 
 
 def _open_folder(remote: RemoteFile) -> OpenedStore:

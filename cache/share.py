@@ -24,6 +24,7 @@ from cache.fingerprint import canonical
 from cache.lock import WriterLock
 from cache.progress import Progress, silent
 from cache.reader import Store, open_files, open_store, store_format
+from cache.remote import PUSHED_FILE
 from cache.verify import verify
 from cache.work import WorkFolder, partial_path
 from cache.writer import let_go
@@ -32,7 +33,6 @@ MANIFEST = "manifest.json"
 _VERSION = 1
 _MAX_MANIFEST_BYTES = 256 << 20
 _BLOCK_BYTES = 1 << 20
-_SINGLE = "store.h5"
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def make_manifest(path: str | os.PathLike[str], progress: Progress = silent) -> 
 def _local_files(store: Path) -> dict[str, Path]:
     """Files of a store by their path below its URL."""
     if not store.is_dir():
-        return {_SINGLE: store}
+        return {PUSHED_FILE: store}
     found = sorted(Path(base) / file for base, _, names in os.walk(store) for file in names)
     return {file.relative_to(store).as_posix(): file for file in found}
 
@@ -157,13 +157,13 @@ def pull_store(url: str, path: str | os.PathLike[str], *, replace: bool = False,
         state = "a push that is not finished" if manifest else "no manifest.json"
         message = f"{url}: there is {state}; check the URL, or push the store (again)"
         raise FormatError(message)
-    if (_SINGLE in manifest.files) != (store_format(target) == "hdf5"):
-        message = f"{url} holds {'one file' if _SINGLE in manifest.files else 'a folder'}; choose the other suffix"
+    if (PUSHED_FILE in manifest.files) != (store_format(target) == "hdf5"):
+        message = f"{url} holds {'one file' if PUSHED_FILE in manifest.files else 'a folder'}; choose the other suffix"
         raise StoreError(message)
     work = WorkFolder(partial_path(target))
     lock = WriterLock(work.path / "lock", target)
     try:
-        fetched = work.path / "pull" / (_SINGLE if _SINGLE in manifest.files else "store.zarr")
+        fetched = work.path / "pull" / (PUSHED_FILE if PUSHED_FILE in manifest.files else "store.zarr")
         _fetch_all(fs, root, manifest, fetched, target, progress)
         _accept(fetched, target, manifest, url, replace, work, progress)
         remove(work.path / "pull")
@@ -174,7 +174,7 @@ def pull_store(url: str, path: str | os.PathLike[str], *, replace: bool = False,
 
 def _fetch_all(fs: Any, root: str, manifest: Manifest, fetched: Path, target: Path, progress: Progress) -> None:
     """Bring every file of a manifest into place."""
-    base = fetched.parent if _SINGLE in manifest.files else fetched
+    base = fetched.parent if PUSHED_FILE in manifest.files else fetched
     base.mkdir(parents=True, exist_ok=True)
     older = _local_files(target) if target.exists() else {}
     missing = sum(file.size for name, file in manifest.files.items() if not (base / name).exists())
@@ -222,7 +222,7 @@ def _accept(
     fetched: Path, target: Path, manifest: Manifest, url: str, replace: bool, work: WorkFolder, progress: Progress
 ) -> None:
     """Give a fetched store its name, once it is sound and may have it."""
-    base = fetched.parent if _SINGLE in manifest.files else fetched
+    base = fetched.parent if PUSHED_FILE in manifest.files else fetched
     for place in _local_files(fetched).values():
         if place.relative_to(base).as_posix() not in manifest.files:
             place.unlink()

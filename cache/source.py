@@ -54,7 +54,7 @@ class Source:
             data = row_bytes(self.rows, self.taps[tap], tap, slot)
         except (StoreError, FileNotFoundError):
             return None
-        return data if crc32c(data) == self.checksums[tap][slot] else None
+        return data if crc32c(data.data) == self.checksums[tap][slot] else None
 
 
 def store_source(opened: OpenedStore) -> Source | None:

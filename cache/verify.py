@@ -164,7 +164,7 @@ def _bad_places(
     """Places of a shard whose row or checksum is damaged; empty places must be zeros."""
     for i, place in enumerate(places):
         row, trailer = place[:-CHECKSUM_BYTES], int.from_bytes(place[-CHECKSUM_BYTES:].tobytes(), "little")
-        sound = crc32c(row) == checksums[i] == trailer if present[i] else not place.any()
+        sound = crc32c(row.data) == checksums[i] == trailer if present[i] else not place.any()
         if not sound:
             yield i
 
@@ -203,6 +203,6 @@ def _tap_damage(opened: OpenedStore, name: str, slot_ids: dict[int, list[str]]) 
     """Damage in the rows of one tap of a single file."""
     tap, checksums = opened.description.taps[name], opened.index.checksums(name).tolist()
     rows = (row_bytes(opened.rows, tap, name, slot) for slot in range(opened.description.slots))
-    bad = [slot for slot, row in enumerate(rows) if crc32c(row) != checksums[slot]]
+    bad = [slot for slot, row in enumerate(rows) if crc32c(row.data) != checksums[slot]]
     if bad:
         yield _rows_damage(".", "the bytes of rows do not match their checksums", name, bad, slot_ids)

@@ -63,7 +63,7 @@ def create_store(
         path: `NAME.zarr` (a folder) or `NAME.h5`, `NAME.hdf5` (one file).
         fingerprint: Everything the features depend on but the pixels.
         taps: Shape and type by tap name.
-        rows: The samples in the order the store shall have.
+        rows: The samples in the order the store shall have; looked at again at the commit, so leave them as they are.
         provenance: The story to tell with the store, as JSON. Not compared; an interrupted run's own is kept.
         shard_mib: Size of the largest tap's shard files, MiB. A store that is updated keeps its own.
         reuse: Further stores of the same fingerprint to take rows from.
@@ -98,7 +98,7 @@ def create_store(
         job = _begin(target, work, identity, rows, max(1, min(MAX_SHARD_ROWS, shard_rows)), reuse, replace, labels)
         if job is not None:
             job = dataclasses.replace(job, labels=labels, digests=digests)
-        return StoreWriter(target, work, lock, tuple(rows), job)
+        return StoreWriter(target, work, lock, rows, job)
     except BaseException:
         let_go(work, lock)
         raise
@@ -140,7 +140,7 @@ class StoreWriter:
         pending: Shards that need features.
     """
 
-    def __init__(self, path: Path, work: WorkFolder, lock: WriterLock, rows: tuple[Row, ...], job: Job | None) -> None:
+    def __init__(self, path: Path, work: WorkFolder, lock: WriterLock, rows: Sequence[Row], job: Job | None) -> None:
         """Take over a planned job, or none where the finished store is what was asked for."""
         self.path = path
         self._work = work

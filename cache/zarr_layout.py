@@ -128,7 +128,7 @@ def shard_blocks(
         for i, row in enumerate(chosen):
             if row is not None:
                 block[i, :row_bytes] = row
-                checksums[start + i] = crc32c(block[i, :row_bytes])
+                checksums[start + i] = crc32c(block[i, :row_bytes].data)
                 block[i, row_bytes:] = checksums[start + i : start + i + 1].astype("<u4").view(np.uint8)
         yield block.reshape(-1).data
     yield memoryview(shard_index(present, row_bytes, shard_rows))

@@ -254,6 +254,16 @@ def test_a_store_is_read_over_http_two_ranges_a_shard_at_most(suffix: str, tmp_p
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("name", ["pushed", "pushed.h5", "pushed.zarr"])
+def test_what_was_pushed_is_read_where_it_lies(suffix: str, name: str, tmp_path: Path, server: Server) -> None:
+    build(tmp_path / f"mine.{suffix}", WANTED)
+    (tmp_path / "served").mkdir(exist_ok=True)
+    cache.push_store(tmp_path / f"mine.{suffix}", str(tmp_path / "served" / name))
+    assert_holds(cache.open_store(f"{server.url}/{name}"), WANTED)
+    assert_holds(cache.open_store(f"file://{tmp_path}/served/{name}"), WANTED)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
 def test_damage_over_http_is_found_and_fetched_again_once_it_is_mended(
     suffix: str, tmp_path: Path, server: Server
 ) -> None:
