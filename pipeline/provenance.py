@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
+import json
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from cache import Store
 from pipeline.data import Dataset
@@ -24,6 +24,8 @@ def versions() -> dict[str, str]:
 
 def device_name(device: str) -> str:
     """A device as a person would name it: the model of the accelerator, or of the processor."""
+    import torch  # here, so that asking for versions stays cheap
+
     where = torch.device(device)
     if where.type == "cuda":
         return torch.cuda.get_device_name(where)
@@ -37,12 +39,18 @@ def device_name(device: str) -> str:
     return f"{models[0] if models else platform.machine()}, {torch.get_num_threads()} threads"
 
 
+def samples_sha256(dataset: Dataset) -> str:
+    """A digest of which samples there are, with what labels, in which splits: hexadecimal."""
+    samples = [[sample.id, sample.label, sample.split] for sample in dataset.samples]
+    return hashlib.sha256(json.dumps(samples).encode()).hexdigest()
+
+
 def data_in_numbers(dataset: Dataset) -> dict[str, Any]:
     """Samples, groups, and samples by class, of each split.
 
     Returns:
-        JSON values: `name`, `samples`, `grouped` (whether any group is more than its one sample's own id), and `splits`,
-        by name `samples`, `groups` and `classes`.
+        JSON values: `name`, `samples`, `grouped` (whether groups are known: any is not just its sample's own id), and
+        `splits`, by name `samples`, `groups` and `classes`.
     """
     splits = {}
     for split in SPLITS:
