@@ -1,52 +1,136 @@
-"""How many images the encoder takes at once: by device and input size, halved when memory runs out."""
+"""How many images the encoder takes at once: measured on a GPU before long runs, else by input size.
+
+On a CPU a batch of 1024 x 1024 pixels fills the cores, and larger ones pay nothing: `sam_demo` at 256 px takes the same
+time an image in batches of 16 as in batches of 64. On a GPU the largest batch that pays is searched for, but only
+where tens of thousands of images wait: blocks are compiled anew for each size that is tried, which takes minutes.
+
+The last bits of a feature depend on the size of the batch, so what was chosen is kept in `NAME.batch.json` beside the
+store, and every later run and every process of this run takes the same.
+"""
 
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+import cache
 from pipeline.encoders import Encoder
 
-CPU_BATCH, GPU_BATCH = 1, 32  # at 1024 px; smaller inputs take as many more as they have fewer pixels
+CPU_BATCH, GPU_BATCH = 1, 16  # at 1024 px; smaller inputs take as many more as they have fewer pixels
 LARGEST_BATCH = 256
+PAYS = 1.03  # a batch of twice the size must be faster by this much an image
+SEARCH_FROM_IMAGES = 20_000  # at 1024 px: a quarter of an hour and more on today's devices
 
 
 class BatchSize:
-    """How many images the encoder takes at once: given, else by device and input size, halved when memory runs out.
-
-    On a CPU larger batches than about 1024 x 1024 pixels pay nothing. The size for a GPU is a guess that has not been
-    measured on one. A size that memory forced is kept in a file, so that the next run starts with it.
+    """How many images the encoder takes at once.
 
     Args:
         encoder: Whose batches they are.
-        given: The size that a person asked for.
-        memory: File that remembers a halving.
+        given: The size that a person asked for; it is halved where memory demands it, like any other.
+        memory: File that remembers what was chosen and what memory forced.
     """
 
     def __init__(self, encoder: Encoder, given: int | None, memory: Path) -> None:
-        self._memory = memory
-        self._device = next(encoder.parameters()).device.type
-        at_1024_px = CPU_BATCH if self._device == "cpu" else GPU_BATCH
-        fitting = max(1, min(LARGEST_BATCH, at_1024_px * (1024 // encoder.input_px) ** 2))
-        self.images = min(given or fitting, self._remembered())
+        self._encoder, self._given, self._memory = encoder, given, memory
+        self._device = next(encoder.parameters()).device
+        self._pixels = (1024 // encoder.input_px) ** 2
+        at_1024_px = CPU_BATCH if self._device.type == "cpu" else GPU_BATCH
+        self._fitting = max(1, min(LARGEST_BATCH, at_1024_px * self._pixels))
+        self.recall()
+
+    def recall(self) -> None:
+        """Take what the file says, if it is about this encoder on this kind of device, else the size that fits."""
+        try:
+            known = json.loads(self._memory.read_text())
+            known = known if all(known[key] == value for key, value in self._key().items()) else {}
+            chosen, limit = int(known.get("chosen", 0)), int(known.get("limit", LARGEST_BATCH))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            chosen, limit = 0, LARGEST_BATCH  # nothing is remembered
+        self._chosen, self._limit = max(0, chosen), max(1, limit)
+        self.images = min(self._given or self._chosen or self._fitting, self._limit)
+
+    def search(self, rows: int, seconds: Callable[[int], float] | None = None) -> None:
+        """Find the largest size that pays, and remember it; nothing happens where that would not.
+
+        Args:
+            rows: Images to encode, about.
+            seconds: Time of one batch of a size, raising where memory ends; None measures it on the device.
+        """
+        needless = self._given or self._chosen or rows < SEARCH_FROM_IMAGES * self._pixels
+        if needless or (seconds is None and self._device.type == "cpu"):
+            return
+        self._chosen = largest_that_pays(seconds or self._measure, max(1, self._fitting // 4), self._limit)
+        self.images = min(self._chosen, self._limit)
+        self._remember()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def halve(self) -> bool:
         """Take half as many from now on, in later runs too; False if one image is too many already."""
         if self.images == 1:
             return False
         self.images //= 2
-        self._memory.parent.mkdir(parents=True, exist_ok=True)
-        self._memory.write_text(json.dumps({"device": self._device, "largest_batch": self.images}))
+        self._limit = self.images
+        self._remember()
         return True
 
-    def _remembered(self) -> int:
-        try:
-            known = json.loads(self._memory.read_text())
-            return max(1, int(known["largest_batch"])) if known["device"] == self._device else LARGEST_BATCH
-        except (OSError, ValueError, KeyError, TypeError):
-            return LARGEST_BATCH  # nothing is remembered
+    def _measure(self, images: int) -> float:
+        """Seconds of a batch on the device, compiled for its size."""
+        torch.compiler.reset()  # graphs of the sizes before count against the compiler's limit
+        side = self._encoder.input_px
+        pixels = torch.zeros(images, 3, side, side, dtype=torch.uint8, device=self._device)
+        sizes = torch.full((images, 2), side)
+        best = float("inf")
+        for turn in range(4):
+            torch.cuda.synchronize(self._device)
+            start = time.perf_counter()
+            self._encoder.encode(pixels, sizes)
+            torch.cuda.synchronize(self._device)
+            if turn:  # the first one compiles
+                best = min(best, time.perf_counter() - start)
+        return best
+
+    def _key(self) -> dict[str, str]:
+        name = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else self._device.type
+        return {"device": name, "encoder": cache.Fingerprint(self._encoder.fingerprint()).digest()}
+
+    def _remember(self) -> None:
+        self._memory.parent.mkdir(parents=True, exist_ok=True)
+        self._memory.write_text(json.dumps({**self._key(), "chosen": self._chosen, "limit": self._limit}))
+
+
+def largest_that_pays(seconds: Callable[[int], float], start: int, limit: int) -> int:
+    """Double the size of a batch while that makes an image faster by `PAYS` and memory suffices.
+
+    Args:
+        seconds: Time of one batch of a size, raising where memory ends.
+        start: The first size tried; halved while it does not fit.
+        limit: Largest size allowed.
+    """
+    speed = _speed(seconds, start)
+    if speed is None:
+        return largest_that_pays(seconds, start // 2, start // 2) if start > 1 else 1
+    while 2 * start <= limit:
+        faster = _speed(seconds, 2 * start)
+        if faster is None or faster < PAYS * speed:
+            break
+        start, speed = 2 * start, faster
+    return start
+
+
+def _speed(seconds: Callable[[int], float], images: int) -> float | None:
+    """Images a second, None where memory does not suffice."""
+    try:
+        return images / seconds(images)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        return None
 
 
 def out_of_memory(error: BaseException) -> bool:

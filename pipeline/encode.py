@@ -181,6 +181,7 @@ class Encoding:
         """Encode and write every pending shard that this process gets hold of."""
         self._total = sum(len(plan.rows) for plan in writer.pending)
         self._began = time.perf_counter()
+        self._report(0)
         with threads(self.workers, "decode") as decoders, threads(1, "write") as writers:
             writing: Future[None] | None = None
             for plan in writer.claims():
@@ -241,4 +242,7 @@ class Encoding:
 
     def _report(self, done: int) -> None:
         seconds = time.perf_counter() - self._began
-        self.progress("encode", done, self._total, images_per_s=done / seconds)
+        numbers = sum(channels * height * width for channels, height, width in self.encoder.taps.values())
+        mib = numbers * np.dtype(self.dtype).itemsize / 2**20
+        rate = {"images_per_s": done / seconds} if done else {}
+        self.progress("encode", done, self._total, **rate, mib=f"{done * mib:.4g}/{self._total * mib:.4g}")

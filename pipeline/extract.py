@@ -8,6 +8,7 @@ fixed composition: the stored numbers do not depend on where a run was interrupt
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,7 @@ class ExtractReport:
     advice: str = ""
 
 
+_POLL_SECONDS = 0.2
 JSON = Any  # a value that `json` writes
 
 
@@ -60,7 +62,7 @@ class Ranks:
     Attributes:
         rank: Number of this process, from 0.
         world: How many there are.
-        wait_seconds: How long a helper waits for the leader's scan.
+        wait_seconds: How long a helper waits for the leader's scan, whose digests it takes over.
     """
 
     rank: int = 0
@@ -135,7 +137,7 @@ def extract(
         reading: See `fingerprint`.
         dtype: Type of the stored numbers.
         shard_mib: Size of the largest tap's shard files, MiB.
-        batch_size: Images per encoder call; None chooses (see `pipeline.encode.BatchSize`).
+        batch_size: Images per encoder call; None chooses (see `pipeline.batch_size`).
         workers: Decoding threads.
         reuse: Older stores of the same fingerprint whose rows may be taken.
         replace: Swap out a store of another fingerprint once the new one is complete, instead of refusing.
@@ -152,6 +154,9 @@ def extract(
     wanted, taps = fingerprint(encoder.fingerprint(), reading, dtype), specify(encoder.taps, dtype)
     clock = Clock()
     with clock("total"):
+        if ranks.rank:
+            with clock("wait for the leader"):
+                _await_leader(path, ranks.wait_seconds)
         with clock("scan"):
             known = remembered(dataset, memory_of(path), workers)
             if not recheck and unchanged(dataset, path, wanted, taps, known, progress):
@@ -162,7 +167,6 @@ def extract(
                 recheck=recheck,
                 workers=workers,
                 strict=strict,
-                processes=ranks.world,
                 found=known,
                 progress=progress,
             )
@@ -187,6 +191,7 @@ def extract(
             reused = _help(store, encoding, ranks.wait_seconds)
             kept, bad = len(store.rows), dict[str, str]()
         else:
+            encoding.sizes.search(len(store.rows))
             reused, kept, bad = _lead(store, encoding, provenance=provenance, shard_mib=shard_mib, replace=replace)
             bad = {**seen.set_aside, **bad}
     return ExtractReport(
@@ -243,6 +248,18 @@ def _lead(
             return writer.reused, len(finished), dict(finished.set_aside)
 
 
+def _await_leader(path: Path, wait_seconds: float) -> None:
+    """Wait for the first process to have looked at all images, so that the others need not: they read its memory."""
+    give_up = time.monotonic() + wait_seconds
+    while time.monotonic() < give_up:
+        try:
+            cache.info(path)
+        except cache.StoreNotFoundError:
+            time.sleep(_POLL_SECONDS)
+        else:
+            return
+
+
 def _help(store: _Store, encoding: Encoding, wait_seconds: float) -> int:
     """Encode shards of a store that another process leads."""
     worker = cache.join_store(
@@ -253,6 +270,7 @@ def _help(store: _Store, encoding: Encoding, wait_seconds: float) -> int:
         reuse=store.reuse,
         wait_seconds=wait_seconds,
     )
+    encoding.sizes.recall()  # the leader has chosen by now
     encoding.run(worker)
     return len(store.rows) - sum(len(plan.rows) for plan in worker.pending)
 

@@ -91,7 +91,6 @@ def scan(
     recheck: bool = False,
     workers: int = 2,
     strict: bool = False,
-    processes: int = 1,
     found: Remembered | None = None,
     progress: Progress = silent,
 ) -> Scan:
@@ -103,7 +102,6 @@ def scan(
         recheck: Decode all images and trust no stamp.
         workers: Decoding threads.
         strict: Raise at the first image that cannot be read.
-        processes: How many share this machine's memory for decoded images, in which `Scan.image` finds them.
         found: What `memory` holds, where it has been read already; the scan goes on in these arrays.
         progress: Called after each image.
 
@@ -135,7 +133,7 @@ def scan(
                 continue
             digests[index] = np.frombuffer(digest, np.uint8)
             known[index] = True
-            if kept_bytes + image.nbytes + _ARRAY_BYTES <= KEEP_BYTES // processes:
+            if kept_bytes + image.nbytes + _ARRAY_BYTES <= KEEP_BYTES:
                 kept_bytes += image.nbytes + _ARRAY_BYTES
                 result._kept[index] = image
             if time.monotonic() - saved > SAVE_EVERY_SECONDS:

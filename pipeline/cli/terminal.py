@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +14,7 @@ import click
 
 DONE, FAILED, WRONG_USE, INCOMPLETE, STOPPED = 0, 1, 2, 3, 130
 LINE_EVERY_SECONDS = 30.0  # between progress lines where there is no terminal to draw a bar on
+SPEED_OVER_SECONDS = 600.0  # a bar's time left rests on this past: one image of a large encoder may take a minute
 
 
 def examples(*lines: str) -> str:
@@ -53,50 +55,76 @@ def _lines(report: Mapping[str, Any], indent: str = "") -> Iterator[tuple[str, s
 
 @contextmanager
 def bars() -> Iterator[Callable[..., None]]:
-    """A `Progress` that draws a bar per task on a terminal and writes a line now and then elsewhere."""
+    """A `Progress` that draws a bar per task on a terminal and writes a line now and then elsewhere.
+
+    Of several processes that `torchrun` starts on a machine the first one speaks.
+    """
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        yield lambda task, done, total, **info: None
+        return
     if not sys.stderr.isatty():
         yield _Lines()
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Column
 
     columns = (
         TextColumn("{task.description:>10}"),
-        BarColumn(),
+        BarColumn(bar_width=16),
         MofNCompleteColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
-        TextColumn("{task.fields[figures]}"),
+        TextColumn("{task.fields[figures]}", table_column=Column(no_wrap=False)),  # where it is narrow, this one gives
     )
-    with Progress(*columns, console=Console(stderr=True)) as bars:
+    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=SPEED_OVER_SECONDS) as bars:
         tasks: dict[str, Any] = {}
 
         def draw(task: str, done: int, total: int, **info: float | str) -> None:
+            if total == 1 and task not in tasks:  # nothing that takes time, only something to say
+                bars.console.print(f"{task}  {_figures(info)}", highlight=False)
+                return
             if task not in tasks:
                 tasks[task] = bars.add_task(task, total=total, figures="")
+            elif done < bars.tasks[tasks[task]].completed:
+                bars.reset(tasks[task])  # the same work on something else
             bars.update(tasks[task], completed=done, total=total, figures=_figures(info))
 
         yield draw
 
 
 class _Lines:
-    """Progress where there is no terminal: a task's first and last piece, and a line every half minute."""
+    """Progress where there is no terminal: a line every half minute, at a task's end, and after its first piece.
+
+    The line after the first piece comes where the task has said when it began, so that there is a time left to tell.
+    """
 
     def __init__(self) -> None:
-        self._began: dict[str, float] = {}
+        self._began: dict[str, tuple[float, int]] = {}
         self._last: dict[str, float] = {}
 
     def __call__(self, task: str, done: int, total: int, **info: float | str) -> None:
         now = time.monotonic()
-        began = self._began.setdefault(task, now)
-        if done < total and now - self._last.setdefault(task, now) < LINE_EVERY_SECONDS:
+        if task not in self._began:
+            self._began[task] = now, done
+            self._last[task] = now if done else -LINE_EVERY_SECONDS
+        if done < total and (not done or now - self._last[task] < LINE_EVERY_SECONDS):
             return
         self._last[task] = now
-        left = f"  {(now - began) / done * (total - done):.0f} s left" if 0 < done < total else ""
-        click.echo(f"{task} {done}/{total}  {_figures(info)}{left}".rstrip(), err=True)
+        began, before = self._began[task]
+        left = f"{(now - began) / (done - before) * (total - done):.0f} s left" if before < done < total else ""
+        click.echo("  ".join(filter(None, (f"{task} {done}/{total}", _figures(info), left))), err=True)
 
 
 def _figures(info: Mapping[str, float | str]) -> str:
-    return "  ".join(
-        f"{key.replace('_', ' ')} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
-        for key, value in info.items()
-    )
+    return "  ".join(f"{_words(key)} {_number(value)}" for key, value in info.items())
+
+
+def _words(key: str) -> str:
+    return key.replace("_per_", "/").replace("_", " ")
+
+
+def _number(value: float | str) -> str:
+    """Four digits of a small number, all of a large one, never an exponent for something to be compared at a glance."""
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.0f}" if 1000 <= abs(value) < 1e15 else f"{value:.4g}"

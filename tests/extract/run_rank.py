@@ -39,7 +39,7 @@ def main() -> None:
         batch_size=2,
         ranks=Ranks(int(rank), int(world), wait_seconds=60),
     )
-    print(report.encoded)
+    print(report.encoded, sum(source.reads.values()))
 
 
 if __name__ == "__main__":

@@ -26,9 +26,16 @@ def start(store: Path, rank: int, world: int, seconds: float) -> subprocess.Pope
 
 
 def finish(process: subprocess.Popen[str]) -> int:
+    """How many images a process encoded."""
+    return counts(process)[0]
+
+
+def counts(process: subprocess.Popen[str]) -> tuple[int, int]:
+    """How many images a process encoded and how many it read."""
     said, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
-    return int(said)
+    encoded, read = map(int, said.split())
+    return encoded, read
 
 
 def files(store: Path) -> dict[str, bytes]:
@@ -44,8 +51,11 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 def test_four_processes_make_the_bytes_of_one(tmp_path: Path, alone: dict[str, bytes]) -> None:
     store = tmp_path / "s.zarr"
-    encoded = [finish(p) for p in [start(store, rank, 4, 0.3) for rank in range(4)]]
+    done = [counts(p) for p in [start(store, rank, 4, 0.3) for rank in range(4)]]
+    encoded = [count for count, _ in done]
     assert sum(encoded) == COUNT
+    assert done[0][1] == COUNT  # the leader looks at every image once,
+    assert all(read == count for count, read in done[1:])  # the others at their own
     assert sum(count > 0 for count in encoded) > 1, encoded
     assert files(store) == alone
 

@@ -1,0 +1,132 @@
+"""The size of batches: the largest that pays, found on a machine of which we know what pays; and remembered."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline import batch_size
+from pipeline.batch_size import BatchSize, largest_that_pays
+
+from .fakes import CountingEncoder, as_encoder
+
+MANY = 10**9
+
+
+def machine(overhead: float, memory: int, tried: list[int] | None = None) -> Callable[[int], float]:
+    """A device that takes `overhead` seconds a batch and one an image, and has room for `memory` images."""
+
+    def seconds(images: int) -> float:
+        if tried is not None:
+            tried.append(images)
+        if images > memory:
+            raise torch.OutOfMemoryError
+        return overhead + images
+
+    return seconds
+
+
+def sizes(tmp_path: Path, given: int | None = None, encoder: CountingEncoder | None = None) -> BatchSize:
+    return BatchSize(as_encoder(encoder or CountingEncoder()), given, tmp_path / "s.zarr.batch.json")
+
+
+@pytest.mark.parametrize(
+    ("overhead", "memory", "found"),
+    [
+        (0.0, 1000, 8),  # nothing to gain
+        (1.0, 1000, 32),  # 16 to 32 images: 1.0303 times as fast; 32 to 64: 1.015
+        (1000.0, 1000, 256),  # every doubling pays
+        (1000.0, 100, 64),  # until memory ends
+        (1000.0, 3, 2),  # less than what is tried first
+        (1000.0, 0, 1),
+    ],
+)
+def test_the_largest_size_that_pays(overhead: float, memory: int, found: int) -> None:
+    assert largest_that_pays(machine(overhead, memory), 8, 256) == found
+
+
+def test_each_size_is_faster_by_three_percent_than_the_one_before() -> None:
+    tried: list[int] = []
+    seconds = machine(1.0, 1000, tried)
+    chosen = largest_that_pays(seconds, 2, 256)
+    speeds = {images: images / (1.0 + images) for images in tried}
+    assert tried == [2 * 2**i for i in range(len(tried))]
+    assert all(speeds[2 * b] >= 1.03 * speeds[b] for b in tried if 2 * b <= chosen)
+    assert tried[-1] == 2 * chosen
+    assert speeds[2 * chosen] < 1.03 * speeds[chosen]
+
+
+def test_another_error_is_no_lack_of_memory() -> None:
+    def breaks(images: int) -> float:
+        message = "illegal instruction"
+        raise RuntimeError(message)
+
+    with pytest.raises(RuntimeError, match="illegal instruction"):
+        largest_that_pays(breaks, 8, 256)
+
+
+def test_what_was_found_is_taken_by_later_runs_of_this_encoder_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = sizes(tmp_path)
+    before = first.images
+    first.search(MANY, machine(1000.0, 100))
+    assert first.images == 64 != before
+    tried: list[int] = []
+    again = sizes(tmp_path)
+    assert again.images == 64
+    again.search(MANY, machine(1000.0, 100, tried))
+    assert (again.images, tried) == (64, [])
+    monkeypatch.setattr(CountingEncoder, "fingerprint", lambda self: {"encoder": "another"})
+    assert sizes(tmp_path).images == before
+
+
+def test_a_process_that_began_earlier_takes_over_what_the_first_one_found(tmp_path: Path) -> None:
+    helper = sizes(tmp_path)
+    sizes(tmp_path).search(MANY, machine(1000.0, 100))
+    assert helper.images != 64
+    helper.recall()
+    assert helper.images == 64
+
+
+def test_no_search_where_it_would_not_pay(tmp_path: Path) -> None:
+    tried: list[int] = []
+    sizes(tmp_path).search(100, machine(1.0, 1000, tried))
+    sizes(tmp_path, given=7).search(MANY, machine(1.0, 1000, tried))
+    sizes(tmp_path).search(MANY)  # on a CPU
+    assert tried == []
+    assert not (tmp_path / "s.zarr.batch.json").exists()
+
+
+def test_memory_has_the_last_word_over_what_was_found_and_asked_for(tmp_path: Path) -> None:
+    chosen = sizes(tmp_path)
+    chosen.search(MANY, machine(1000.0, 100))
+    assert chosen.halve()
+    assert chosen.images == sizes(tmp_path).images == sizes(tmp_path, given=200).images == 32
+    assert sizes(tmp_path, given=5).images == 5
+    single = sizes(tmp_path, given=1)
+    assert not single.halve()
+
+
+@pytest.mark.parametrize("spoilt", ["", "[]", "{}", '{"device": "cpu", "limit": "many"}'])
+def test_a_spoilt_memory_is_as_good_as_none(tmp_path: Path, spoilt: str) -> None:
+    expected = sizes(tmp_path).images
+    (tmp_path / "s.zarr.batch.json").write_text(spoilt)
+    assert sizes(tmp_path).images == expected
+
+
+def test_smaller_inputs_take_as_many_more_as_they_have_fewer_pixels(tmp_path: Path) -> None:
+    encoder = CountingEncoder()
+    for side, images in ((1024, 1), (512, 4), (256, 16), (16, batch_size.LARGEST_BATCH)):
+        encoder.input_px = side
+        assert sizes(tmp_path, encoder=encoder).images == images
+
+
+def test_the_file_says_what_it_is_about(tmp_path: Path) -> None:
+    chosen = sizes(tmp_path)
+    chosen.search(MANY, machine(1000.0, 100))
+    assert json.loads((tmp_path / "s.zarr.batch.json").read_text()).keys() == {"device", "encoder", "chosen", "limit"}

@@ -1,0 +1,97 @@
+"""Rows are made when they are looked at, and what was found out once is not asked for again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import cache
+from pipeline import scan as scanning
+from pipeline.extract import Rows
+from pipeline.progress import silent
+from pipeline.scan import memory_of, remembered, scan
+from pipeline.unchanged import fingerprint, specify, unchanged
+
+from .fakes import CountingEncoder, Pictures, picture, pictures
+from .test_extract import run
+
+
+def test_rows_name_the_readable_samples_in_order(tmp_path: Path) -> None:
+    source = pictures(5)
+    source.images["002.png"] = b"no image"
+    seen = scan(source.dataset(), tmp_path / "memory.npz")
+    rows = Rows(seen)
+    assert [row.id for row in rows] == rows.ids == ["000.png", "001.png", "003.png", "004.png"]
+    assert [rows[i] for i in range(len(rows))] == list(rows)
+    assert rows[1:3] == list(rows)[1:3]
+    assert rows[2].digest == seen.digests[3].tobytes()
+
+
+def test_a_writer_holds_no_copy_of_the_rows(tmp_path: Path) -> None:
+    rows = Rows(scan(pictures(3).dataset(), tmp_path / "memory.npz"))
+    taps = {"neck": cache.TapSpec(1, 2, 2, "float16")}
+    with cache.create_store(tmp_path / "s.zarr", fingerprint=cache.Fingerprint({}), taps=taps, rows=rows) as writer:
+        assert writer.rows is rows
+
+
+def test_a_stopped_scan_remembers_what_it_had_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scanning, "SAVE_EVERY_SECONDS", -1.0)
+    source = pictures(20)
+
+    def stop(task: str, done: int, total: int, **info: float | str) -> None:
+        if done == 15:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        scan(source.dataset(), tmp_path / "memory.npz", progress=stop)
+    source.reads.clear()
+    scan(source.dataset(), tmp_path / "memory.npz")
+    assert sum(source.reads.values()) == 6
+
+
+def test_images_are_kept_for_the_encoder_as_memory_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scanning, "KEEP_BYTES", 4 * (picture(0).nbytes + 256))
+    assert len(scan(pictures(6).dataset(), tmp_path / "memory.npz")._kept) == 4
+
+
+def spoil_images(source: Pictures, store: Path) -> None:
+    source.images["001.png"] = picture(99)
+
+
+def spoil_order(source: Pictures, store: Path) -> None:
+    source.images = dict(reversed(source.images.items()))
+
+
+def spoil_interrupted(source: Pictures, store: Path) -> None:
+    store.with_name(store.name + ".partial").mkdir()
+
+
+def spoil_store(source: Pictures, store: Path) -> None:
+    (store / "zarr.json").write_text("{}")
+
+
+def spoil_memory(source: Pictures, store: Path) -> None:
+    memory_of(store).write_bytes(b"no memory")
+
+
+@pytest.mark.parametrize(
+    "spoil", [None, spoil_images, spoil_order, spoil_interrupted, spoil_store, spoil_memory], ids=str
+)
+def test_only_a_plain_yes_counts_as_unchanged(tmp_path: Path, spoil: object) -> None:
+    source, encoder, path = pictures(4), CountingEncoder(), tmp_path / "s.zarr"
+    run(source, encoder, path)
+    if callable(spoil):
+        spoil(source, path)
+    dataset = source.dataset()
+    known = remembered(dataset, memory_of(path))
+    wanted, taps = fingerprint(encoder.fingerprint(), {}, "float16"), specify(encoder.taps, "float16")
+    assert unchanged(dataset, path, wanted, taps, known, silent) is (spoil is None)
+    assert not unchanged(dataset, path, fingerprint({"encoder": "other"}, {}, "float16"), taps, known, silent)
+    assert not unchanged(dataset, path, wanted, specify(encoder.taps, "float32"), known, silent)
+
+
+def test_a_sample_set_aside_is_tried_again_and_not_called_unchanged(tmp_path: Path) -> None:
+    source = pictures(4)
+    run(source, CountingEncoder(poison=2), tmp_path / "s.zarr")
+    assert run(source, CountingEncoder(), tmp_path / "s.zarr").encoded == 1
