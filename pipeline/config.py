@@ -218,6 +218,11 @@ class Config(Section):
     run: Path
     resources: Resources = Resources()
 
+    @property
+    def reads_store(self) -> bool:
+        """Whether some gate reads features; `own` makes them from the classifier's own."""
+        return any(gate.tap != "own" for gate in self.model.gates)
+
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file, apply `section.key=value` overrides, and check everything.

@@ -77,7 +77,7 @@ def finished(config: Config, progress: Progress) -> dict[str, Any] | None:
     """
     began = time.perf_counter()
     path = config.store.path
-    if not path.exists():
+    if not path.exists() or config.encoder.name == "mask":  # whose masks would have to be read
         return None
     dataset = load_dataset(config)
     try:

@@ -160,6 +160,29 @@ def draw_plane(
         bottom.text(0.02, 1, "\n".join(lines), fontsize=7.5, va="top", parse_math=False)
 
 
+def draw_efficiency(path: Path, panels: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], *, score: str) -> None:
+    """Draw a score over the fraction of the training set: a panel per setting, a line per variant.
+
+    The band is one standard deviation over the seeds to either side, where there are several.
+
+    Args:
+        path: The PNG file.
+        panels: By title, by variant, rows of `fraction`, `mean`, and `sd` or None.
+        score: Its name.
+    """
+    with _figure(path, width_in=1.2 + 4.0 * len(panels), height_in=3.6, panels=len(panels)) as every:
+        for axes, (title, lines) in zip(every, panels.items(), strict=True):
+            for number, (name, rows) in enumerate(lines.items()):
+                across = [100 * row["fraction"] for row in rows]
+                axes.plot(across, [row["mean"] for row in rows], **_line(number), marker="o", markersize=3, label=name)
+                sd = [row["sd"] or 0.0 for row in rows]
+                low, high = ([row["mean"] + sign * s for row, s in zip(rows, sd, strict=True)] for sign in (-1, 1))
+                axes.fill_between(across, low, high, color=_line(number)["color"], alpha=0.12, linewidth=0)
+            axes.set(xlabel="share of the training set (%)", ylabel=score)
+            axes.set_title(title, fontsize=9)
+            axes.legend(loc="best", fontsize=8)
+
+
 @contextmanager
 def drawing(path: Path, *, width_in: float, height_in: float) -> Iterator[Figure]:
     """Give an empty figure in this module's style, and write it to `path` whole."""

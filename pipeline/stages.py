@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
-import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -15,17 +13,20 @@ from typing import Any, get_args
 import torch
 
 import cache
-from pipeline import data, encoders, run
+from pipeline import data, encoders, evidence, oracle, provenance, reproduce, run
 from pipeline import evaluate as test_set
 from pipeline import explain as pictures
+from pipeline import export as handing_on
 from pipeline import extract as stage_one
 from pipeline import predict as on_the_fly
+from pipeline import report as report_page
 from pipeline import train as stage_two
 from pipeline.augment import Augmentation
 from pipeline.classifier import ModelOptions
 from pipeline.config import Config, DemoData, MedMnistData, to_dict
 from pipeline.encoders.recipe import ARITHMETIC
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.holdings import Holdings
 from pipeline.inputs import checkpoint, load_dataset, reading
 from pipeline.optimise import TrainOptions
 from pipeline.progress import Progress
@@ -35,9 +36,11 @@ from pipeline.weights import download_imagenet
 Report = dict[str, Any]
 
 
-def prepare(config: Config, progress: Progress) -> Report:
-    """Make or fetch what the later stages read: the data set, the encoder's weights, the backbone's."""
-    report = {"data": _prepare_data(config, progress), "encoder": _prepare_encoder(config, progress)}
+def prepare(config: Config, progress: Progress, *, encoder: bool = True) -> Report:
+    """Make or fetch what the later stages read: the data set, the encoder's weights if wanted, the backbone's."""
+    report = {"data": _prepare_data(config, progress)}
+    if encoder:
+        report["encoder"] = _prepare_encoder(config, progress)
     if config.model.weights == "imagenet":
         report["backbone"] = {"weights": str(download_imagenet(config.model.backbone))}
     return report
@@ -65,6 +68,10 @@ def _prepare_data(config: Config, progress: Progress) -> Report:
 
 
 def _prepare_encoder(config: Config, progress: Progress) -> Report:
+    if config.encoder.name == oracle.NAME:
+        return {}  # the masks come with the data
+    if config.encoder.training.steps == 0:
+        return _prepare_untrained_encoder(config)
     if config.encoder.name == "sam_demo":
         return _prepare_demo_encoder(config, progress)
     published = str(config.encoder.checkpoint)
@@ -80,6 +87,29 @@ def _prepare_encoder(config: Config, progress: Progress) -> Report:
         )
         raise CheckpointError(message)
     return {"checkpoint": str(path), "sha256": encoders.weights_sha256(path)}
+
+
+def _prepare_untrained_encoder(config: Config) -> Report:
+    """Draw the encoder's weights from the seed, unless these very ones are there."""
+    path, seed = config.encoder.checkpoint, config.encoder.training.seed
+    record = path.with_suffix(".json")
+    settings = {"encoder": config.encoder.name, "steps": 0, "seed": seed, "torch": torch.__version__}
+    if path.is_file():
+        known: Report = json.loads(record.read_text()) if record.is_file() else {}
+        if known.get("settings") == settings and known["sha256"] == encoders.weights_sha256(path):
+            return known
+        if not known:
+            message = f"{path}: holds weights that are not ours, and encoder.training.steps is 0: name another file"
+            raise CheckpointError(message)
+    parameters = encoders.write_untrained_encoder(config.encoder.name, path, seed=seed)
+    report = {
+        "checkpoint": str(path),
+        "sha256": encoders.weights_sha256(path),
+        "parameters": parameters,
+        "settings": settings,
+    }
+    run.write_json(record, report)
+    return report
 
 
 def _prepare_demo_encoder(config: Config, progress: Progress) -> Report:
@@ -125,29 +155,40 @@ def extract(
 ) -> Report:
     """Stage one: leave a complete store of features at `store.path`; see `inputs.finished` for when it is there."""
     dataset = load_dataset(config)
-    encoder = build_encoder(config)
-    report = stage_one.extract(
-        dataset,
-        encoder,
-        config.store.path,
-        reading=data.reading_rules(reading(config)),
-        dtype=config.store.dtype,
-        shard_mib=config.store.shard_mib,
-        batch_size=config.resources.batch_size,
-        workers=workers(config),
-        reuse=reuse,
-        replace=replace,
-        strict=strict,
-        recheck=recheck,
-        provenance={
+    making: dict[str, Any] = {
+        "reading": data.reading_rules(reading(config)),
+        "dtype": config.store.dtype,
+        "shard_mib": config.store.shard_mib,
+        "workers": workers(config),
+        "replace": replace,
+        "strict": strict,
+        "recheck": recheck,
+        "provenance": {
             "data_set": dataset.name,
             "license": config.store.license,
             "citation": config.store.citation,
-            "software": versions(),
+            "software": provenance.versions(),
         },
-        ranks=stage_one.Ranks(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))),
-        progress=progress,
-    )
+        "progress": progress,
+    }
+    if config.encoder.name == oracle.NAME:
+        grid = oracle.grid_cells(config.encoder.taps, config.encoder.input_px, config.encoder.pool)
+        report = oracle.extract_masks(dataset, config.store.path, grid=grid, **making)
+    else:
+        report = stage_one.extract(
+            dataset,
+            build_encoder(config),
+            config.store.path,
+            batch_size=config.resources.batch_size,
+            reuse=reuse,
+            ranks=stage_one.Ranks(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))),
+            **making,
+        )
+    if report.encoded and "total" in report.seconds and os.environ.get("RANK", "0") == "0":
+        took = {"encoded": report.encoded, "seconds": report.seconds["total"]}
+        run.write_json(
+            evidence.extraction_record(report.store), {**took, "device": provenance.device_name(device(config))}
+        )
     return {
         "store": str(report.store),
         "rows": report.rows,
@@ -160,7 +201,17 @@ def extract(
 
 
 def build_encoder(config: Config) -> encoders.Encoder:
-    """The frozen encoder that the configuration describes, on its device."""
+    """The frozen encoder that the configuration describes, on its device.
+
+    Raises:
+        ConfigError: It is the known mask, which new images do not have.
+    """
+    if config.encoder.name == oracle.NAME:
+        message = (
+            f"encoder.name: {oracle.NAME!r} reads the data set's own masks, so it encodes no other images: "
+            f"only extract, train, evaluate and study take it; choose another encoder here"
+        )
+        raise ConfigError(message)
     return encoders.build_encoder(
         config.encoder.name,
         checkpoint=checkpoint(config),
@@ -196,17 +247,11 @@ def workers(config: Config) -> int:
     return config.resources.workers or min(len(os.sched_getaffinity(0)), 16)
 
 
-def versions() -> dict[str, str]:
-    """Versions of what computes the numbers."""
-    names = ("slca-pipeline", "torch", "torchvision", "numpy", "pillow", "segment-anything")
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
-
-
-def train(config: Config, progress: Progress, *, replace: bool = False) -> Report:
+def train(config: Config, progress: Progress, *, replace: bool = False, shared: Shared | None = None) -> Report:
     """Stage two: train the classifier of `model` in the folder `run`."""
     model, options, augmentation = _model_options(config), _train_options(config), _augmentation(config)
-    dataset = load_dataset(config)
-    with _features(config, bool(model.taps)) as store:
+    dataset = load_dataset(config) if shared is None else shared.dataset(config)
+    with _features(config, bool(model.taps), shared) as store:
         report = stage_two.train(
             dataset,
             store,
@@ -217,21 +262,23 @@ def train(config: Config, progress: Progress, *, replace: bool = False) -> Repor
             machine=_machine(config),
             allow_missing=config.train.allow_missing,
             replace=replace,
+            holdings=None if shared is None else shared.holdings,
             progress=progress,
         )
     return {"run": str(report.folder), "data": list(report.feeds), **report.metrics}
 
 
-def evaluate(config: Config, progress: Progress) -> Report:
+def evaluate(config: Config, progress: Progress, *, shared: Shared | None = None) -> Report:
     """Read the test set once and leave metrics, predictions and plots in the folder `run`."""
     description = run.load_description(config.run)
-    with _features(config, bool(description.model.taps)) as store:
+    with _features(config, bool(description.model.taps), shared) as store:
         figures = test_set.evaluate(
             config.run,
-            load_dataset(config),
+            load_dataset(config) if shared is None else shared.dataset(config),
             store,
             machine=_machine(config),
             allow_missing=config.train.allow_missing,
+            holdings=None if shared is None else shared.holdings,
             progress=progress,
         )
     return {"run": str(config.run), **figures}
@@ -251,22 +298,60 @@ def predict(config: Config, progress: Progress, paths: Sequence[Path]) -> Report
         fingerprint=identity,
         device=device(config),
     )
+    predictions = _predictions(paths, probabilities, description.class_names, progress)
+    return {"run": str(config.run), "predictions": predictions}
+
+
+def _predictions(
+    paths: Sequence[Path], probabilities: Iterable[Any], class_names: Sequence[str], progress: Progress
+) -> list[Report]:
+    """One report per image."""
     predictions = []
     for done, (path, row) in enumerate(zip(paths, probabilities, strict=True), start=1):
         progress("predict", done, len(paths))
         predictions.append(
             {
                 "image": str(path),
-                "predicted": description.class_names[int(row.argmax())],
-                "probabilities": dict(zip(description.class_names, row.tolist(), strict=True)),
+                "predicted": class_names[int(row.argmax())],
+                "probabilities": dict(zip(class_names, row.tolist(), strict=True)),
             }
         )
-    return {"run": str(config.run), "predictions": predictions}
+    return predictions
 
 
-def _features(config: Config, wanted: bool) -> AbstractContextManager[cache.Store | None]:
+class Shared:
+    """Data sets and stores that many runs in one process read, and what was loaded of them."""
+
+    def __init__(self) -> None:
+        self.holdings = Holdings()
+        self._datasets: dict[str, data.Dataset] = {}
+        self._stores: dict[Path, cache.Store] = {}
+
+    def dataset(self, config: Config) -> data.Dataset:
+        """The data set of a configuration, loaded once."""
+        key = config.data.model_dump_json()
+        if key not in self._datasets:
+            self._datasets[key] = load_dataset(config)
+        return self._datasets[key]
+
+    def store(self, config: Config) -> cache.Store:
+        """The store of a configuration, opened once."""
+        path = config.store.path
+        if path not in self._stores:
+            self._stores[path] = cache.open_store(path)
+        return self._stores[path]
+
+    def close(self) -> None:
+        """Close the stores."""
+        for store in self._stores.values():
+            store.close()
+
+
+def _features(config: Config, wanted: bool, shared: Shared | None = None) -> AbstractContextManager[cache.Store | None]:
     """The store, if the gates read any of it."""
-    return cache.open_store(config.store.path) if wanted else nullcontext()
+    if not wanted:
+        return nullcontext()
+    return cache.open_store(config.store.path) if shared is None else nullcontext(shared.store(config))
 
 
 def _machine(config: Config) -> stage_two.Machine:
@@ -326,3 +411,59 @@ def explain(
             progress=progress,
         )
     return {"run": str(config.run), "folder": str(config.run / pictures.FOLDER), **found}
+
+
+def report(
+    config: Config, progress: Progress, *, folder: Path | None, study: Path | None, arguments: Sequence[str]
+) -> Report:
+    """Write the page about a run, the configured one unless another is named, into its folder.
+
+    Args:
+        config: What the run was made with; what the run has otherwise is read from the run.
+        progress: Called while images are read.
+        folder: The run.
+        study: Folder of a study to show beside it.
+        arguments: That named the configuration, for the commands on the page.
+    """
+    folder = folder or config.run
+    settings = run.read_settings(folder)
+    names = ["prepare", *(["extract"] if settings["features"] else []), "train", "evaluate", "explain", "report"]
+    found = evidence.collect(
+        folder,
+        load_dataset(config),
+        config.store.path,
+        study=study,
+        generated=isinstance(config.data, DemoData),
+        untrained=config.encoder.training.steps == 0,
+        commands=reproduce.commands(names, arguments, to_dict(config), settings, folder),
+        workers=workers(config),
+        progress=progress,
+    )
+    page = report_page.write(folder, found)
+    return {"report": str(page), "bytes": page.stat().st_size, "leaks": len(found.leaks), "notes": list(found.notes)}
+
+
+def export(config: Config, progress: Progress, folder: Path, target: Path, *, onnx: bool = False) -> Report:
+    """Write an evaluated run as a folder to hand on; the configuration tells of its data."""
+    dataset = load_dataset(config)
+    evidence.check_samples(folder, dataset)
+    progress("export", 0, 1)
+    found = handing_on.export(
+        folder,
+        target,
+        provenance.data_in_numbers(dataset),
+        reading=reading(config),
+        license_name=config.store.license,
+        citation=config.store.citation,
+        generated=isinstance(config.data, DemoData),
+        untrained=config.encoder.training.steps == 0,
+        onnx=onnx,
+    )
+    progress("export", 1, 1)
+    return found
+
+
+def predict_exported(progress: Progress, folder: Path, checkpoint: Path | None, paths: Sequence[Path]) -> Report:
+    """Class probabilities of image files by a model that was handed on; needs no configuration."""
+    model = handing_on.load_export(folder, checkpoint=checkpoint, device="cuda" if torch.cuda.is_available() else "cpu")
+    return {"model": str(folder), "predictions": _predictions(paths, model.predict(paths), model.class_names, progress)}

@@ -17,9 +17,17 @@ ONLY_IN = {
     "segment_anything": ("pipeline/encoders/",),
     "click": ("pipeline/cli/",),
     "rich": ("pipeline/cli/",),
-    "pydantic": ("pipeline/config.py",),
-    "pipeline.config": ("pipeline/inputs.py", "pipeline/stages.py", "pipeline/stores.py", "pipeline/cli/"),
-    "pipeline.stages": ("pipeline/stores.py", "pipeline/cli/"),
+    "pydantic": ("pipeline/config.py", "pipeline/study_config.py"),
+    "pipeline.config": (
+        "pipeline/inputs.py",
+        "pipeline/stages.py",
+        "pipeline/stores.py",
+        "pipeline/study_config.py",
+        "pipeline/study_stage.py",
+        "pipeline/cli/",
+    ),
+    "pipeline.study_config": ("pipeline/study_stage.py", "pipeline/cli/"),
+    "pipeline.stages": ("pipeline/stores.py", "pipeline/study_stage.py", "pipeline/cli/"),
     "pipeline.cli": ("pipeline/__main__.py", "pipeline/cli/"),
 }
 NEVER_IN = {

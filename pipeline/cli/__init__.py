@@ -12,7 +12,9 @@ import click
 
 from pipeline.cli.explain import explain
 from pipeline.cli.options import configured, load
+from pipeline.cli.report import export, report
 from pipeline.cli.store import store
+from pipeline.cli.study import compare, study
 from pipeline.cli.terminal import DONE, FAILED, INCOMPLETE, STOPPED, WRONG_USE, bars, examples, show
 
 
@@ -132,15 +134,33 @@ def evaluate(config_path: Path, overrides: tuple[str, ...], as_json: bool) -> in
 
 @cli.command(
     epilog=examples(
-        "pipeline predict data/demo/images/*.png", "pipeline predict -c configs/breastmnist.yaml scan.png --json"
+        "pipeline predict data/demo/images/*.png",
+        "pipeline predict -c configs/breastmnist.yaml scan.png --json",
+        "pipeline predict --model handed_on/demo --checkpoint weights/sam_demo.pth scan.png",
     )
 )
 @configured
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-def predict(config_path: Path, overrides: tuple[str, ...], as_json: bool, images: tuple[Path, ...]) -> int:
+@click.option("--model", type=click.Path(path_type=Path), help="A folder that `export` wrote; no configuration then.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="With --model: weights of its frozen encoder.")
+def predict(
+    config_path: Path,
+    overrides: tuple[str, ...],
+    as_json: bool,
+    images: tuple[Path, ...],
+    model: Path | None,
+    checkpoint: Path | None,
+) -> int:
     """Class probabilities for image files, encoded on the fly."""
+    if checkpoint is not None and model is None:
+        message = "--checkpoint goes with --model; a configuration names its own, encoder.checkpoint"
+        raise click.UsageError(message)
     from pipeline import stages
 
+    if model is not None:
+        with bars() as progress:
+            report = stages.predict_exported(progress, model, checkpoint, images)
+        return show(report, as_json)
     config = load(config_path, overrides)
     with bars() as progress:
         report = stages.predict(config, progress, images)
@@ -148,4 +168,8 @@ def predict(config_path: Path, overrides: tuple[str, ...], as_json: bool, images
 
 
 cli.add_command(explain)
+cli.add_command(export)
+cli.add_command(report)
 cli.add_command(store)
+cli.add_command(study)
+cli.add_command(compare)

@@ -76,7 +76,7 @@ def train_demo_encoder(
     """
     started = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
-    encoder = _new_encoder(generator)
+    encoder = _new_encoder("sam_demo", generator)
     head = _new_mask_head(encoder.neck[0].out_channels, generator)
     parameters = [*encoder.parameters(), *head.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=_PEAK_LR, weight_decay=0.01)
@@ -91,6 +91,24 @@ def train_demo_encoder(
     dice = _dice(encoder, head, held_out_images, held_out_masks)
     _write(encoder, path)
     return DemoReport(dice, time.perf_counter() - started, sum(p.numel() for p in encoder.parameters()), steps)
+
+
+def write_untrained_encoder(name: str, path: Path, *, seed: int = 0) -> int:
+    """Write a checkpoint of an encoder that has learnt nothing: what is left of SAM without its weights.
+
+    The miniature SAM starts its training from these very weights. The same seed gives the same file on a CPU.
+
+    Args:
+        name: Of the architecture.
+        path: Checkpoint to write (`.pth`), in the official key layout; replaced at once or not at all.
+        seed: Of the weights.
+
+    Returns:
+        How many parameters it has.
+    """
+    encoder = _new_encoder(name, torch.Generator().manual_seed(seed))
+    _write(encoder, path)
+    return sum(parameter.numel() for parameter in encoder.parameters())
 
 
 def _batches(count: int, steps: int, generator: torch.Generator) -> Iterator[npt.NDArray[np.int64]]:
@@ -135,9 +153,9 @@ def _dice(encoder: ImageEncoderViT, head: nn.Module, images: Images, masks: Mask
     return torch.cat(values).mean().item()
 
 
-def _new_encoder(generator: torch.Generator) -> ImageEncoderViT:
-    """A `sam_demo` with random weights, drawn without touching torch's global generator."""
-    encoder = architecture_named("sam_demo").build().to_empty(device="cpu")
+def _new_encoder(name: str, generator: torch.Generator) -> ImageEncoderViT:
+    """An encoder with random weights, drawn without touching torch's global generator."""
+    encoder = architecture_named(name).build().to_empty(device="cpu")
     for name, parameter in encoder.named_parameters():
         _initialise(name, parameter, generator)
     return encoder

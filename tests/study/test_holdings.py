@@ -136,4 +136,3 @@ def test_seeds_draw_other_parts_and_variants_of_one_seed_the_same(scene, store, 
         train(scene, store, tmp_path / f"{len(seen)}", model=model, options=options)
     assert seen[0] == seen[1] != seen[2]
     assert np.bincount([scene.samples[i].label for i in seen[0]]).tolist() == [3, 3]
-
