@@ -56,7 +56,7 @@ def _of_data(data: Mapping[str, Any], generated: bool, leaks: int | None) -> lis
         )
     if leaks:
         found.append(
-            f"{leaks} sets of identical images lie in more than one split: the figures may be too good by what was "
+            f"Identical images lie in more than one split ({leaks} of them): the figures may be too good by what was "
             "learned by heart."
         )
     if leaks is None:

@@ -153,7 +153,7 @@ def _data(evidence: Evidence) -> Iterator[Markup]:
     if evidence.leaks:
         shown = [tag("li", ", ".join(same)) for same in evidence.leaks[:_LEAKS_SHOWN]]
         more = len(evidence.leaks) - len(shown)
-        yield tag("p", "Identical images in more than one split:")
+        yield tag("p", "These are the same:")
         yield tag("ul", *shown, tag("li", f"and {more} more") if more > 0 else None)
 
 
@@ -165,17 +165,17 @@ def _checks(evidence: Evidence) -> Iterator[Markup]:
         said = "Which images are of the same patient is not known; every image counts as a group of its own."
         yield tag("li", said, class_="open")
     if evidence.leaks:
-        found = tag("b", f"{len(evidence.leaks)} sets of identical images lie in more than one split")
-        yield tag("li", found, f" (SHA-256 of the pixels of {evidence.checked} images).", class_="bad")
+        said = f"Identical images in more than one split: {len(evidence.leaks)}"
+        yield tag("li", tag("b", said), f" (SHA-256 of the pixels of {evidence.checked} images).", class_="bad")
     else:
         said = f"No two splits share an image: the SHA-256 of the pixels of {evidence.checked} images were compared."
         yield tag("li", said, class_="good")
     if evidence.unreadable:
-        said = f"{len(evidence.unreadable)} images cannot be read and could not be compared."
+        said = f"Images that cannot be read, and so could not be compared: {len(evidence.unreadable)}."
         yield tag("li", tag("b", said), class_="bad")
     if evidence.store is not None:
         if evidence.changed:
-            said = f"{evidence.changed} images have other pixels now than when their features were made."
+            said = f"Images with other pixels now than when their features were made: {evidence.changed}."
             yield tag("li", tag("b", said), class_="bad")
         else:
             yield tag("li", "The features were made from these very pixels.", class_="good")

@@ -118,7 +118,7 @@ def confusion(evidence: Evidence) -> Markup | None:
                     f"{count}",
                     tag("br"),
                     f"{share:.0%}",
-                    style=f"background: rgba(var(--shade), {0.6 * share:.2f})",
+                    style=f"background: rgba(var(--shade), {0.5 * share:.2f})",
                 )
                 for count, share in zip(counts[number].tolist(), shares[number].tolist(), strict=True)
             ),

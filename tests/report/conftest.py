@@ -1,0 +1,81 @@
+"""Evaluated runs whose names come from somebody who means ill, small enough to train in a second."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import report
+from pipeline.data import Dataset
+from pipeline.evaluate import evaluate
+from pipeline.evidence import Evidence, collect
+from tests.train.scenes import AUGMENTED, Arrays, do, make_dataset, make_store, register_tiny
+
+register_tiny()
+
+HOSTILE = '<script>alert("x")</script>'
+CLASSES = (HOSTILE, "b & 'c' | d")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """Models this small spend more time waking threads than computing."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run, and what it was made of."""
+
+    folder: Path
+    dataset: Dataset
+    store: Path | None
+
+    def collect(self, **changes: Any) -> Evidence:
+        return collect(self.folder, self.dataset, self.store, **changes)
+
+    def page(self, **changes: Any) -> str:
+        return report.render(self.collect(**changes))
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.folder / "metrics.json").read_text())
+        return found
+
+
+def hostile_scene() -> Dataset:
+    """Two classes with names that are markup, and two images to a group."""
+    plain = make_dataset()
+    samples = [
+        dataclasses.replace(sample, id=f"<b>{sample.id}</b>", group=f"{sample.split} {number // 2}")
+        for number, sample in enumerate(plain.samples)
+    ]
+    return dataclasses.replace(plain, name="<i>scene</i>", class_names=CLASSES, samples=tuple(samples))
+
+
+def with_a_leak(dataset: Dataset) -> Dataset:
+    """The same data set with an image of train in test, too."""
+    assert isinstance(dataset.source, Arrays)
+    images = np.array(dataset.source.images)
+    images[dataset.indices("test")[0]] = images[dataset.indices("train")[0]]
+    return dataclasses.replace(dataset, source=Arrays(images))
+
+
+@pytest.fixture(scope="session")
+def gated(tmp_path_factory) -> Case:
+    """A gated run on hostile names."""
+    dataset, folder = hostile_scene(), tmp_path_factory.mktemp("gated")
+    store = make_store(folder / "scene.zarr", dataset)
+    do(dataset, store, folder / "run", augmentation=AUGMENTED)
+    evaluate(folder / "run", dataset, store, resamples=200)
+    return Case(folder / "run", dataset, folder / "scene.zarr")

@@ -1,0 +1,127 @@
+"""The page in a real browser: asks for nothing, complains of nothing, fits phone, desk and paper, light and dark."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pipeline import report
+from tests.report.browser import Browser, chromium, needs_chromium
+from tests.report.conftest import HOSTILE, Case
+
+pytestmark = needs_chromium
+
+PHONE, DESK, PAPER = 390, 1280, 680  # px; paper is A4 less its margins
+
+TOO_WIDE = """
+const edge = document.documentElement.clientWidth, inside = element => element.closest('.scroll');
+return [document.documentElement.scrollWidth - edge, [...document.querySelectorAll('body *')]
+  .filter(e => !inside(e) || e.matches('.scroll'))
+  .filter(e => e.getBoundingClientRect().right > edge + 0.5).map(e => e.tagName + ' ' + e.textContent.slice(0, 40))];
+"""
+
+WITHOUT_WORDS = """
+const words = e => e.tagName === 'IMG' ? e.alt : e.getAttribute('aria-label');
+return [...document.querySelectorAll('img, svg:not([aria-hidden=true])')].filter(e => (words(e) || '').length < 20)
+  .map(e => e.outerHTML.slice(0, 80));
+"""
+
+FAINT = """
+const parse = c => { const n = c.match(/[\\d.]+/g).map(Number); return [n[0], n[1], n[2], n.length > 3 ? n[3] : 1]; };
+const over = (top, base) => [0, 1, 2].map(k => top[3] * top[k] + (1 - top[3]) * base[k]).concat(1);
+const ground = e => { const c = parse(getComputedStyle(e).backgroundColor);
+  return c[3] === 1 ? c : over(c, e.parentElement ? ground(e.parentElement) : [255, 255, 255, 1]); };
+const linear = v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
+const light = c => { const [r, g, b] = c.map(v => linear(v / 255));
+  return .2126 * r + .7152 * g + .0722 * b; };
+const contrast = (a, b) => { const [x, y] = [light(a), light(b)].sort((p, q) => q - p); return (x + .05) / (y + .05); };
+return [...document.querySelectorAll('body *')]
+  .filter(e => [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim()))
+  .map(e => [contrast(parse(e.closest('svg') ? getComputedStyle(e).fill : getComputedStyle(e).color), ground(e)),
+             e.tagName + ' ' + e.textContent.slice(0, 40)])
+  .filter(([value]) => value < 4.5);
+"""
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with chromium(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def page(gated: Case, tmp_path_factory) -> Path:
+    """A page with all that a page can have."""
+    folder = tmp_path_factory.mktemp("page")
+    case = dataclasses.replace(gated, folder=folder / "run")
+    shutil.copytree(gated.folder, case.folder)
+    (case.folder / "explain").mkdir()
+    Image.new("RGB", (1600, 900), "red").save(case.folder / "explain/sheet.png")
+    maps = {name: {"mass": {"value": 0.2, "low": 0.1, "high": 0.3}} for name in ("early", "neck", "Grad-CAM")}
+    found = {
+        "sheet": {"file": "sheet.png", "alt": f"Sheet of {HOSTILE}, six of them"},
+        "weights_sha256": case.collect().weights_sha256,
+        "localisation": {"images": 12, "chance": {"mass": 0.1}, "maps": maps},
+    }
+    (case.folder / "explain/explain.json").write_text(json.dumps(found))
+    (folder / "study").mkdir()
+    (folder / "study/table.csv").write_text("variant,fraction,score,mean\nplain,0.1,auc,0.7\noracle,0.1,auc,0.8\n")
+    Image.new("RGB", (900, 600), "white").save(folder / "study/curve.png")
+    return report.write(case.folder, case.collect(study=folder / "study", commands=["pipeline train " + "x" * 300]))
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [PHONE, DESK])
+def test_the_page_is_whole_and_readable(browser: Browser, page: Path, width: int, dark: bool) -> None:
+    browser.resize(width, dark=dark)
+    browser.open(page)
+    assert browser.requests() == [page.as_uri()]
+    assert browser.complaints() == []
+    assert browser.run("return innerWidth") == width
+    assert browser.run(TOO_WIDE) == [0, []]
+    assert browser.run("return document.querySelectorAll('figure').length") == 8
+    assert browser.run(WITHOUT_WORDS) == []
+    assert browser.run("return [...document.images].filter(i => !i.complete || !i.naturalWidth).length") == 0
+    assert browser.run(FAINT) == []
+    background = browser.run("return getComputedStyle(document.body).backgroundColor")
+    assert (background == "rgb(255, 255, 255)") != dark
+
+
+def test_text_in_figures_is_legible_on_a_phone(browser: Browser, page: Path) -> None:
+    browser.resize(PHONE)
+    browser.open(page)
+    sizes = browser.run("return [...document.querySelectorAll('svg text')].map(t => t.getBoundingClientRect().height)")
+    assert min(sizes) >= 10
+
+
+def test_it_prints_light_and_nothing_is_cut_off(browser: Browser, page: Path) -> None:
+    browser.resize(PAPER, dark=True, media="print")
+    browser.open(page)
+    assert browser.run("return document.documentElement.scrollWidth") == PAPER
+    assert (
+        browser.run("return [...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > innerWidth).length")
+        == 0
+    )
+    assert browser.run("return getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert browser.run(FAINT) == []
+
+
+def test_the_checks_see_what_they_look_for(browser: Browser, tmp_path: Path) -> None:
+    """A page with every fault, so that a check that sees nothing fails."""
+    bad = tmp_path / "bad.html"
+    bad.write_text(
+        "<!doctype html><body style='background:#fff'><img src='https://example.invalid/x.png'>"
+        "<p style='color:#ccc'>faint</p><div style='width:3000px'>wide</div><script>throw Error('bad')</script>"
+    )
+    browser.resize(DESK)
+    browser.open(bad)
+    assert len(browser.requests()) == 2
+    assert any("bad" in line for line in browser.complaints())
+    assert browser.run(TOO_WIDE)[0] > 1000
+    assert len(browser.run(WITHOUT_WORDS)) == 1
+    assert [found[1] for found in browser.run(FAINT)] == ["P faint"]

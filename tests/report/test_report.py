@@ -1,0 +1,279 @@
+"""The page says what the run's files say, to people and to those who cannot see it, and trusts no name in them."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import shlex
+import shutil
+from html.parser import HTMLParser
+from itertools import pairwise
+
+import pytest
+from PIL import Image
+
+from pipeline import report
+from pipeline.config import load_config, to_dict
+from pipeline.errors import RunError
+from pipeline.evaluate import evaluate
+from pipeline.report_charts import Axis, Line, chart
+from pipeline.reproduce import commands
+from tests.commands.conftest import TINY as CONFIG
+from tests.report.conftest import HOSTILE, Case, with_a_leak
+from tests.train.scenes import PLAIN, do, make_dataset
+
+
+class Page(HTMLParser):
+    """The elements of a page, and its text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in {"meta", "link", "img", "br"}:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, *tags: str) -> list[dict[str, str | None]]:
+        return [attributes for tag, attributes in self.elements if tag in tags]
+
+
+@pytest.fixture(scope="module")
+def text(gated: Case) -> str:
+    return gated.page()
+
+
+@pytest.fixture(scope="module")
+def page(text: str) -> Page:
+    return Page(text)
+
+
+def test_names_from_files_stay_text(text: str, page: Page) -> None:
+    assert not page.all("script", "i")
+    assert "<script" not in text
+    assert HOSTILE in page.text
+    assert any(HOSTILE in (attributes["aria-label"] or "") for attributes in page.all("svg") if "role" in attributes)
+
+
+def test_elements_are_closed_and_nothing_is_fetched_or_run(page: Page) -> None:
+    assert page.open == []
+    assert not page.all("script", "iframe", "object", "video", "audio", "form")
+    links = [a[key] for _, a in page.elements for key in ("src", "href", "action", "xlink:href") if a.get(key)]
+    assert all(link.startswith("data:") for link in links)
+    assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
+    (policy,) = (a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'")
+
+
+def test_who_cannot_see_it_finds_the_way(page: Page) -> None:
+    assert page.all("html")[0]["lang"] == "en"
+    headings = [int(tag[1]) for tag, _ in page.elements if tag in {"h1", "h2", "h3", "h4"}]
+    assert headings[0] == 1
+    assert headings.count(1) == 1
+    assert all(later - earlier <= 1 for earlier, later in pairwise(headings))
+    assert all(attributes.get("scope") in {"col", "row"} for attributes in page.all("th"))
+    assert all(attributes.get("aria-label") for attributes in page.all("table"))
+    for drawn in page.all("svg"):
+        assert drawn.get("aria-hidden") == "true" or (drawn["role"] == "img" and drawn["aria-label"])
+
+
+def test_figures_are_those_of_the_run(gated: Case, page: Page) -> None:
+    figures = gated.figures
+    for name in ("auc", "ap", "acc", "balanced_acc", "f1", "ece", "brier"):
+        ends = figures["intervals"][name]
+        assert f"{figures[name]:.3f}{ends['low']:.3f} to {ends['high']:.3f}" in page.text
+    for point in figures["operating_points"].values():
+        for found in point.values():
+            assert f"{found['threshold']:.3f}{found['sensitivity']['value']:.3f} (" in page.text
+    alts = " ".join(str(attributes.get("aria-label")) for attributes in page.all("svg"))
+    last = gated.dataset.class_names[-1]
+    assert f"ROC curves on 12 test images. AUC {figures['class_auc'][last]:.3f}; chance is 0.5." in alts
+    assert f"Expected calibration error {figures['ece']:.3f}." in alts
+    assert f"highest, {figures['val_auc']:.3f}, after epoch {figures['best_epoch']} of 3" in alts
+    right = sum(figures["confusion"][k][k] for k in range(2))
+    assert f"{right} of 12 images are classified rightly." in page.text
+
+
+def test_identity_costs_and_versions_are_on_the_page(gated: Case, page: Page) -> None:
+    described = json.loads((gated.folder / "model.json").read_text())
+    evidence = gated.collect()
+    assert evidence.description.fingerprint is not None
+    assert evidence.description.fingerprint.digest() in page.text
+    assert evidence.weights_sha256 in page.text
+    for name, version in described["provenance"]["software"].items():
+        assert f"{name}{version}" in page.text
+    assert f"for 3 epochs on {described['provenance']['device']}" in page.text
+
+
+def test_the_same_run_gives_the_same_bytes(gated: Case, text: str) -> None:
+    assert gated.page() == text
+    written = report.write(gated.folder, gated.collect()).read_text()
+    assert written == text
+    assert not list(gated.folder.glob("*.partial"))
+
+
+def test_a_clean_data_set_and_one_with_a_leak(gated: Case, page: Page) -> None:
+    assert "No two splits share an image: the SHA-256 of the pixels of 48 images were compared." in page.text
+    assert "No group lies in more than one split" in page.text
+    assert "The features were made from these very pixels." in page.text
+    leaking = dataclasses.replace(gated, dataset=with_a_leak(gated.dataset))
+    found = Page(leaking.page()).text
+    assert "Identical images in more than one split: 1" in found
+    names = [gated.dataset.samples[gated.dataset.indices(split)[0]].id for split in ("train", "test")]
+    assert ", ".join(names) in found
+    assert "Images with other pixels now than when their features were made: 1." in found
+
+
+def test_what_it_does_not_show_is_said(gated: Case, page: Page) -> None:
+    low, high = (gated.figures["intervals"]["auc"][end] for end in ("low", "high"))
+    for sentence in (
+        "The test set is small: it has 12 images of 6 groups.",
+        f"the AUC lies between {low:.2f} and {high:.2f}",
+        "one training run, with seed 1",
+        "chosen on the validation set",
+        "It does not show that the gates help",
+        "none of the published ones whose SHA-256 this program knows",
+        "no medical device",
+    ):
+        assert sentence in page.text
+    assert "generated by a program" not in page.text
+    told = Page(gated.page(generated=True, untrained=True)).text
+    assert "The images are generated by a program" in told
+    assert "drawn from a seed and not trained: nothing here is evidence about SAM" in told
+
+
+def test_patients_that_nobody_named(tmp_path, scene_without_groups: Case) -> None:
+    text = Page(scene_without_groups.page()).text
+    assert "Which images are of the same patient is not known" in text
+    assert "If a patient has images in several splits, the figures are too good" in text
+
+
+@pytest.fixture(scope="module")
+def scene_without_groups(tmp_path_factory) -> Case:
+    """A plain run whose groups are its samples."""
+    folder, dataset = tmp_path_factory.mktemp("plain"), make_dataset()
+    samples = tuple(dataclasses.replace(sample, group=sample.id) for sample in dataset.samples)
+    dataset = dataclasses.replace(dataset, samples=samples)
+    do(dataset, None, folder, model=PLAIN)
+    evaluate(folder, dataset, None, resamples=200)
+    return Case(folder, dataset, None)
+
+
+def test_a_plain_run_has_no_encoder(scene_without_groups: Case) -> None:
+    text = Page(scene_without_groups.page()).text
+    assert "This model reads no features of an encoder." in text
+    assert "A plain tiny on the data set scene" in text
+
+
+def test_what_is_missing_is_refused_in_one_line(gated: Case, scene_without_groups: Case, tmp_path) -> None:
+    copy = dataclasses.replace(gated, folder=tmp_path / "run")
+    shutil.copytree(gated.folder, copy.folder)
+    with pytest.raises(RunError, match="trained on other samples, labels or splits than 'scene' has now: give the run"):
+        dataclasses.replace(copy, dataset=scene_without_groups.dataset).collect()
+    stale = copy.figures | {"val_auc": 0.123}
+    (copy.folder / "metrics.json").write_text(json.dumps(stale))
+    with pytest.raises(RunError, match="are those of another model: run `pipeline evaluate` again"):
+        copy.collect()
+    (copy.folder / "metrics.json").unlink()
+    with pytest.raises(RunError, match=r"no metrics in .*: run `pipeline evaluate` on this run first"):
+        copy.collect()
+    with pytest.raises(RunError, match=r"no study at .*: name the folder that has its table\.csv"):
+        gated.collect(study=tmp_path)
+
+
+def test_a_store_that_is_gone_is_said_to_be(gated: Case, tmp_path) -> None:
+    text = Page(dataclasses.replace(gated, store=tmp_path / "gone.zarr").page()).text
+    assert "The store of the features is not described" in text
+    assert "rows in the store" not in text
+
+
+def test_heat_maps_of_this_model_and_no_other(gated: Case, tmp_path) -> None:
+    copy = dataclasses.replace(gated, folder=tmp_path / "run")
+    shutil.copytree(gated.folder, copy.folder)
+    (copy.folder / "explain").mkdir()
+    Image.new("RGB", (8, 8), "red").save(copy.folder / "explain/sheet.png")
+    found = {
+        "sheet": {"file": "sheet.png", "alt": f"Sheet of {HOSTILE}"},
+        "weights_sha256": gated.collect().weights_sha256,
+        "localisation": {
+            "images": 12,
+            "chance": {"mass": 0.1},
+            "maps": {"early": {"mass": {"value": 0.2, "low": 0.15, "high": 0.25}}},
+        },
+    }
+    (copy.folder / "explain/explain.json").write_text(json.dumps(found))
+    page = Page(copy.page())
+    (image,) = page.all("img")
+    assert image["alt"] == f"Sheet of {HOSTILE}"
+    assert image["src"].startswith("data:image/png;base64,")
+    assert "early0.200 (0.150 to 0.250)" in page.text
+    (copy.folder / "explain/explain.json").write_text(json.dumps(found | {"weights_sha256": "other"}))
+    page = Page(copy.page())
+    assert not page.all("img")
+    assert "heat maps in the run's folder are of another model" in page.text
+
+
+def test_a_study_stands_beside_the_run(gated: Case, tmp_path) -> None:
+    rows = [
+        {"variant": "plain", "fraction": "0.1", "score": "auc", "mean": "0.71234", "note": ""},
+        {"variant": f"oracle {HOSTILE}", "fraction": "0.1", "score": "auc", "mean": "0.8", "note": ""},
+    ]
+    with (tmp_path / "table.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+    Image.new("RGB", (8, 8), "white").save(tmp_path / "curve.png")
+    page = Page(gated.page(study=tmp_path))
+    (image,) = page.all("img")
+    assert f"Highest mean: auc 0.800 with variant oracle {HOSTILE}, fraction 0.1." in image["alt"]
+    assert "plain0.1auc0.7123" in page.text
+    assert "note" not in [attributes for attributes in page.all("th")]
+    assert "It does not show that the gates help" not in page.text
+
+
+def test_commands_give_the_run_again(tmp_path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(CONFIG)
+    wanted = load_config(path, ["model.gates=[]", "train.lr=1e-5", "train.augment.scale=[0.5, 1.5]", "run=runs/a b"])
+    config = to_dict(load_config(path))
+    values = to_dict(wanted)
+    gates = [[gate["tap"], gate["stage"]] for gate in values["model"].pop("gates")]
+    settings = {
+        "model": {"gates": gates, **values["model"].pop("slca"), **values["model"]},
+        "augmentation": values["train"].pop("augment"),
+        "train": values["train"],
+    }
+    (spelled,) = commands(["train"], ["-c", "c.yaml"], config, settings, wanted.run)
+    assert spelled.startswith("pipeline train -c c.yaml --set ")
+    words = shlex.split(spelled)
+    overrides = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
+    assert len(overrides) == 4
+    assert load_config(path, overrides) == wanted
+
+
+def test_a_line_keeps_its_corners_and_loses_only_what_nobody_sees() -> None:
+    straight = [(x / 1000, x / 1000) for x in range(1001)]
+    corner = [*straight[:501], (0.5, 0.9), (1.0, 0.9)]
+    for points, kept in ((straight, 2), (corner, 4)):
+        drawn = chart([Line("a", points)], Axis("x"), Axis("y"), alt="a")
+        path = drawn.split('d="M')[1].split('"')[0]
+        assert path.count("L") == kept - 1
+
+
+def test_ticks_are_round_and_within() -> None:
+    assert Axis("x").ticks() == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    assert Axis("epoch", 1, 8, whole=True).ticks() == [2, 4, 6, 8]
+    assert Axis("epoch", 1, 2, whole=True).ticks() == [1, 2]
+    assert all(0.37 <= tick <= 0.93 for tick in Axis("y", 0.37, 0.93).ticks())
