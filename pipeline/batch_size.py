@@ -14,11 +14,14 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 import cache
-from pipeline.encoders import Encoder
+
+if TYPE_CHECKING:
+    from pipeline.encoders import Encoder
 
 CPU_BATCH, GPU_BATCH = 1, 16  # at 1024 px; smaller inputs take as many more as they have fewer pixels
 LARGEST_BATCH = 256

@@ -6,12 +6,14 @@ On a CPU the same code is simply one batch after the other.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -20,10 +22,12 @@ from torch import Tensor
 
 import cache
 from pipeline.batch_size import BatchSize, out_of_memory
-from pipeline.encoders import Encoder, Prepared
 from pipeline.errors import DataError
 from pipeline.overlap import ahead, threads
 from pipeline.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from pipeline.encoders import Encoder, Prepared
 
 
 class Shard:
@@ -131,9 +135,10 @@ def _record_event(device: torch.device) -> torch.cuda.Event | None:
 
 @dataclass
 class Clock:
-    """Seconds spent in each part of a run."""
+    """Seconds spent in each part of a run, by whichever thread."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @contextmanager
     def __call__(self, part: str) -> Iterator[None]:
@@ -142,7 +147,9 @@ class Clock:
         try:
             yield
         finally:
-            self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+            spent = time.perf_counter() - start
+            with self._lock:
+                self.seconds[part] = self.seconds.get(part, 0.0) + spent
 
 
 @dataclass
@@ -190,7 +197,7 @@ class Encoding:
                 with self.clock("wait for write"):
                     if writing is not None:
                         writing.result()
-                    writing = writers.submit(writer.write, plan, shard.features, shard.extents, bad)
+                    writing = writers.submit(self._write, writer, plan, shard, bad)
                     if self.shared:
                         writing.result()  # a claim ends when the next is asked for, and the shard must be there by then
             with self.clock("wait for write"):
@@ -227,7 +234,14 @@ class Encoding:
         return shard
 
     def _decode(self, row: int) -> Prepared:
-        return self.encoder.prepare(self.image(row))
+        with self.clock("decode"):
+            return self.encoder.prepare(self.image(row))
+
+    def _write(
+        self, writer: cache.StoreWriter | cache.StoreWorker, plan: cache.ShardPlan, shard: Shard, bad: dict[int, str]
+    ) -> None:
+        with self.clock("write"):
+            writer.write(plan, shard.features, shard.extents, bad)
 
     def _non_finite(self, plan: cache.ShardPlan, shard: Shard) -> dict[int, str]:
         """Reason by row for the rows of a shard that must not be stored."""

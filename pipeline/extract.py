@@ -12,17 +12,19 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import cache
 from pipeline.batch_size import BatchSize
 from pipeline.data import Dataset, Image, pixel_digest
 from pipeline.encode import Clock, Encoding
-from pipeline.encoders import Encoder
 from pipeline.errors import DataError
 from pipeline.progress import Progress, silent
 from pipeline.scan import Scan, memory_of, remembered, scan
 from pipeline.unchanged import fingerprint, specify, unchanged
+
+if TYPE_CHECKING:
+    from pipeline.encoders import Encoder
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,8 @@ class ExtractReport:
         set_aside: Reason by sample id, for images that are not in the store; of several processes the first one's
             report has all of them, the others' have none.
         seconds: Wall time of the parts seen from the encoder's thread: `scan`, `wait for decode`, `encode`,
-            `wait for write`, `commit`; and `total`. Only `scan` and
-            `total` where nothing was to do.
+            `wait for write`, `commit`; and `total`. `decode` and `write` are the time that other threads were busy
+            meanwhile. Only `scan` and `total` where nothing was to do.
         advice: One line if the encoder was starved, else empty.
     """
 

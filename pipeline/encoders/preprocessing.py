@@ -11,16 +11,20 @@ Batches travel to the device as bytes, a quarter of what normalised pixels would
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 
 from pipeline.encoders.recipe import MEAN, STD, Preprocessing
 from pipeline.errors import DataError
+
+if TYPE_CHECKING:
+    from segment_anything.utils.transforms import ResizeLongestSide
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ def prepare(image: npt.NDArray[np.uint8], input_px: int, preprocessing: Preproce
         message = f"got an image {image.dtype} {image.shape}; expected uint8 (H, W, 3)"
         raise DataError(message)
     height, width = image.shape[:2]
-    resize = ResizeLongestSide(input_px)
+    resize = _resize(input_px)
     if 0 in (height, width) or 0 in resize.get_preprocess_shape(height, width, input_px):
         message = f"an image of {height}x{width} px has no pixel left at {input_px} px; crop it or leave it out"
         raise DataError(message)
@@ -63,6 +67,14 @@ def prepare(image: npt.NDArray[np.uint8], input_px: int, preprocessing: Preproce
     pixels = torch.zeros(3, input_px, input_px, dtype=torch.uint8)
     pixels[:, : resized.shape[1], : resized.shape[2]] = resized
     return Prepared(pixels, (resized.shape[1], resized.shape[2]))
+
+
+@cache
+def _resize(input_px: int) -> ResizeLongestSide:
+    """SAM's own resize, imported when the first image comes: it brings torchvision, which takes seconds."""
+    from segment_anything.utils.transforms import ResizeLongestSide
+
+    return ResizeLongestSide(input_px)
 
 
 def normalise(pixels: Tensor, sizes: Tensor, preprocessing: Preprocessing = "sam") -> Tensor:

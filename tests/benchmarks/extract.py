@@ -57,8 +57,11 @@ class Variants:
     files: tuple[Path, ...]
 
     def read(self, index: int) -> Image:
-        image = read_image(self.files[index % len(self.files)])
-        image[0, 0] = index // len(self.files) % 256
+        turn, number = divmod(index, len(self.files))
+        image = read_image(self.files[number])
+        if turn:
+            image = image.copy()
+            image[0, 0] = turn % 256
         return image
 
     def stamp(self, index: int) -> str | None:

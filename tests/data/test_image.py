@@ -93,6 +93,18 @@ def test_cmyk_jpeg_shows_the_colours_that_went_in(tmp_path: Path) -> None:
     assert np.abs(read_image(tmp_path / "a.jpg").astype(int) - shown)[:, [4, 27]].max() <= 4
 
 
+def test_scaled_decoding_of_jpeg_would_give_other_pixels(tmp_path: Path) -> None:
+    y, x = np.mgrid[0:2048, 0:2048]
+    waves = (128 + 100 * np.sin(x / 3) * np.cos(y / 5)).astype(np.uint8)
+    Image.fromarray(waves).save(tmp_path / "a.jpg", quality=95)
+    with Image.open(tmp_path / "a.jpg") as scaled:
+        scaled.draft("L", (1024, 1024))
+        assert scaled.size == (1024, 1024)
+        half = np.asarray(scaled, np.int16)
+    whole = Image.fromarray(read_image(tmp_path / "a.jpg")).resize((1024, 1024), Image.Resampling.BILINEAR)
+    assert np.abs(np.asarray(whole, np.int16)[:, :, 0] - half).max() > 4
+
+
 def test_jpeg_larger_than_the_encoder_is_decoded_at_full_size(tmp_path: Path) -> None:
     noise = np.random.default_rng(2).integers(0, 256, (1100, 1300), np.uint8)
     Image.fromarray(noise).save(tmp_path / "a.jpg")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.data import Dataset, Image, Mask, Sample
-from pipeline.encoders import Encoder, Prepared
+from pipeline.encoders.preprocessing import Prepared
 from pipeline.errors import DataError
+
+if TYPE_CHECKING:
+    from pipeline.encoders import Encoder
 
 SIDE_PX = 8
 
@@ -86,4 +89,4 @@ class CountingEncoder(nn.Module):
 
 
 def as_encoder(fake: CountingEncoder) -> Encoder:
-    return cast(Encoder, fake)
+    return cast("Encoder", fake)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import cache
+from pipeline.data import Image, Reading, reading_rules
 from pipeline.errors import DataError
-from pipeline.extract import ExtractReport, extract
+from pipeline.extract import ExtractReport, _advice, extract
 
 from .fakes import CountingEncoder, Pictures, as_encoder, picture, pictures
 
@@ -159,3 +162,44 @@ def test_what_is_announced(tmp_path: Path) -> None:
     assert [s for s in said if s[0] == "encode"] == [("encode", done, 5) for done in (0, 2, 4, 5)]
     assert (plan["encode"], plan["reuse"]) == (5, 0)
     assert plan["needed_mib"] == 5 * (2 * 16 + 4) * 2 / 2**20
+
+
+class SlowPictures(Pictures):
+    """Takes its time over each image."""
+
+    def read(self, index: int) -> Image:
+        time.sleep(0.1)
+        return super().read(index)
+
+
+def test_a_starved_encoder_is_told_with_what_to_change_and_a_busy_one_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.scan.KEEP_BYTES", 0)
+    slow = SlowPictures(pictures(14).images)
+    report = run(slow, CountingEncoder(), tmp_path / "slow.zarr", workers=1, batch_size=1)
+    assert re.match(r"the encoder spent \d+ s on 'wait for decode' against \d+ s of work", report.advice)
+    assert "raise resources.workers above 1" in report.advice
+    assert run(pictures(14), CountingEncoder(), tmp_path / "fast.zarr").advice == ""
+
+
+def test_a_slow_disk_is_told_too() -> None:
+    assert "faster disk" in _advice({"encode": 10.0, "wait for write": 5.0}, 2)
+    assert _advice({"encode": 100.0, "wait for write": 5.0, "wait for decode": 5.0}, 2) == ""
+
+
+def test_the_report_says_where_the_time_went(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.scan.KEEP_BYTES", 0)
+    report = run(SlowPictures(pictures(4).images), CountingEncoder(), tmp_path / "s.zarr", workers=2)
+    assert report.seconds["decode"] >= 0.4  # of two threads together
+    assert 0 < report.seconds["write"] < report.seconds["total"]
+    parts = ("scan", "wait for decode", "encode", "wait for write", "commit")
+    assert report.seconds["scan"] >= 0.2
+    assert sum(report.seconds[part] for part in parts) <= report.seconds["total"]
+
+
+def test_files_read_by_another_rule_are_another_store(tmp_path: Path) -> None:
+    source, encoder, path = pictures(2), as_encoder(CountingEncoder()), tmp_path / "s.zarr"
+    extract(source.dataset(), encoder, path, reading=reading_rules())
+    with pytest.raises(cache.FingerprintMismatchError, match=r"reading\.depth is 'full' there and 'percentile' here"):
+        extract(source.dataset(), encoder, path, reading=reading_rules(Reading("percentile")))
