@@ -203,7 +203,8 @@ class Feed:
             names = ", ".join(repr(self._dataset.samples[i].id) for i in missing[:3])
             msg = (
                 f"{str(self._store.path)!r} lacks {len(missing)} of {len(indices)} samples of split {self._split!r} "
-                f"({names}{', ...' if len(missing) > 3 else ''}): run `pipeline extract`, or allow missing samples."
+                f"({names}{', ...' if len(missing) > 3 else ''}): "
+                f"run `pipeline extract`, or allow missing samples (train.allow_missing)."
             )
             raise RunError(msg)
         kept = np.flatnonzero(rows != NOWHERE)
