@@ -19,6 +19,7 @@ from PIL import Image as Pillow
 from cache import Store
 from pipeline import heat as heat_maps
 from pipeline import localise, metrics, run
+from pipeline.classifier import Classifier
 from pipeline.data import Dataset, Split
 from pipeline.data.dataset import positives
 from pipeline.errors import ConfigError, RunError
@@ -103,7 +104,8 @@ def explain(
     Returns:
         `split`; `weights_sha256` of the model; `images`, by picture `id`, `true`, `predicted`, `probability`, `file`
         and `alt`; `sheet`, its `file`, `alt`, `hits` and `misses`; `ranges`, by map its lowest and highest value over
-        the split; `localisation`, what `localise.summarise` gives, or None without masks.
+        the split; `localisation`, what `localise.summarise` gives, with `untrained_auc`, by gate that of newly drawn
+        weights from five seeds, and `left_out`, images without a lesion; or None without masks.
 
     Raises:
         RunError: No finished run, other classes, or features of another fingerprint.
@@ -146,7 +148,16 @@ def explain(
         "weights_sha256": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
         **pictures.draw(scratch, chosen, count, progress),
         "ranges": {name: dict(zip(("low", "high"), pictures.ranges[name], strict=True)) for name in pictures.ranges},
-        "localisation": _localise(scratch, pictures, feed, resamples, seed, machine.workers, progress),
+        "localisation": _localise(
+            scratch,
+            pictures,
+            classifier,
+            feed,
+            resamples=resamples,
+            seed=seed,
+            workers=machine.workers,
+            progress=progress,
+        ),
     }
     run.write_json(scratch / "explain.json", found)
     _swap(scratch, folder / FOLDER)
@@ -236,14 +247,22 @@ class _Pictures:
 
 
 def _localise(
-    folder: Path, pictures: _Pictures, feed: Feed, resamples: int, seed: int, workers: int, progress: Progress
+    folder: Path,
+    pictures: _Pictures,
+    classifier: Classifier,
+    feed: Feed,
+    *,
+    resamples: int,
+    seed: int,
+    workers: int,
+    progress: Progress,
 ) -> dict[str, Any] | None:
     """Score the maps against the masks, and write the tables; None where no lesion is known."""
-    kept, scores, share = localise.score_maps(
-        pictures.heat, pictures.masks, pictures.indices, feed.groups, workers=workers, progress=progress
-    )
+    kept, cells = localise.cover(pictures.masks, pictures.indices, workers)
     if not kept:
         return None
+    scores = localise.score_maps(pictures.heat, kept, cells, feed.groups, progress)
+    share = cells.mean(axis=(1, 2), dtype=np.float64)
     groups = [feed.groups[position] for position in kept]
     found = localise.summarise(scores, share, groups, resamples=resamples, seed=seed)
     rows = [
@@ -259,7 +278,8 @@ def _localise(
         for name, values in scores.items()
     ]
     run.write_csv(folder / "localisation_samples.csv", by_sample)
-    return {**found, "left_out": len(feed) - len(kept)}
+    untrained = localise.score_untrained(classifier, feed, kept, cells)
+    return {**found, "untrained_auc": untrained, "left_out": len(feed) - len(kept)}
 
 
 def _judge(task: Task, feed: Feed, heat: Heat, class_names: Sequence[str]) -> _Verdicts:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.backbones import standardise
-from pipeline.classifier import Classifier
+from pipeline.classifier import OWN, Classifier
 from pipeline.feed import Feed
 from pipeline.geometry import sample_gate, sample_image
 from pipeline.infer import autocast
@@ -149,6 +149,32 @@ def look(
         {name: CoarseMaps(torch.cat(gates[i]), _joined(visible[i])) for i, name in enumerate(names)},
         CoarseMaps(torch.cat(cams), None),
     )
+
+
+@torch.no_grad()
+def untrained_gates(classifier: Classifier, feed: Feed, *, seed: int, batch_size: int = 64) -> dict[str, CoarseMaps]:
+    """Compute the gates of stored taps as if training had just begun: the same layers, newly drawn from a seed.
+
+    What these show is in the features, not in what the gates have learned.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = Classifier(replace(classifier.options, weights="none"), classifier.taps, feed.classes).gates.to(
+            feed.device
+        )
+    chosen = {
+        f"{tap} → {stage}": (tap, fresh[number])
+        for number, (tap, stage) in enumerate(classifier.options.gates)
+        if tap != OWN
+    }
+    gates: dict[str, list[Tensor]] = {name: [] for name in chosen}
+    visible: dict[str, list[Tensor | None]] = {name: [] for name in chosen}
+    for batch in feed.batches(torch.split(torch.arange(len(feed)), batch_size)):
+        for name, (tap, slca) in chosen.items():
+            gate, extents = slca(batch.features[tap], batch.extents)
+            gates[name].append(gate.mean(dim=1, keepdim=True).cpu())
+            visible[name].append(None if extents is None else extents.cpu())
+    return {name: CoarseMaps(torch.cat(gates[name]), _joined(visible[name])) for name in chosen}
 
 
 def grad_cam(net: nn.Module, head: Head, last_stage: Tensor, classes: Tensor) -> Tensor:

@@ -12,8 +12,10 @@ game is Zhang et al., "Top-down neural attention by excitation backprop", ECCV 2
 
 A gate lies in (0, 1) and may hardly vary, so that mass and lift are near chance whatever it shows; `auc` asks for the
 order of the values alone. A gate that is *lower* on the lesion has an auc below .5, and 1 - gate has 1 - auc, so it
-needs no row of its own. Values within a millionth of the map's highest are equal: they differ by rounding. A map that
-is zero throughout points nowhere, and gets what chance gets.
+needs no row of its own. Either may come without learning: the features of a segmenter tell lesion from tissue, and a
+gate with weights just drawn then lies far above or below .5, by the luck of its signs (`score_untrained`). So an auc
+says that a gate varies with the lesion; what training added shows beside the untrained ones. Values within a millionth
+of the map's highest are equal: they differ by rounding. A map that is zero throughout gets what chance gets.
 """
 
 from __future__ import annotations
@@ -30,19 +32,23 @@ import torch
 from torch.nn import functional as F
 
 from pipeline import intervals
+from pipeline.classifier import Classifier
 from pipeline.data import Dataset, read_image
 from pipeline.data.dataset import Mask
 from pipeline.data.image import SUFFIXES
 from pipeline.errors import DataError
-from pipeline.heat import Heat
+from pipeline.feed import Feed
+from pipeline.heat import Heat, untrained_gates
 from pipeline.progress import Progress, silent
 
 SIDE = 128
 CENTRE = "centre of the image"
 SCORES = ("mass", "lift", "pointing", "auc", "auc_elsewhere")
 _AT_ONCE = 64
+_UNTRAINED = 256
 
 Floats = npt.NDArray[np.floating[Any]]
+Cells = npt.NDArray[np.float16]
 
 
 class Masks:
@@ -84,31 +90,51 @@ class Masks:
         return mask
 
 
-def score_maps(
-    heat: Heat,
-    masks: Masks,
-    indices: Sequence[int],
-    groups: Sequence[str],
-    *,
-    workers: int = 2,
-    progress: Progress = silent,
-) -> tuple[list[int], dict[str, dict[str, Floats]], Floats]:
-    """Score every map of every image whose lesion is known; one without lesion, or all lesion, is left out.
+def cover(masks: Masks, indices: Sequence[int], workers: int = 2) -> tuple[list[int], Cells]:
+    """Find where lesions are, in cells; images without a lesion, or with nothing else, are left out.
 
     Args:
-        heat: The maps of n samples.
         masks: Where lesions are.
-        indices: Place of each of the n samples in the data set.
-        groups: Group of each.
+        indices: Places of n samples in the data set.
         workers: Threads that read masks.
+
+    Returns:
+        Positions among the n of the m samples whose lesion is known, and the part of each cell that it covers,
+        (m, SIDE, SIDE) float16.
+    """
+
+    def one(index: int) -> npt.NDArray[np.float16] | None:
+        mask = masks(index)
+        if mask is None or not mask.any() or mask.all():
+            return None
+        pooled = F.adaptive_avg_pool2d(torch.from_numpy(mask).float()[None], (SIDE, SIDE))[0]
+        cells: npt.NDArray[np.float16] = pooled.half().numpy()  # two bytes: 330 MB for ten thousand images
+        return cells
+
+    with ThreadPoolExecutor(workers, "mask") as pool:
+        found = dict(_known(pool.map(one, indices)))
+    return [*found], np.stack([*found.values()]) if found else np.empty((0, SIDE, SIDE), np.float16)
+
+
+def score_maps(
+    heat: Heat,
+    kept: Sequence[int],
+    cells: Cells,
+    groups: Sequence[str],
+    progress: Progress = silent,
+) -> dict[str, dict[str, Floats]]:
+    """Score every map of the images whose lesion is known.
+
+    Args:
+        heat: The maps.
+        kept: Positions of the m images among those of `heat`, and
+        cells: their lesions (m, SIDE, SIDE), as `cover` gives both.
+        groups: Group of each sample of `heat`.
         progress: Called after each batch.
 
     Returns:
-        Positions of the m samples that were scored; by map and name of `SCORES`, (m,) each; and the lesion's share of
-        each image (m,).
+        By map and name of `SCORES`, (m,) each; `auc_elsewhere` is NaN where all images are of one group.
     """
-    kept, cells = _covered(masks, indices, workers)
-    share = cells.reshape(len(kept), SIDE * SIDE).astype(np.float64).mean(axis=1)
     other = _partners([groups[position] for position in kept])
     scores: dict[str, dict[str, Floats]] = {
         name: {score: np.full(len(kept), np.nan) for score in SCORES} for name in (*heat.names, CENTRE)
@@ -122,7 +148,20 @@ def score_maps(
                 for score, value in found.items():
                     into[score][row] = value
         progress("localise", part.stop, len(kept))
-    return kept, scores, share
+    return scores
+
+
+def score_untrained(
+    classifier: Classifier, feed: Feed, kept: Sequence[int], cells: Cells, *, seeds: int = 5
+) -> dict[str, list[float]]:
+    """Mean auc of each stored tap's gate, newly drawn from each seed, over the first 256 images with a lesion."""
+    kept, found = kept[:_UNTRAINED], dict[str, list[float]]()
+    for seed in range(seeds):
+        for name, maps in untrained_gates(classifier, feed, seed=seed).items():
+            laid = maps.lay(torch.as_tensor(kept), (SIDE, SIDE)).numpy()
+            aucs = [score_map(values, cover)["auc"] for values, cover in zip(laid, cells, strict=False)]
+            found.setdefault(name, []).append(float(np.mean(aucs)))
+    return found
 
 
 def score_map(values: Floats, cover: Floats, elsewhere: Floats | None = None) -> dict[str, float]:
@@ -209,22 +248,6 @@ def _auc(inside: Floats, counts: Floats) -> float:
     below = np.cumsum(outside) - outside
     total = inside.sum() * outside.sum()
     return float((inside * (below + outside / 2)).sum() / total)
-
-
-def _covered(masks: Masks, indices: Sequence[int], workers: int) -> tuple[list[int], npt.NDArray[np.float16]]:
-    """Find the samples whose lesion is known, and the part of each cell that it covers, (m, SIDE, SIDE)."""
-
-    def cover(index: int) -> npt.NDArray[np.float16] | None:
-        mask = masks(index)
-        if mask is None or not mask.any() or mask.all():
-            return None
-        pooled = F.adaptive_avg_pool2d(torch.from_numpy(mask).float()[None], (SIDE, SIDE))[0]
-        cells: npt.NDArray[np.float16] = pooled.half().numpy()  # two bytes: 330 MB for ten thousand images
-        return cells
-
-    with ThreadPoolExecutor(workers, "mask") as pool:
-        found = dict(_known(pool.map(cover, indices)))
-    return [*found], np.stack([*found.values()]) if found else np.empty((0, SIDE, SIDE), np.float16)
 
 
 def _known(covers: Iterator[npt.NDArray[np.float16] | None]) -> Iterator[tuple[int, npt.NDArray[np.float16]]]:

@@ -73,5 +73,6 @@ def _short(report: Mapping[str, Any]) -> dict[str, Any]:
                 )
                 for name, values in found["maps"].items()
             },
-        }
+        },
+        "the same gates with weights just drawn, AUC by seed": found["untrained_auc"],
     }

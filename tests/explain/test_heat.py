@@ -11,9 +11,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline import run
+from pipeline.classifier import Classifier
 from pipeline.feed import Feed
 from pipeline.geometry import sample_gate, sample_image
-from pipeline.heat import GRAD_CAM, MEAN, grad_cam, look
+from pipeline.heat import GRAD_CAM, MEAN, grad_cam, look, untrained_gates
 from pipeline.infer import infer
 from pipeline.tasks import probabilities
 from pipeline.train import train
@@ -126,3 +127,16 @@ def test_grad_cam_of_a_grade_climbs_its_log_probability():
     assert expected.max() > 0.01
     found = grad_cam(net.float(), "continuation", x.float(), torch.tensor([1]))
     torch.testing.assert_close(found[:, 0], F.relu(expected).float(), atol=1e-3, rtol=1e-2)
+
+
+def test_untrained_gates_are_those_of_a_new_classifier_and_leave_the_random_state(seen):
+    classifier, _, feed, _ = seen
+    torch.manual_seed(7)
+    fresh = Classifier(classifier.options, classifier.taps, feed.classes)
+    before = torch.get_rng_state()
+    found = untrained_gates(classifier, feed, seed=7)
+    assert torch.equal(torch.get_rng_state(), before)
+    (batch,) = feed.batches([torch.arange(len(feed))])
+    maps = fresh.gate_maps(batch.features, batch.extents, (6, 8))
+    for laid, expected in zip(found.values(), maps, strict=True):
+        torch.testing.assert_close(laid.lay(torch.arange(len(feed)), (6, 8)), expected.mean(dim=1).detach())

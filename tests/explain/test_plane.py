@@ -61,6 +61,16 @@ def test_planted_clusters_come_apart_and_planted_outliers_are_named(planted, tmp
     assert plane.tap == "neck"
 
 
+def test_a_row_apart_in_no_wide_direction_is_named_too(tmp_path):
+    random = np.random.default_rng(0)
+    pooled = random.standard_normal((1000, 30))
+    pooled[:, :15] *= 10  # wider than the ten directions that are kept
+    pooled[123, 29] += 160
+    plane = pca.project(write_store(tmp_path / "s.zarr", pooled[:, :, None, None]))
+    assert np.abs(plane.at[123]).max() < 40
+    assert [*plane.outliers] == ["s123"]
+
+
 def test_the_plane_is_that_of_a_singular_value_decomposition(planted, tmp_path, monkeypatch):
     _, pooled, features = planted
     store = write_store(tmp_path / "s.zarr", features)
