@@ -106,10 +106,11 @@ def _exported(served: Served, folder: Path) -> bytes:
         msg = f"Writing ONNX needs the extra of that name ({error}): install it with `uv sync --extra onnx`."
         raise ConfigError(msg) from error
     inputs = served.example(2)
-    free = [{0: torch.export.Dim("batch", min=1)} for _ in inputs]
+    free = {0: torch.export.Dim("batch", min=1)}
+    sizes = (free, (free,) * (len(inputs) - 1)) if served.classifier.taps else (free,)
     try:
         # strict: sizes that the code reads with `len` stay free, where a looser trace would freeze them without a word
-        program = torch.export.export(served, inputs, dynamic_shapes=(free[0], tuple(free[1:])), strict=True)
+        program = torch.export.export(served, inputs, dynamic_shapes=sizes, strict=True)
         written = torch.onnx.export(
             program,
             input_names=list(served.inputs),

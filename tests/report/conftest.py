@@ -75,7 +75,9 @@ def with_a_leak(dataset: Dataset) -> Dataset:
 def gated(tmp_path_factory) -> Case:
     """A gated run on hostile names."""
     dataset, folder = hostile_scene(), tmp_path_factory.mktemp("gated")
-    store = make_store(folder / "scene.zarr", dataset)
+    taps = {"early": "block:1", "late": "block:5", "neck": "neck"}  # one more than the model reads
+    fields = {"encoder": "random", "weights_sha256": "1" * 64, "taps": taps, "views": {}, "input_px": 64, "pool": 4}
+    store = make_store(folder / "scene.zarr", dataset, fields=fields)
     do(dataset, store, folder / "run", augmentation=AUGMENTED)
     evaluate(folder / "run", dataset, store, resamples=200)
     return Case(folder / "run", dataset, folder / "scene.zarr")
