@@ -1,0 +1,269 @@
+"""Studies through the real command: made once, continued after a kill, shared between processes; runs compared."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from pipeline import run, stages, study_stage
+from pipeline.cli import cli
+from pipeline.config import load_config
+from pipeline.errors import ConfigError, RunError
+from pipeline.study import Planned, result_of, work_through
+from pipeline.study_config import load_study
+from tests.commands.conftest import copy_of, environment, run_pipeline, succeed
+
+STUDY = """\
+base: tiny.yaml
+folder: studies/tiny
+baseline: plain
+set: {train.epochs: 2, model.image_px: 32}
+variants:
+  plain: {model.gates: []}
+  mask:
+    encoder.name: mask
+    encoder.taps: [mask]
+    encoder.pool: 1
+    store.path: features/mask.zarr
+    model.gates: [{tap: mask, stage: stage1}]
+    model.slca: {reduction: 1}
+grid:
+  train.fraction: [0.5, 1]
+  train.seed: [0, 1]
+"""
+OF_ONE_SEED = STUDY.replace("[0, 1]", "[0]")
+
+
+@pytest.fixture(scope="module")
+def studied(prepared, tmp_path_factory):
+    """A folder in which the study was made in one go, and the report of that; tests do not write into it."""
+    folder = copy_of(prepared, tmp_path_factory.mktemp("studied"))
+    (folder / "study.yaml").write_text(STUDY)
+    return folder, succeed(folder, "study", "-c", "study.yaml", "--prepare")
+
+
+@pytest.fixture
+def fresh(studied, tmp_path):
+    """The same folder before the study, for a single seed."""
+    folder, _ = studied
+    copy = tmp_path / "fresh"
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("studies"))
+    (copy / "study.yaml").write_text(OF_ONE_SEED)
+    return copy
+
+
+def start(folder):
+    command = [sys.executable, "-m", "pipeline", "study", "-c", "study.yaml"]
+    return subprocess.Popen(
+        command, cwd=folder, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def wait_for(process, there):
+    while not there():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
+def results(folder):
+    """What each run came to, by its name; times are left out."""
+    found = {}
+    for row in csv.DictReader((folder / "studies/tiny/results.csv").read_text().splitlines()):
+        del row["seconds"]
+        found[Path(row["run"]).name] = row
+    return found
+
+
+def made_by(errors):
+    """Names of the runs whose last epoch a process reported."""
+    return re.findall(r"epoch 2/2  of (\S+)", errors)
+
+
+def test_a_study_leaves_tables_of_all_its_runs(studied):
+    folder, report = studied
+    assert (report["runs"], report["done"], report["missing"], report["failed"]) == (8, 8, 0, {})
+    made = results(folder)
+    assert len(made) == 8
+    for name, row in made.items():
+        metrics = json.loads((folder / "studies/tiny/runs" / name / "metrics.json").read_text())
+        assert float(row["auc"]) == metrics["auc"]
+        assert run.load_description(folder / row["run"]).training["fraction"] == float(row["fraction"])
+        assert not (folder / row["run"] / "claim").exists()
+    assert {(row["variant"], row["fraction"], row["seed"]) for row in made.values()} == {
+        (v, f, s) for v in ("plain", "mask") for f in ("0.5", "1.0") for s in "01"
+    }
+    files = {path.name for path in (folder / "studies/tiny").iterdir()}
+    assert files == {"results.csv", "table.csv", "table.md", "table.tex", "curve.csv", "curve.png", "runs"}
+    rows = [row for row in report["table"] if row["variant"] == "mask"]
+    assert [(row["fraction"], row["score"]) for row in rows] == [(0.5, "auc"), (0.5, "acc"), (1.0, "auc"), (1.0, "acc")]
+    for row in rows:
+        assert row["difference_low"] <= row["difference"] <= row["difference_high"]
+
+
+def test_done_runs_are_skipped_and_images_and_features_loaded_once(studied, fresh, monkeypatch):
+    from pipeline.data import Dataset
+
+    monkeypatch.chdir(fresh)
+    decoded = []
+    read = Dataset.read
+    monkeypatch.setattr(Dataset, "read", lambda self, index: decoded.append(index) or read(self, index))
+    seen = []
+    study_stage.study(load_study(Path("study.yaml")), lambda task, done, total, **info: seen.append((task, done, info)))
+    assert sorted(decoded) == list(range(48))
+    assert [done for task, done, _ in seen if task == "run"][-1] == 4
+    epochs = [(done, info["of"]) for task, done, info in seen if task == "epoch"]
+    assert len(epochs) == 4 * 2
+    assert not [task for task, _, _ in seen if task == "train"]
+    reference = results(studied[0])
+    assert results(fresh) == {name: row for name, row in reference.items() if row["seed"] == "0"}
+
+    def never(*arguments, **options):
+        raise AssertionError
+
+    monkeypatch.setattr(stages, "train", never)
+    monkeypatch.setattr(stages, "evaluate", never)
+    assert study_stage.study(load_study(Path("study.yaml")), lambda *a, **k: None)["done"] == 4
+
+
+def test_a_killed_study_gives_tables_of_what_is_there_and_continues(studied, fresh, monkeypatch):
+    process = start(fresh)
+    wait_for(process, lambda: list(fresh.glob("studies/tiny/runs/*/result.json")))
+    wait_for(process, lambda: list(fresh.glob("studies/tiny/runs/*/last.pt")))
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    done = {path.parent.name: path.stat().st_mtime_ns for path in fresh.glob("studies/tiny/runs/*/result.json")}
+    assert 1 <= len(done) < 4
+
+    monkeypatch.chdir(fresh)
+    said = CliRunner().invoke(cli, ["study", "-c", "study.yaml", "--tables-only", "--json"], standalone_mode=False)
+    assert said.return_value == 3
+    report = json.loads(said.stdout)
+    assert (report["done"], report["missing"]) == (len(done), 4 - len(done))
+    assert results(fresh).keys() == done.keys()
+    assert f"{4 - len(done)} run" in (fresh / "studies/tiny/table.md").read_text()
+
+    finished = run_pipeline(fresh, "study", "-c", "study.yaml")
+    assert finished.returncode == 0, finished.stderr
+    assert not done.keys() & set(made_by(finished.stderr))
+    assert {name: (fresh / "studies/tiny/runs" / name / "result.json").stat().st_mtime_ns for name in done} == done
+    assert results(fresh) == {name: row for name, row in results(studied[0]).items() if row["seed"] == "0"}
+    for said in ("AUC less plain", "mask", "studies/tiny"):
+        assert said in finished.stdout
+
+
+def test_processes_share_a_study_and_take_over_from_the_dead(studied, fresh):
+    first = start(fresh)
+    wait_for(first, lambda: list(fresh.glob("studies/tiny/runs/*/last.pt")))  # it is at work on a run
+    first.send_signal(signal.SIGSTOP)
+    (claimed,) = (path.parent.name for path in fresh.glob("studies/tiny/runs/*/claim"))
+    second = start(fresh)
+    wait_for(second, lambda: len(list(fresh.glob("studies/tiny/runs/*/result.json"))) == 3)
+    time.sleep(0.5)
+    assert not (fresh / "studies/tiny/runs" / claimed / "result.json").exists()  # claimed by one who takes his time
+    assert second.poll() is None
+    first.kill()
+    first.communicate()
+    _, errors = second.communicate(timeout=120)
+    assert second.returncode == 0, errors
+    assert made_by(errors)[-1] == claimed
+    assert "run 4/4" in errors
+    assert results(fresh) == {name: row for name, row in results(studied[0]).items() if row["seed"] == "0"}
+
+
+def test_a_run_that_cannot_be_made_does_not_stop_the_others(tmp_path):
+    runs = [Planned(str(k), tmp_path / str(k), {"variant": "plain", "fraction": 1.0}, k) for k in range(3)]
+
+    def make(planned, progress):
+        if planned.seed == 1:
+            message = "the loss is not finite"
+            raise RunError(message)
+        return {"scores": {"auc": 0.5}}
+
+    shown = []
+    failed = work_through(runs, make, progress=lambda task, done, total, **info: shown.append(done))
+    assert failed == {"1": "the loss is not finite"}
+    assert [result_of(planned) is not None for planned in runs] == [True, False, True]
+    assert shown == [0, 1, 1, 2]
+    assert work_through(runs, lambda planned, progress: {"scores": {}}) == {}  # the next time it is tried again
+
+
+def test_weights_can_be_left_out(studied, fresh, monkeypatch):
+    monkeypatch.chdir(fresh)
+    Path("study.yaml").write_text(OF_ONE_SEED.replace("[0.5, 1]", "[0.5]") + "keep_weights: false\n")
+    assert study_stage.study(load_study(Path("study.yaml")), lambda *a, **k: None)["done"] == 2
+    assert not list(Path("studies").rglob("*.safetensors"))
+    assert len(list(Path("studies").rglob("predictions.csv"))) == 2
+    assert list((studied[0] / "studies").rglob("model.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "message"),
+    [
+        (("features/mask.zarr", "features/none.zarr"), Exception, "none.zarr"),
+        (("{tap: mask, stage", "{tap: neck, stage"), RunError, "holds no tap 'neck', only mask: change the gates"),
+    ],
+)
+def test_what_would_fail_later_is_refused_before_the_first_run(fresh, monkeypatch, change, kind, message):
+    monkeypatch.chdir(fresh)
+    Path("study.yaml").write_text(OF_ONE_SEED.replace(*change))
+    with pytest.raises(kind, match=message):
+        study_stage.study(load_study(Path("study.yaml")), lambda *a, **k: None)
+    assert not list(Path().glob("studies/tiny/runs/*"))
+
+
+def test_a_study_with_nothing_done_has_no_tables(fresh, monkeypatch):
+    monkeypatch.chdir(fresh)
+    with pytest.raises(RunError, match=r"no run of 'studies/tiny' is done: run the study without asking for the"):
+        study_stage.study(load_study(Path("study.yaml")), lambda *a, **k: None, tables_only=True)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="not started by torchrun: start `pipeline study` several times"):
+        study_stage.study(load_study(Path("study.yaml")), lambda *a, **k: None)
+
+
+def test_two_runs_are_compared(studied, monkeypatch):
+    folder, _ = studied
+    names = sorted(name for name in results(folder) if "fraction1-seed0" in name)
+    mask, plain = (f"studies/tiny/runs/{name}" for name in names)
+    monkeypatch.chdir(folder)
+    report = json.loads(CliRunner().invoke(cli, ["compare", plain, mask, "--json"], standalone_mode=False).stdout)
+    auc = report["scores"]["auc"]
+    rows = {Path(row["run"]).name: float(row["auc"]) for row in results(folder).values()}
+    assert auc["difference"] == pytest.approx(rows[names[0]] - rows[names[1]])
+    assert auc["low"] <= auc["difference"] <= auc["high"]
+    assert 0 < report["delong"]["auc"]["p"] <= 1
+    assert (report["first"], report["second"], report["n"]) == (plain, mask, 12)
+
+    done = run_pipeline(folder, "compare", plain, mask, "--resamples", "100")
+    assert done.returncode == 0, done.stderr
+    assert "difference [95 %]" in done.stdout
+    for said in ("AUC, DeLong", "AUC, round, DeLong", "sensitivity, spiked", "balanced accuracy", "12 test samples"):
+        assert said in done.stdout
+    assert f"{auc['first']:.3f}" in done.stdout
+
+
+def test_runs_on_other_test_samples_are_refused(studied, tmp_path):
+    folder, _ = studied
+    first, second = (folder / row["run"] for row in list(results(folder).values())[:2])
+    other = copy_of(second, tmp_path / "other")
+    lines = (other / "predictions.csv").read_text().splitlines()
+    (other / "predictions.csv").write_text("\n".join(lines[:-1]) + "\n")
+    said = CliRunner().invoke(cli, ["compare", str(first), str(other)], standalone_mode=False)
+    assert isinstance(said.exception, RunError)
+    assert "scored on other samples (1 samples are in one of them only): evaluate both on" in str(said.exception)
+
+
+def test_the_config_of_a_run_still_trains_a_part(fresh, monkeypatch):
+    monkeypatch.chdir(fresh)
+    config = load_config(Path("tiny.yaml"), ["train.fraction=0.5", "model.gates=[]", "train.epochs=1"])
+    report = stages.train(config, lambda *a, **k: None)
+    assert report["data"][0].startswith("train: 14 samples")
