@@ -194,13 +194,27 @@ def read_figures(folder: Path, description: run.Description) -> dict[str, Any]:
     return figures
 
 
+def settings_of(folder: Path) -> dict[str, Any]:
+    """Everything that a finished run depends on.
+
+    Raises:
+        RunError: There is no finished run, or an older version of this program trained it.
+    """
+    provenance = run.load_description(folder).provenance
+    if "settings" not in provenance:
+        msg = f"The run in {str(folder)!r} does not say what it depends on: train it again with this version."
+        raise RunError(msg)
+    settings: dict[str, Any] = provenance["settings"]
+    return settings
+
+
 def check_samples(folder: Path, dataset: Dataset) -> None:
     """Refuse a data set that is not the one a run was trained on.
 
     Raises:
         RunError: Its samples, labels or splits are others.
     """
-    if run.read_settings(folder)["data"]["samples_sha256"] != samples_sha256(dataset):
+    if settings_of(folder)["data"]["samples_sha256"] != samples_sha256(dataset):
         msg = (
             f"The run {str(folder)!r} was trained on other samples, labels or splits than {dataset.name!r} has now: "
             f"give the run's own configuration with -c, or train again."

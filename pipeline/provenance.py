@@ -70,7 +70,13 @@ def data_in_numbers(dataset: Dataset) -> dict[str, Any]:
 
 
 def of_training(
-    dataset: Dataset, store: Store | None, history: Sequence[Mapping[str, Any]], *, trained_on: int, device: str
+    dataset: Dataset,
+    store: Store | None,
+    history: Sequence[Mapping[str, Any]],
+    *,
+    settings: Mapping[str, Any],
+    trained_on: int,
+    device: str,
 ) -> dict[str, Any]:
     """What `model.json` says of how the model came about.
 
@@ -78,14 +84,16 @@ def of_training(
         dataset: What it was trained on.
         store: Its features; None without gates.
         history: One row per epoch.
+        settings: Everything that the result depends on.
         trained_on: Samples it was trained on.
         device: Where.
 
     Returns:
-        JSON values: `data` (see `data_in_numbers`), `trained_on`, `seconds` of all epochs, `device`, `software`, and
-        `store`: its `rows`, `version` and own provenance.
+        JSON values: `settings`, `data` (see `data_in_numbers`), `trained_on`, `seconds` of all epochs, `device`,
+        `software`, and `store`: its `rows`, `version` and own provenance.
     """
     return {
+        "settings": dict(settings),
         "data": data_in_numbers(dataset),
         "trained_on": trained_on,
         "seconds": float(sum(row["seconds"] for row in history)),

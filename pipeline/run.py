@@ -169,24 +169,6 @@ def load_classifier(
     return classifier.to(device or torch.device("cpu")).eval(), description
 
 
-def read_settings(folder: Path) -> dict[str, Any]:
-    """Read `settings.json`.
-
-    Raises:
-        RunError: There is no run in the folder, or its settings cannot be read.
-    """
-    file = folder / "settings.json"
-    try:
-        settings: dict[str, Any] = json.loads(file.read_text())
-    except FileNotFoundError as error:
-        msg = f"There is no run in {str(folder)!r}: run `pipeline train` first, or name another run."
-        raise RunError(msg) from error
-    except ValueError as error:
-        msg = f"{str(file)!r} cannot be read ({error}): train again."
-        raise RunError(msg) from error
-    return settings
-
-
 def read_history(folder: Path) -> list[dict[str, Any]]:
     """Read the rows of `history.json`."""
     history: list[dict[str, Any]] = json.loads((folder / "history.json").read_text())

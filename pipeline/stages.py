@@ -426,7 +426,7 @@ def report(
         arguments: That named the configuration, for the commands on the page.
     """
     folder = folder or config.run
-    settings = run.read_settings(folder)
+    settings = evidence.settings_of(folder)
     names = ["prepare", *(["extract"] if settings["features"] else []), "train", "evaluate", "explain", "report"]
     found = evidence.collect(
         folder,

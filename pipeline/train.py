@@ -113,8 +113,9 @@ def train(
     for split, indices in among.items():
         metrics.check_labels(dataset.task, np.asarray(dataset.labels)[indices], dataset.class_names, split)
     team, device = parallel.join(torch.device(machine.device))
+    settings = _settings(dataset, store, model, options, augmentation)
     if team.leads:
-        run.begin(folder, _settings(dataset, store, model, options, augmentation), replace=replace)
+        run.begin(folder, settings, replace=replace)
     team.wait()
     if (folder / "model.json").is_file():
         if team.leads:
@@ -157,6 +158,7 @@ def train(
                     dataset,
                     store if model.taps else None,
                     journal.history,
+                    settings=settings,
                     trained_on=len(train_feed),
                     device=machine.device,
                 ),
