@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision.models
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
@@ -104,6 +103,8 @@ def standardise(images: Tensor) -> Tensor:
 
 
 def _build_torchvision(name: str, outputs: int) -> tuple[Any, Callable[[Any], Parts]]:
+    import torchvision.models  # takes longer to import than torch, so it waits for the first of its backbones
+
     net = torchvision.models.get_model(name.removesuffix("_28"), weights=None, num_classes=outputs)
     if name.endswith("_28"):
         _for_28_px(net)

@@ -1,20 +1,23 @@
-"""Figures for people: small PNG files that read well on paper and on a screen."""
+"""Figures for people: small PNG files that read well on paper and on a screen.
+
+matplotlib takes a second to import, so it waits for the first figure.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from pipeline import run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito, 2008
 _DASHES = ("-", "--", ":", "-.")  # once the colours are used up
@@ -96,7 +99,7 @@ def draw_history(path: Path, history: Sequence[Mapping[str, Any]], *, best_epoch
         right.set(xlabel="epoch", ylabel="AUC", ylim=(min(0.5, *(row["val_auc"] for row in history)), 1.01))
         for axes in (left, right):
             axes.axvline(best_epoch, color="#999999", linewidth=0.8, linestyle="--", label=f"kept: epoch {best_epoch}")
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.xaxis.get_major_locator().set_params(integer=True)
         left.figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
 
 
@@ -186,7 +189,10 @@ def draw_efficiency(path: Path, panels: Mapping[str, Mapping[str, Sequence[Mappi
 @contextmanager
 def drawing(path: Path, *, width_in: float, height_in: float) -> Iterator[Figure]:
     """Give an empty figure in this module's style, and write it to `path` whole."""
-    with mpl.rc_context(_STYLE):
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(_STYLE):
         figure = Figure(figsize=(width_in, height_in), layout="constrained")
         yield figure
         with run.replacing(path) as file:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +16,13 @@ from cache import Fingerprint
 from pipeline import run
 from pipeline.backbones import standardise
 from pipeline.data import Image
-from pipeline.encoders import Encoder
 from pipeline.errors import RunError
 from pipeline.feed import resize
 from pipeline.infer import autocast
 from pipeline.tasks import probabilities
+
+if TYPE_CHECKING:
+    from pipeline.encoders import Encoder
 
 
 @torch.no_grad()

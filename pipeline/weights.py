@@ -10,7 +10,6 @@ from types import ModuleType
 import safetensors
 import safetensors.torch
 import torch
-import torchvision.models
 from torch import Tensor, nn
 
 from pipeline.errors import CheckpointError, ConfigError
@@ -126,6 +125,8 @@ def import_timm() -> ModuleType:
 
 
 def _imagenet_url(backbone: str) -> str:
+    import torchvision.models
+
     try:
         url: str = torchvision.models.get_model_weights(backbone).DEFAULT.url
     except ValueError as error:
