@@ -89,6 +89,8 @@ def draw_reliability(path: Path, steps: Sequence[Mapping[str, float]], error: fl
 
 def draw_history(path: Path, history: Sequence[Mapping[str, Any]], *, best_epoch: int) -> None:
     """Draw the losses of each epoch, the AUC on val, and the epoch that was kept."""
+    from matplotlib.ticker import MaxNLocator
+
     epochs = [row["epoch"] for row in history]
     with _figure(path, width_in=6.4, height_in=3.0, panels=2) as (left, right):
         left.plot(epochs, [row["train_loss"] for row in history], **_line(0), label="train")
@@ -99,7 +101,7 @@ def draw_history(path: Path, history: Sequence[Mapping[str, Any]], *, best_epoch
         right.set(xlabel="epoch", ylabel="AUC", ylim=(min(0.5, *(row["val_auc"] for row in history)), 1.01))
         for axes in (left, right):
             axes.axvline(best_epoch, color="#999999", linewidth=0.8, linestyle="--", label=f"kept: epoch {best_epoch}")
-            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         left.figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
 
 
