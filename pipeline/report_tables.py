@@ -82,11 +82,25 @@ def localisation_table(found: Mapping[str, Any]) -> Markup:
 
 
 def study_table(study: Study) -> Markup:
-    """The table of a study as it stands, numbers to four places; columns that are empty throughout are left out."""
-    columns = [name for name in (study.rows[0] if study.rows else {}) if any(row[name] for row in study.rows)]
-    rows = [[_short(row[name]) for name in columns] for row in study.rows]
+    """The table of a study, each number beside its interval; columns that are empty throughout are left out."""
+    ends = {"mean": ("low", "high"), "difference": ("difference_low", "difference_high")}
+    joined = {column for pair in ends.values() for column in pair}
+    columns = [
+        name
+        for name in (study.rows[0] if study.rows else {})
+        if name not in joined and any(row[name] for row in study.rows)
+    ]
+
+    def content(row: Mapping[str, str], name: str) -> object:
+        low, high = (row.get(column, "") for column in ends.get(name, ("", "")))
+        if low and high:
+            return cell(float(row[name]), {"low": float(low), "high": float(high)})
+        return _short(row[name])
+
     head = [name.replace("_", " ") for name in columns]
-    return table(head, rows, caption=f"Mean over seeds by setting, of the study {study.name}")
+    rows = [[content(row, name) for name in columns] for row in study.rows]
+    caption = f"Mean over seeds by setting, and paired difference to the baseline, of the study {study.name}"
+    return table(head, rows, caption=caption)
 
 
 def field_rows(fields: Mapping[str, Any]) -> list[tuple[str, str]]:

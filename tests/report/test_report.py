@@ -227,8 +227,9 @@ def test_heat_maps_of_this_model_and_no_other(gated: Case, tmp_path) -> None:
 
 def test_a_study_stands_beside_the_run(gated: Case, tmp_path) -> None:
     rows = [
-        {"variant": "plain", "fraction": "0.1", "score": "auc", "mean": "0.71234", "note": ""},
-        {"variant": f"oracle {HOSTILE}", "fraction": "0.1", "score": "auc", "mean": "0.8", "note": ""},
+        {"variant": "plain", "fraction": "0.1", "score": "auc", "mean": "0.71234", "low": "", "high": "", "note": ""},
+        {"variant": f"oracle {HOSTILE}", "fraction": "0.1", "score": "auc", "mean": "0.8"}
+        | {"low": "0.75", "high": "0.85", "note": ""},
     ]
     with (tmp_path / "table.csv").open("w", newline="") as file:
         table = csv.DictWriter(file, list(rows[0]))
@@ -239,7 +240,9 @@ def test_a_study_stands_beside_the_run(gated: Case, tmp_path) -> None:
     (image,) = page.all("img")
     assert f"Highest mean: auc 0.800 with variant oracle {HOSTILE}, fraction 0.1." in image["alt"]
     assert "plain0.1auc0.7123" in page.text
-    assert "note" not in [attributes for attributes in page.all("th")]
+    assert f"oracle {HOSTILE}0.1auc0.800 (0.750 to 0.850)" in page.text
+    assert "variantfractionscoremean" in page.text.replace("\n", "")
+    assert "note" not in page.text
     assert "It does not show that the gates help" not in page.text
 
 
