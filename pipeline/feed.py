@@ -224,10 +224,20 @@ class Feed:
     def _choose(self, place: Place) -> Place:
         if place != "auto":
             return place
-        needed = sum(self._bytes())
-        if self.device.type == "cuda" and needed < _SHARE * torch.cuda.mem_get_info(self.device)[0]:
-            return "device"
-        return "host" if needed < _SHARE * free_host_bytes() else "stream"
+        if self.device.type == "cuda":
+            free_on_device = torch.cuda.mem_get_info(self.device)[0]
+            if self._lacking_bytes(self.device) <= _SHARE * free_on_device:
+                return "device"
+        return "host" if self._lacking_bytes(torch.device("cpu")) <= _SHARE * free_host_bytes() else "stream"
+
+    def _lacking_bytes(self, target: torch.device) -> int:
+        """Count the bytes that are not held yet on a device."""
+        held = [self._holdings.images(self._dataset, self._split, self._image_px, target)]
+        if self._store is not None:
+            held += [
+                self._holdings.features(self._dataset, self._split, self._store, tap, target) for tap in self._taps
+            ]
+        return sum(len(one.lacking(self._at)) * one.row_bytes for one in held)
 
     def _describe(self) -> str:
         images, features = (size / 2**20 for size in self._bytes())

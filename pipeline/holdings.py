@@ -6,8 +6,9 @@ memory is set aside for the whole split at once; on a CPU the system hands it ou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,6 @@ from cache import Store
 from pipeline.data import Dataset, Split
 
 Ints = npt.NDArray[np.int64]
-T = TypeVar("T")
 
 
 class Held:
@@ -32,7 +32,7 @@ class Held:
         channels_last: Lay rows (C, h, w) out with their channels together.
 
     Attributes:
-        values: (rows, *shape); only rows that have been put are meaningful.
+        row_bytes: Size of one row.
         digests: (rows, 32) uint8, sha256 of what each row was made from, where that is known.
     """
 
@@ -45,10 +45,16 @@ class Held:
         *,
         channels_last: bool = False,
     ) -> None:
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        self.values = torch.empty((rows, *shape), dtype=dtype, device=device, memory_format=layout)
+        self.row_bytes = math.prod(shape) * dtype.itemsize
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
+        self._shape, self._dtype, self._device = (rows, *shape), dtype, device
         self.digests = np.zeros((rows, 32), np.uint8)
         self._there = np.zeros(rows, bool)
+
+    @cached_property
+    def values(self) -> Tensor:
+        """(rows, *shape), memory for which is set aside when first asked for; rows that were put are meaningful."""
+        return torch.empty(self._shape, dtype=self._dtype, device=self._device, memory_format=self._layout)
 
     def lacking(self, rows: Ints) -> Ints:
         """Tell which of some rows are not there yet, in their order."""
@@ -56,7 +62,7 @@ class Held:
 
     def put(self, rows: Ints, values: Tensor, digests: Iterable[bytes] = ()) -> None:
         """Put rows (n, *shape)."""
-        self.values[torch.from_numpy(rows).to(self.values.device)] = values.to(self.values.device)
+        self.values[torch.from_numpy(rows).to(self._device)] = values.to(self._device)
         for row, digest in zip(rows, digests, strict=False):
             self.digests[row] = np.frombuffer(digest, np.uint8)
         self._there[rows] = True

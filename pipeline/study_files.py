@@ -66,8 +66,17 @@ def cell_columns(table: Sequence[Row]) -> list[str]:
     return [key for key in table[0] if key not in _FIGURES]
 
 
-def table_lines(table: Sequence[Row], baseline: str, *, plus_minus: str = " ± ") -> list[list[str]]:
-    """Cells of the table for people, the head first; columns in which nothing varies are left out."""
+def table_lines(
+    table: Sequence[Row], baseline: str, *, plus_minus: str = " ± ", brief: bool = False
+) -> list[list[str]]:
+    """Cells of the table for people, the head first; columns in which nothing varies are left out.
+
+    Args:
+        table: See `Summary.table`.
+        baseline: Its variant.
+        plus_minus: Between mean and standard deviation.
+        brief: Leave out the intervals of the means, for a terminal.
+    """
     about = [key for key in cell_columns(table) if key == "variant" or len({str(row[key]) for row in table}) > 1]
     scores = list(dict.fromkeys(row["score"] for row in table))
     head = [*about, "seeds"]
@@ -82,15 +91,17 @@ def table_lines(table: Sequence[Row], baseline: str, *, plus_minus: str = " ± "
         line = [_spell(any_row[key]) for key in about] + [str(any_row["seeds"])]
         for score in scores:
             known = of_score.get(score)
-            line += ["", ""] if known is None else [spell_mean(known, plus_minus), spell_difference(known)]
+            line += ["", ""] if known is None else [spell_mean(known, plus_minus, brief=brief), spell_difference(known)]
         lines.append(line)
     return lines
 
 
-def spell_mean(row: Row, plus_minus: str = " ± ") -> str:
+def spell_mean(row: Row, plus_minus: str = " ± ", *, brief: bool = False) -> str:
     """Spell mean, standard deviation and interval: `.912 ± .010 [.900, .924]`."""
     if row["sd"] is None:
         return f"{row['mean']:.3f}"
+    if brief:
+        return f"{row['mean']:.3f}{plus_minus}{row['sd']:.3f}"
     return f"{row['mean']:.3f}{plus_minus}{row['sd']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
 
 

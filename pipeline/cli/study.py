@@ -99,7 +99,7 @@ def study(
 def _show_study(report: Mapping[str, Any]) -> None:
     from pipeline.study_files import absence, legend, table_lines
 
-    head, *lines = table_lines(report["table"], report["baseline"])
+    head, *lines = table_lines(report["table"], report["baseline"], brief=True)
     _print_table(head, lines, f"{legend(report['baseline'])}\n{absence(report['missing'])}\n{report['study']}")
     for name, reason in report["failed"].items():
         click.echo(f"not made: {name}: {reason}", err=True)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline import feed as feed_module
 from pipeline import run
 from pipeline.data import Dataset
 from pipeline.errors import RunError
@@ -136,3 +137,12 @@ def test_seeds_draw_other_parts_and_variants_of_one_seed_the_same(scene, store, 
         train(scene, store, tmp_path / f"{len(seen)}", model=model, options=options)
     assert seen[0] == seen[1] != seen[2]
     assert np.bincount([scene.samples[i].label for i in seen[0]]).tolist() == [3, 3]
+
+
+def test_what_is_held_already_needs_no_more_memory(scene, store, monkeypatch):
+    shared, settings = Holdings(), {"taps": ("neck",), "image_px": 16, "device": CPU}
+    Feed(scene, "train", store, holdings=shared, **settings)
+    monkeypatch.setattr(feed_module, "free_host_bytes", lambda: 0)
+    again = Feed(scene, "train", store, among=[1, 2], holdings=shared, **settings)
+    assert again.description.endswith("in host memory")
+    assert Feed(scene, "val", store, holdings=shared, **settings).description.endswith("read ahead of each step")
