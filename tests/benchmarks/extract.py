@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported: see pipeline/__main__.py
+
 import numpy as np
 import torch
 from PIL import Image as Pillow
@@ -165,7 +167,7 @@ class Null(nn.Module):
         return self.identity
 
     def prepare(self, image: Image) -> Prepared:
-        return Prepared(torch.from_numpy(image).permute(2, 0, 1), (self.input_px, self.input_px))
+        return Prepared(torch.tensor(image).permute(2, 0, 1), (self.input_px, self.input_px))
 
     def encode(self, pixels: Tensor, sizes: Tensor) -> dict[str, Tensor]:
         grey = pixels[:, 0, 0, 0].float()[:, None, None, None]
