@@ -20,7 +20,7 @@ import cache
 from .conftest import ROOT, TINY, environment
 
 BIN = Path(sys.executable).parent
-STAGES = ["prepare", "extract", "train", "evaluate"]
+STAGES = ["prepare", "extract", "train", "evaluate", "explain", "report"]
 
 
 class Project:
@@ -110,10 +110,10 @@ def test_what_changes_runs_and_nothing_else(project: Project) -> None:
         assert shown in page
 
     project.change("lr: 1e-3", "lr: 2e-3")
-    assert project.repro() == ["train", "evaluate"]
+    assert project.repro() == STAGES[2:]
 
     project.change("pool: 4", "pool: 4\n  taps: [early, neck]")
-    assert project.repro() == ["extract", "train", "evaluate"]
+    assert project.repro() == STAGES[1:]
     assert not (project.folder / "features/demo.zarr/late").exists()
     cached = [p for p in (project.folder / ".dvc/cache/files/md5").glob("??/*") if p.is_file()]
     assert cached
