@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported: see pipeline/__main__.py
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the suite runs as several processes
 
 
 @pytest.fixture(scope="session")
