@@ -76,7 +76,9 @@ def spoil_memory(source: Pictures, store: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "spoil", [None, spoil_images, spoil_order, spoil_interrupted, spoil_store, spoil_memory], ids=str
+    "spoil",
+    [None, spoil_images, spoil_order, spoil_interrupted, spoil_store, spoil_memory],
+    ids=lambda spoil: getattr(spoil, "__name__", "nothing"),
 )
 def test_only_a_plain_yes_counts_as_unchanged(tmp_path: Path, spoil: object) -> None:
     source, encoder, path = pictures(4), CountingEncoder(), tmp_path / "s.zarr"
