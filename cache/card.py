@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from cache.description import FORMAT_VERSION, TapSpec
+from cache.description import TapSpec, format_version
 from cache.fingerprint import JSON, Fingerprint
 
 _LOAD = """```python
@@ -20,6 +20,17 @@ features = store.read([0, 1, 2])  # by tap, (rows, C, h, w)
 ```
 
 Without that package: `zarr.open_group` or `h5py.File` read the same arrays; `index/slot` maps a row to its place."""
+
+
+def _caution(taps: Mapping[str, TapSpec]) -> str:
+    """What a person should know before handing the store on."""
+    pixels = [f"`{name}`" for name, tap in taps.items() if tap.holds_pixels]
+    if not pixels:
+        return "They are no images, but may tell much about them: treat them under the licence of the data."
+    return (
+        f"**This store holds the images themselves**, reduced, in {' and '.join(pixels)}: whoever has it sees them, "
+        "and they may identify people. Hand it on only where the images may go."
+    )
 
 
 def render_card(
@@ -42,7 +53,7 @@ def render_card(
         "fingerprint": fingerprint.digest(),
         "rows": rows,
         "taps": list(taps),
-        "feature_store_format": FORMAT_VERSION,
+        "feature_store_format": format_version(taps),
     }
     lines = [f"{key}: {json.dumps(value)}" for key, value in front.items()]
     total = rows * sum(tap.row_bytes for tap in taps.values()) / 2**20
@@ -55,8 +66,7 @@ def render_card(
     parts = [
         "\n".join(["---", *lines, "---"]),
         f"# Features of {front['data_set']}",
-        f"Features of {rows} images by the frozen encoder `{front['encoder']}`, {total:.1f} MiB. They are no images, "
-        "but may tell much about them: treat them under the licence of the data.",
+        f"Features of {rows} images by the frozen encoder `{front['encoder']}`, {total:.1f} MiB. {_caution(taps)}",
         "\n".join(["| tap | C x h x w | type | KiB a row |", "| --- | --- | --- | --- |", *table]),
         "## How they were made",
         "\n".join(about) or "The fingerprint is empty.",

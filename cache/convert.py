@@ -45,11 +45,11 @@ def convert_store(
         target: The store to write, in the format of its suffix.
         taps: Taps to keep, in this order; all by default.
         pool: Side of the windows, in grid cells, that are averaged (in float32, trailing cells that fill no window
-            left out), as the encoder's own pool does before rounding.
+            left out), as the encoder's own pool does before rounding. Images (taps of type uint8) stay as they are.
         fingerprint: What the result is to be taken for. Needed where taps or pool change, because only the caller
             knows how the encoder would have named that; else the source's.
         pseudonym: Gives the id to use instead of an id. Then the digests of the source pixels, the samples set aside
-            and whatever provenance might name files stay behind too.
+            and whatever provenance might name files stay behind too, and images may not be among the taps.
         labels: Class names, labels and splits to send along.
         shard_mib: See `create_store`.
         progress: Called after each shard.
@@ -59,7 +59,8 @@ def convert_store(
 
     Raises:
         DamagedRowError: A row of the source is damaged.
-        StoreError: A tap is unknown, the pool is larger than a grid, or the fingerprint is missing.
+        StoreError: A tap is unknown, the pool is larger than a grid, the fingerprint is missing, or images would go
+            along with pseudonyms.
     """
     store = open_store(source)
     names = tuple(store.taps) if taps is None else tuple(taps)
@@ -67,6 +68,8 @@ def convert_store(
         message = f"{os.fspath(source)}: other taps or another pool are another fingerprint; give the one they have"
         raise StoreError(message)
     specs = {name: _pooled_spec(store, name, pool) for name in names}
+    if pseudonym is not None:
+        _refuse_pixels(source, specs)
     if labels is not None:
         labels.check(len(store))
     rows, reasons = _rows(store, pseudonym)
@@ -85,10 +88,29 @@ def convert_store(
             features = store.read(stored, names)
             blank = [plan.rows.index(row) for row in plan.rows if row in reasons]
             extents = np.insert(store.extents[stored], _gaps(blank), 1.0, axis=0)
-            pooled = {name: np.insert(_pool(features[name], pool), _gaps(blank), 0, axis=0) for name in names}
+            pooled = {
+                name: np.insert(_pool(features[name], _pool_of(store.taps[name], pool)), _gaps(blank), 0, axis=0)
+                for name in names
+            }
             writer.write(plan, pooled, extents, {row: reasons[row] for row in plan.rows if row in reasons})
             progress("convert", done + 1, len(writer.pending))
         return writer.commit()
+
+
+def _refuse_pixels(source: str | os.PathLike[str], taps: Mapping[str, TapSpec]) -> None:
+    """Refuse to hide who is who while the images tell."""
+    pixels = [name for name, tap in taps.items() if tap.holds_pixels]
+    if pixels:
+        message = (
+            f"{os.fspath(source)}: tap {pixels[0]!r} holds images, which may identify people whatever their ids are; "
+            f"name the other taps to keep, and the fingerprint that they have"
+        )
+        raise StoreError(message)
+
+
+def _pool_of(tap: TapSpec, pool: int) -> int:
+    """The pool that a tap takes part in: images do not."""
+    return 1 if tap.holds_pixels else pool
 
 
 def _gaps(places: Sequence[int]) -> list[int]:
@@ -102,6 +124,7 @@ def _pooled_spec(store: Store, name: str, pool: int) -> TapSpec:
         message = f"{store.path} has no tap {name!r}; it has {', '.join(map(repr, store.taps))}"
         raise StoreError(message)
     tap = store.taps[name]
+    pool = _pool_of(tap, pool)
     if not 1 <= pool <= min(tap.height, tap.width):
         message = f"pool {pool!r} does not fit the grid of tap {name!r}, {tap.height} x {tap.width} cells"
         raise StoreError(message)
@@ -156,6 +179,8 @@ def pseudonymise_store(
     *,
     key: bytes,
     mapping: str | os.PathLike[str],
+    taps: Sequence[str] | None = None,
+    fingerprint: Fingerprint | None = None,
     labels: Labels | None = None,
     progress: Progress = silent,
 ) -> Store:
@@ -166,22 +191,34 @@ def pseudonymise_store(
         target: The copy.
         key: At least 16 secret bytes; with the same key the same sample has the same pseudonym in every store.
         mapping: CSV file to write, `pseudonym,id`; readable by its owner alone, and not inside the copy.
+        taps: See `convert_store`; images must not be among them.
+        fingerprint: See `convert_store`.
         labels: Class names, labels and splits to send along.
         progress: See `convert_store`.
 
     Raises:
-        StoreError: The key is too short, or the mapping would lie inside the copy.
+        StoreError: The key is too short, the mapping would lie inside the copy, or images are among the taps.
     """
     listing, copy = Path(mapping).absolute(), Path(target).absolute()
     if listing == copy or copy in listing.parents:
         message = f"{os.fspath(mapping)} would be sent along inside {os.fspath(target)}; keep the mapping elsewhere"
         raise StoreError(message)
-    names = keyed_pseudonyms(open_store(source).ids, key)
+    store = open_store(source)
+    _refuse_pixels(source, {tap: spec for tap, spec in store.taps.items() if taps is None or tap in taps})
+    names = keyed_pseudonyms(store.ids, key)
     lines = ["pseudonym,id", *(f'{new},"{_quoted(old)}"' for old, new in names.items())]
     scratch = listing.with_name(f".{listing.name}.unfinished")
     scratch.touch(mode=0o600)
     write_file(listing, ["\n".join(lines).encode() + b"\n"], scratch)
-    return convert_store(source, target, pseudonym=names.__getitem__, labels=labels, progress=progress)
+    return convert_store(
+        source,
+        target,
+        taps=taps,
+        fingerprint=fingerprint,
+        pseudonym=names.__getitem__,
+        labels=labels,
+        progress=progress,
+    )
 
 
 def _quoted(name: str) -> str:

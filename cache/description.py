@@ -19,15 +19,18 @@ import numpy as np
 from cache.errors import FormatError, StoreError, UntrustedStoreError
 from cache.fingerprint import JSON, Fingerprint, canonical
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Newest version of the format. A store is of the oldest that can hold it, see `format_version`."""
+
 KEY = "feature_store"
 """Name of the object among the attributes of the root group."""
 
 MAX_STORY_BYTES = 32_000
 """Fingerprint and provenance together: HDF5 attributes stay below 64 KiB in the layout that every version reads."""
 
-DTYPES = ("float16", "float32")
-_TAP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
+_ITEM_BYTES = {"float16": 2, "float32": 4, "uint8": 1}
+DTYPES = tuple(_ITEM_BYTES)
+_TAP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,63}")
 _RESERVED = {"index", "zarr.json", "readme.md"}
 _MAX_ROWS = 10**9
 _MAX_SHARD_ROWS = 2**20
@@ -45,7 +48,7 @@ class TapSpec:
         channels: Channels C.
         height: Grid cells h.
         width: Grid cells w.
-        dtype: `"float16"` or `"float32"`.
+        dtype: `"float16"` or `"float32"`; `"uint8"` for pixels.
     """
 
     channels: int
@@ -61,7 +64,12 @@ class TapSpec:
     @property
     def row_bytes(self) -> int:
         """Bytes of one row without its checksum."""
-        return self.channels * self.height * self.width * (2 if self.dtype == "float16" else 4)
+        return self.channels * self.height * self.width * _ITEM_BYTES[self.dtype]
+
+    @property
+    def holds_pixels(self) -> bool:
+        """Whether rows are images, not features."""
+        return self.dtype == "uint8"
 
 
 @dataclass(frozen=True)
@@ -109,7 +117,7 @@ class Description:
     def to_json(self) -> dict[str, JSON]:
         """The object that is stored, with the SHA-256 of everything else in it as `checksum`."""
         body = {
-            "format_version": FORMAT_VERSION,
+            "format_version": format_version(self.taps),
             "fingerprint": self.fingerprint.fields,
             "taps": [{"name": name, "shape": list(t.shape), "dtype": t.dtype} for name, t in self.taps.items()],
             "rows": self.rows,
@@ -124,6 +132,11 @@ class Description:
     def checksum(self) -> str:
         """Hexadecimal SHA-256 that identifies this version of the store, features included."""
         return str(self.to_json()["checksum"])
+
+
+def format_version(taps: Mapping[str, TapSpec]) -> int:
+    """Version of the format that a store of these taps has: the oldest one that knows all of what is in it."""
+    return 2 if any(tap.holds_pixels or "@" in name for name, tap in taps.items()) else 1
 
 
 def index_shapes(taps: Mapping[str, TapSpec], rows: int, slots: int) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -148,12 +161,12 @@ def check_taps(taps: Mapping[str, TapSpec]) -> None:
     for name, tap in taps.items():
         if not _TAP_NAME.fullmatch(name) or name.lower() in _RESERVED:
             message = (
-                f"tap name {name!r}: expected 1 to 64 letters, digits or . _ : - that begin with a letter or digit, "
+                f"tap name {name!r}: expected 1 to 64 letters, digits or . _ : @ - that begin with a letter or digit, "
                 f"and none of {sorted(_RESERVED)}"
             )
             raise UntrustedStoreError(message)
         if tap.dtype not in DTYPES:
-            message = f"tap {name!r} has type {tap.dtype!r}; stores hold {' or '.join(DTYPES)}"
+            message = f"tap {name!r} has type {tap.dtype!r}; stores hold {', '.join(DTYPES)}"
             raise UntrustedStoreError(message)
         sizes_ok = all(isinstance(size, int) and 0 < size <= _MAX_ROW_BYTES for size in tap.shape)
         if not sizes_ok or tap.row_bytes > _MAX_ROW_BYTES:
@@ -200,8 +213,8 @@ def parse_description(value: JSON, where: str) -> Description:
     """
     try:
         version = value["format_version"]
-        if version != FORMAT_VERSION:
-            message = f"{where} has format version {version!r}, this software reads {FORMAT_VERSION}: update it"
+        if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
+            message = f"{where} has format version {version!r}, this software reads 1 to {FORMAT_VERSION}: update it"
             raise FormatError(message)
         taps = {_text(t["name"]): _parse_tap(t) for t in value["taps"]}
         check_taps(taps)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cache.description import FORMAT_VERSION, Description, TapSpec
+from cache.description import Description, TapSpec, format_version
 from cache.errors import StoreNotFoundError
 from cache.fingerprint import JSON, Fingerprint
 from cache.hdf5_file import read_header
@@ -77,7 +77,7 @@ def _finished_info(path: Path, kind: str, description: Description) -> StoreInfo
     return StoreInfo(
         path=path,
         format=kind,
-        format_version=FORMAT_VERSION,
+        format_version=format_version(description.taps),
         complete=True,
         rows=description.rows,
         slots=description.slots,
@@ -102,7 +102,7 @@ def _partial_info(path: Path) -> StoreInfo:
     return StoreInfo(
         path=path,
         format=kind,
-        format_version=FORMAT_VERSION,
+        format_version=format_version(identity.taps),
         complete=False,
         rows=fields["rows"],
         slots=0,

@@ -27,9 +27,9 @@ class TapReport:
     Attributes:
         tap: Name.
         non_finite: Ids of rows with a value that is not a finite number.
-        zero: Ids of rows that are zero throughout.
-        constant: Ids of rows whose every channel is constant over the grid, but not zero.
-        outliers: Ids of rows whose norm is far from the others', with the norm over the median norm.
+        zero: Ids of rows that are zero throughout; of images none is listed, as one may well be black.
+        constant: Ids of rows whose every channel is constant over the grid, but not zero; none of images.
+        outliers: Ids of rows whose norm is far from the others', with the norm over the median norm; none of images.
         median_norm: Median Euclidean norm of the finite rows, 0 if there are none.
         mean: Mean of all finite rows' values.
         std: Their standard deviation.
@@ -130,13 +130,17 @@ def _report(store: Store, tap: str, progress: Progress) -> TapReport:
     numbers = max(1, int(finite.sum())) * spec.channels * spec.height * spec.width
     mean = total / numbers
     usual = finite & ~zero
+    if spec.holds_pixels:  # a black, white or dark image is no damage
+        zero, constant = np.zeros_like(zero), np.zeros_like(constant)
     median = float(np.median(norms[usual])) if usual.any() else 0.0
     return TapReport(
         tap=tap,
         non_finite=_ids(store, ~finite),
         zero=_ids(store, zero),
         constant=_ids(store, constant & finite),
-        outliers={store.ids[i]: float(norms[i] / median) for i in _outliers(norms, usual)},
+        outliers={
+            store.ids[i]: float(norms[i] / median) for i in (() if spec.holds_pixels else _outliers(norms, usual))
+        },
         median_norm=median,
         mean=mean,
         std=max(0.0, squares / numbers - mean**2) ** 0.5,

@@ -48,7 +48,8 @@ def tap_json(tap: TapSpec, slots: int, shard_rows: int) -> bytes:
         },
     }
     names = ["slot", "channel", "y", "x"]
-    return _array_json([slots, *tap.shape], [shard_rows, *tap.shape], tap.dtype, [sharding], 0.0, names)
+    fill = 0 if tap.holds_pixels else 0.0
+    return _array_json([slots, *tap.shape], [shard_rows, *tap.shape], tap.dtype, [sharding], fill, names)
 
 
 def index_json(entry: IndexEntry) -> bytes:

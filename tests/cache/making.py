@@ -28,7 +28,13 @@ def rows(numbers: Iterable[int]) -> list[cache.Row]:
 
 def feature(number: int, taps: Mapping[str, cache.TapSpec] = TAPS) -> dict[str, np.ndarray[Any, Any]]:
     random = np.random.default_rng(number)
-    return {name: random.standard_normal(tap.shape).astype(tap.dtype) for name, tap in taps.items()}
+
+    def draw(tap: cache.TapSpec) -> np.ndarray[Any, Any]:
+        if tap.dtype == "uint8":
+            return random.integers(0, 256, tap.shape, np.uint8)
+        return random.standard_normal(tap.shape).astype(tap.dtype)
+
+    return {name: draw(tap) for name, tap in taps.items()}
 
 
 def extent(number: int) -> tuple[float, float]:

@@ -10,7 +10,11 @@ from pathlib import Path
 import cache
 from tests.cache.making import FINGERPRINT, SHARD_MIB, begin, row, rows, write
 
-TAPS = {"neck": cache.TapSpec(4, 3, 3, "float16"), "late": cache.TapSpec(2, 2, 3, "float32")}
+_FIRST_TAPS = {"neck": cache.TapSpec(4, 3, 3, "float16"), "late": cache.TapSpec(2, 2, 3, "float32")}
+TAPS = {  # by version of the format
+    1: _FIRST_TAPS,
+    2: {**_FIRST_TAPS, "neck@hflip": cache.TapSpec(4, 3, 3, "float16"), "image": cache.TapSpec(3, 5, 5, "uint8")},
+}
 HERE = Path(__file__).parent
 FIRST = rows(range(7))
 WANTED = [*rows(range(1, 6)), row(3, "the pixels of image 3.png"), *rows([20, 21])]
@@ -22,15 +26,16 @@ LABELS = cache.Labels(("round", "lobed"), (0, 1, 0, 1, 0, 0, 1, 1), ("train",) *
 
 def main(folder: Path = HERE, version: int = cache.FORMAT_VERSION) -> None:
     """Write both formats into a folder."""
+    taps = TAPS[version]
     for suffix in ("zarr", "h5"):
         path = folder / f"version-{version}.{suffix}"
         for wanted, labels in ((FIRST, None), (WANTED, LABELS)):
             with begin(
-                path, wanted, fingerprint=FINGERPRINT, taps=TAPS, shard_mib=SHARD_MIB, provenance=STORY, labels=labels
+                path, wanted, fingerprint=FINGERPRINT, taps=taps, shard_mib=SHARD_MIB, provenance=STORY, labels=labels
             ) as writer:
                 for plan in writer.pending:
                     bad = {i: "the feature is not finite" for i in plan.rows if wanted[i] == row(BAD)}
-                    write(writer, plan, wanted, TAPS, set_aside=bad)
+                    write(writer, plan, wanted, taps, set_aside=bad)
                 writer.commit()
 
 
