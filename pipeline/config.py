@@ -154,7 +154,10 @@ class ModelConfig(Section):
 
 
 class AugmentConfig(Section):
-    """How far a training image may be changed; nothing by default. Gates follow every change of place."""
+    """How far a training image may be changed; nothing by default. Gates follow every change of place.
+
+    `views` are drawn with features of their own, which `encoder.taps` must list (`neck@hflip`); see `pipeline.views`.
+    """
 
     flip_horizontal: Fraction = 0.0
     flip_vertical: Fraction = 0.0
@@ -167,6 +170,8 @@ class AugmentConfig(Section):
     contrast: Fraction = 0.0
     saturation: Fraction = 0.0
     noise: Fraction = 0.0
+    views: tuple[Literal["hflip", "vflip", "rot90", "rot180", "rot270", "transpose", "transverse"], ...] = ()
+    margin: Fraction = 0.0
 
 
 class TrainConfig(Section):
@@ -205,6 +210,7 @@ class Resources(Section):
     features: Literal["auto", "device", "host", "stream"] = "auto"
     channels_last: bool = False
     compile: bool = False
+    tensorboard: bool = False
 
 
 class Config(Section):

@@ -195,7 +195,10 @@ class Feed:
         absent = [tap for tap in self._taps if tap not in self._store.taps]
         if absent:
             held = ", ".join(self._store.taps)
-            msg = f"{str(self._store.path)!r} holds no tap {absent[0]!r}, only {held}: extract it, or change the gates."
+            msg = (
+                f"{str(self._store.path)!r} holds no tap {absent[0]!r}, only {held}: extract it (encoder.taps), or change "
+                f"the {'views' if '@' in absent[0] else 'gates'}."
+            )
             raise RunError(msg)
         rows = match_rows(self._dataset, indices, self._store, workers=self._workers, progress=progress)
         missing = [indices[i] for i in np.flatnonzero(rows == NOWHERE)]

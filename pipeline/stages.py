@@ -361,6 +361,7 @@ def _machine(config: Config) -> stage_two.Machine:
         workers=workers(config),
         channels_last=config.resources.channels_last,
         compiled=config.resources.compile,
+        tensorboard=config.resources.tensorboard,
     )
 
 
@@ -383,7 +384,7 @@ def _train_options(config: Config) -> TrainOptions:
 
 def _augmentation(config: Config) -> Augmentation:
     values = to_dict(config.train.augment)
-    return Augmentation(**{**values, "scale": tuple(values["scale"])})
+    return Augmentation(**{**values, "scale": tuple(values["scale"]), "views": tuple(values["views"])})
 
 
 def explain(

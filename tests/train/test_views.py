@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 
 import numpy as np
 import pytest
@@ -86,7 +85,6 @@ def test_the_plain_classifier_draws_views_without_a_store(scene, tmp_path):
 
 
 def test_training_hands_each_view_its_own_features_and_extents(tmp_path, monkeypatch):
-    monkeypatch.setattr("cache.description._TAP_NAME", re.compile(r"[a-z0-9@]+"))
     dataset = make_dataset(counts=(8, 2, 2))
     names = (*TAPS, *view_taps(tuple(TAPS), ("rot90",)))
     mark = {name: float("@" in name) for name in names}
