@@ -2,8 +2,8 @@
 
 Decoding runs in threads ahead of the encoder, the encoder in the calling thread, and one thread behind it writes
 finished shards, so the device waits for neither. Threads suffice, because decoders and digests release the lock: two
-read X-rays 1.9 times as fast as one, as PNG and as JPEG (`python -m tests.benchmarks.extract`). Features reach the store in whole shards of
-fixed composition: the stored numbers do not depend on where a run was interrupted.
+read X-rays 1.9 times as fast as one, as PNG and as JPEG (`python -m tests.benchmarks.extract`). Features reach the
+store in whole shards of fixed composition: the stored numbers do not depend on where a run was interrupted.
 """
 
 from __future__ import annotations
