@@ -1,9 +1,9 @@
 """How many images the encoder takes at once: measured on a GPU before long runs, else by input size.
 
 On a CPU a batch of 1024 x 1024 pixels fills the cores, and larger ones pay nothing: `sam_demo` at 256 px took 12.0,
-12.5 and 12.8 ms an image in batches of 4, 16 and 64. On a GPU the largest batch that pays is searched for, but only where
-tens of thousands of images wait: blocks are compiled anew for each size that is tried. That part, and the size that
-shorter runs on a GPU take, have not been measured on one.
+12.5 and 12.8 ms an image in batches of 4, 16 and 64. On a GPU the largest batch that pays is searched for, but only
+where tens of thousands of images wait: blocks are compiled anew for each size that is tried. That part, and the size
+that shorter runs on a GPU take, have not been measured on one.
 
 The last bits of a feature depend on the size of the batch, so what was chosen is kept in `NAME.batch.json` beside the
 store, and every later run and every process of this run takes the same.
