@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 
@@ -57,6 +57,7 @@ def _lines(report: Mapping[str, Any], indent: str = "") -> Iterator[tuple[str, s
 def bars() -> Iterator[Callable[..., None]]:
     """A `Progress` that draws a bar per task on a terminal and writes a line now and then elsewhere.
 
+    The epochs of a training on its own leave a row of a table each above the bars.
     Of several processes that `torchrun` starts on a machine the first one speaks.
     """
     if os.environ.get("LOCAL_RANK", "0") != "0":
@@ -78,8 +79,14 @@ def bars() -> Iterator[Callable[..., None]]:
     )
     with Progress(*columns, console=Console(stderr=True), speed_estimate_period=SPEED_OVER_SECONDS) as bars:
         tasks: dict[str, Any] = {}
+        table = _EpochTable()
 
         def draw(task: str, done: int, total: int, **info: float | str) -> None:
+            if task == "epoch" and "of" not in info:  # of a study, whose many runs would flood the terminal
+                for line in table.lines(done, info):
+                    bars.console.print(line, highlight=False, no_wrap=True, overflow="crop")
+                return
+            info = _without_table_only(task, info)
             if total == 1 and task not in tasks:  # nothing that takes time, only something to say
                 bars.console.print(f"{task}  {_figures(info)}", highlight=False)
                 return
@@ -90,6 +97,33 @@ def bars() -> Iterator[Callable[..., None]]:
             bars.update(tasks[task], completed=done, total=total, figures=_figures(info))
 
         yield draw
+
+
+class _EpochTable:
+    """What each finished epoch of a training leaves on a terminal: a row, and a header above the first."""
+
+    columns: ClassVar = {"train_loss": "train loss", "val_loss": "val loss", "val_auc": "val AUC", "seconds": "seconds"}
+
+    def __init__(self) -> None:
+        self._last = 0
+
+    def lines(self, epoch: int, figures: Mapping[str, float | str]) -> Iterator[str]:
+        """Give the row of an epoch, after the header where a training begins."""
+        if not 0 < self._last < epoch:
+            yield "  ".join(("epoch", *(f"{title:>10}" for title in self.columns.values())))
+        self._last = epoch
+        cells = (f"{_cell(key, figures[key]):>10}" for key in self.columns if key in figures)
+        yield "  ".join((f"{epoch:>5}", *cells, *(["best so far"] if figures.get("best_epoch") == epoch else [])))
+
+
+def _cell(key: str, value: float | str) -> str:
+    """A figure with as many decimals as its column has."""
+    return f"{float(value):.1f}" if key == "seconds" else f"{float(value):.4f}"
+
+
+def _without_table_only(task: str, info: Mapping[str, float | str]) -> dict[str, float | str]:
+    """The figures of an epoch that belong on a line: the table alone has room for the others."""
+    return {key: value for key, value in info.items() if task != "epoch" or key not in ("seconds", "best_epoch")}
 
 
 class _Lines:
@@ -110,6 +144,7 @@ class _Lines:
         if done < total and (not done or now - self._last[task] < LINE_EVERY_SECONDS):
             return
         self._last[task] = now
+        info = _without_table_only(task, info)
         began, before = self._began[task]
         left = f"{(now - began) / (done - before) * (total - done):.0f} s left" if before < done < total else ""
         click.echo("  ".join(filter(None, (f"{task} {done}/{total}", _figures(info), left))), err=True)

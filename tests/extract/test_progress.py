@@ -63,6 +63,46 @@ def test_a_bar_shows_speed_bytes_and_time_left() -> None:
     assert "free mib 64123" in drawn
 
 
+EPOCHS = """
+from pipeline.cli.terminal import bars
+with bars() as progress:
+    for epoch in (1, 2, 3):
+        progress("train", 10 * epoch, 30, epoch=epoch, loss=0.5)
+        figures = {"train_loss": 1 / epoch, "val_loss": 0.75, "val_auc": 0.5 + epoch % 3 / 10, "seconds": 12.34}
+        progress("epoch", epoch, 3, **figures, best_epoch=min(epoch, 2))
+"""
+
+
+def test_each_epoch_leaves_a_row_and_the_best_is_marked() -> None:
+    drawn = [line.strip() for line in on_a_terminal(EPOCHS).replace("\r", "\n").split("\n")]
+    rows = [line for line in drawn if line.startswith(("epoch ", "1 ", "2 ", "3 "))]
+    assert rows == [
+        "epoch  train loss    val loss     val AUC     seconds",
+        "1      1.0000      0.7500      0.6000        12.3  best so far",
+        "2      0.5000      0.7500      0.7000        12.3  best so far",
+        "3      0.3333      0.7500      0.5000        12.3",
+    ]
+    assert any("train" in line and "30/30" in line for line in drawn)
+
+
+def test_a_narrow_terminal_cuts_a_row_and_wraps_none() -> None:
+    drawn = on_a_terminal(EPOCHS, columns=40).replace("\r", "\n").split("\n")
+    assert [line.strip() for line in drawn if line.startswith("    1")] == ["1      1.0000      0.7500      0.600"]
+
+
+def test_the_epochs_of_a_study_are_a_bar(tmp_path: Path) -> None:
+    drawn = on_a_terminal(EPOCHS.replace("best_epoch=", 'of="plain-0", best_epoch='))
+    assert "train loss    val loss" not in drawn
+    assert "of plain-0" in drawn
+    assert "best epoch" not in drawn
+
+
+def test_where_there_is_no_terminal_an_epoch_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with terminal.bars() as progress:
+        progress("epoch", 1, 1, train_loss=0.5, val_loss=0.25, val_auc=0.75, seconds=3.0, best_epoch=1)
+    assert capsys.readouterr().err == "epoch 1/1  train loss 0.5  val loss 0.25  val auc 0.75\n"
+
+
 def test_lines_come_after_the_first_piece_every_half_minute_and_at_the_end(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
