@@ -117,10 +117,14 @@ class EncoderConfig(Section):
 
 
 class StoreConfig(Section):
-    """Where features live, and what their card says of the data: its licence and how to cite it."""
+    """Where features live, and what their card says of the data: its licence and how to cite it.
+
+    `image_px`, if given, keeps the images there too, at that side: see `pipeline.image_tap`.
+    """
 
     path: Path
     dtype: Literal["float16", "float32"] = "float16"
+    image_px: Annotated[int, Field(ge=16, le=4096)] | None = None
     shard_mib: Positive = 64
     license: str = "unknown"
     citation: str = "Cite the data set and the encoder that these features come from."

@@ -23,8 +23,11 @@ from torch import Tensor
 import cache
 from pipeline.batch_size import BatchSize, out_of_memory
 from pipeline.errors import DataError
+from pipeline.image_tap import IMAGE
 from pipeline.overlap import ahead, threads
 from pipeline.progress import Progress, silent
+from pipeline.resize import squared
+from pipeline.unchanged import specify
 
 if TYPE_CHECKING:
     from pipeline.encoders import Encoder, Prepared
@@ -37,15 +40,18 @@ class Shard:
         taps: (C, h, w) by tap.
         rows: How many rows it has.
         dtype: Stored type, numpy's name.
+        image_px: Side of the images to store beside the features; None for none.
 
     Attributes:
-        features: Tap to (rows, C, h, w).
+        features: Tap to (rows, C, h, w), images among them.
         extents: (rows, 2) float32, the part of the grid's height and width that is image.
     """
 
-    def __init__(self, taps: Mapping[str, tuple[int, int, int]], rows: int, dtype: str) -> None:
+    def __init__(
+        self, taps: Mapping[str, tuple[int, int, int]], rows: int, dtype: str, image_px: int | None = None
+    ) -> None:
         self.features: dict[str, npt.NDArray[np.generic]] = {
-            tap: np.empty((rows, *shape), dtype) for tap, shape in taps.items()
+            tap: np.empty((rows, *spec.shape), spec.dtype) for tap, spec in specify(taps, dtype, image_px).items()
         }
         self.extents = np.empty((rows, 2), np.float32)
         self._finite = np.ones(rows, bool)
@@ -59,6 +65,12 @@ class Shard:
         self._finite[rows] = flight.finite.numpy()
         for tap, feature in flight.features.items():
             self.features[tap][rows] = feature.numpy()
+
+    def keep_images(self, start: int, images: Sequence[Tensor | None]) -> None:
+        """Take in the images (3, S, S) uint8 of a batch, where images are stored."""
+        for row, image in enumerate(images, start=start):
+            if image is not None:
+                self.features[IMAGE][row] = image.numpy()
 
     def non_finite(self) -> list[int]:
         """Rows with a value that is not finite in some tap, after rounding to the stored type."""
@@ -163,6 +175,7 @@ class Encoding:
         dtype: Stored type, numpy's name.
         sizes: Images per encoder call.
         workers: Decoding threads.
+        image_px: Side of the images to store beside the features; None for none.
         strict: Stop at a feature that is not finite instead of setting its sample aside.
         shared: Whether other processes encode shards of the same store.
         clock: Where the time went.
@@ -177,6 +190,7 @@ class Encoding:
     dtype: str
     sizes: BatchSize
     workers: int = 2
+    image_px: int | None = None
     strict: bool = False
     shared: bool = False
     clock: Clock = field(default_factory=Clock)
@@ -215,12 +229,13 @@ class Encoding:
 
     def _encode_in_batches(self, plan: cache.ShardPlan, decoders: ThreadPoolExecutor) -> Shard:
         """Encode the rows of one shard, with one batch in flight while the next is launched."""
-        shard = Shard(self.encoder.taps, len(plan.rows), self.dtype)
+        shard = Shard(self.encoder.taps, len(plan.rows), self.dtype, self.image_px)
         decoded = ahead(self._decode, plan.rows, decoders, depth=2 * self.sizes.images + self.workers)
         flight: Flight | None = None
         for start in range(0, len(plan.rows), self.sizes.images):
             with self.clock("wait for decode"):
-                batch = list(islice(decoded, self.sizes.images))
+                batch, images = zip(*islice(decoded, self.sizes.images), strict=True)
+                shard.keep_images(start, images)
             with self.clock("encode"):
                 following = launch(self.encoder, batch, start, self.sizes.images, getattr(torch, self.dtype))
                 if flight is not None:
@@ -233,9 +248,11 @@ class Encoding:
         self.encoded += len(plan.rows)
         return shard
 
-    def _decode(self, row: int) -> Prepared:
+    def _decode(self, row: int) -> tuple[Prepared, Tensor | None]:
         with self.clock("decode"):
-            return self.encoder.prepare(self.image(row))
+            image = self.image(row)
+            kept = None if self.image_px is None else squared(image, self.image_px)
+            return self.encoder.prepare(image), kept
 
     def _write(
         self, writer: cache.StoreWriter | cache.StoreWorker, plan: cache.ShardPlan, shard: Shard, bad: dict[int, str]
@@ -256,7 +273,7 @@ class Encoding:
 
     def _report(self, done: int) -> None:
         seconds = time.perf_counter() - self._began
-        numbers = sum(channels * height * width for channels, height, width in self.encoder.taps.values())
-        mib = numbers * np.dtype(self.dtype).itemsize / 2**20
+        taps = specify(self.encoder.taps, self.dtype, self.image_px)
+        mib = sum(tap.row_bytes for tap in taps.values()) / 2**20
         rate = {"images_per_s": done / seconds} if done else {}
         self.progress("encode", done, self._total, **rate, mib=f"{done * mib:.4g}/{self._total * mib:.4g}")

@@ -16,6 +16,7 @@ from pipeline import run
 from pipeline.compare import Predictions, read_predictions
 from pipeline.data import Dataset, identical_across_splits
 from pipeline.errors import RunError
+from pipeline.image_tap import of_features
 from pipeline.progress import Progress, silent
 from pipeline.provenance import data_in_numbers, samples_sha256
 from pipeline.scan import Scan, scan
@@ -237,7 +238,7 @@ def _look_at_store(
     """Summarise the store of the run's features, and count the rows whose images have changed since."""
     try:
         info = cache.info(path)
-        if not info.complete or info.fingerprint.differences(wanted):
+        if not info.complete or of_features(info.fingerprint).differences(wanted):
             notes.append(
                 f"The store at {path} does not hold the features of this run any more, so it is not described."
             )

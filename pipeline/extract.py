@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import cache
+from pipeline import image_tap
 from pipeline.batch_size import BatchSize
 from pipeline.data import Dataset, Image, pixel_digest
 from pipeline.encode import Clock, Encoding
@@ -120,6 +121,7 @@ def extract(
     *,
     reading: Mapping[str, JSON],
     dtype: str = "float16",
+    image_px: int | None = None,
     shard_mib: int = 64,
     batch_size: int | None = None,
     workers: int = 2,
@@ -139,6 +141,7 @@ def extract(
         path: `NAME.zarr` or `NAME.h5`.
         reading: See `fingerprint`.
         dtype: Type of the stored numbers.
+        image_px: Side of the images to store beside the features (see `pipeline.image_tap`); None for none.
         shard_mib: Size of the largest tap's shard files, MiB.
         batch_size: Images per encoder call; None chooses (see `pipeline.batch_size`).
         workers: Decoding threads.
@@ -154,7 +157,8 @@ def extract(
         DataError: An image cannot be read and `strict` is set, or none can.
         cache.StoreError: The store refuses, for example for another fingerprint; the message says what to do.
     """
-    wanted, taps = fingerprint(encoder.fingerprint(), reading, dtype), specify(encoder.taps, dtype)
+    wanted = fingerprint(encoder.fingerprint(), reading, dtype, image_px)
+    taps = specify(encoder.taps, dtype, image_px)
     clock = Clock()
     with clock("total"):
         if ranks.rank:
@@ -185,6 +189,7 @@ def extract(
             dtype,
             BatchSize(encoder, batch_size, path.with_name(path.name + ".batch.json")),
             workers,
+            image_px=image_px,
             strict=strict,
             shared=ranks.world > 1,
             clock=clock,
@@ -308,15 +313,29 @@ def repair(
         names = [row.id for row in writer.rows]
         if writer.identity is None:
             return ExtractReport(path, len(names), 0, len(names), {}, clock.seconds)
-        dtype = next(iter(writer.identity.taps.values())).dtype
-        differences = writer.identity.fingerprint.differences(fingerprint(encoder.fingerprint(), reading, dtype))
+        taps = writer.identity.taps
+        dtype = next((tap.dtype for tap in taps.values() if not tap.holds_pixels), "float16")
+        image_px = image_tap.stored_px(taps)
+        ours = fingerprint(encoder.fingerprint(), reading, dtype, image_px)
+        differences = writer.identity.fingerprint.differences(ours)
         if differences:
             listed = "; ".join(f"{d.field} is {d.ours!r} there, {d.theirs!r} here" for d in differences)
             message = f"{path} was made with other settings ({listed}); repair it with its own configuration"
             raise cache.FingerprintMismatchError(message, differences)
         sizes = BatchSize(encoder, batch_size, path.with_name(path.name + ".batch.json"))
         image = _images_of(writer.rows, dataset, path)
-        encoding = Encoding(encoder, image, names, dtype, sizes, workers, strict=True, clock=clock, progress=progress)
+        encoding = Encoding(
+            encoder,
+            image,
+            names,
+            dtype,
+            sizes,
+            workers,
+            image_px=image_px,
+            strict=True,
+            clock=clock,
+            progress=progress,
+        )
         encoding.run(writer)
         writer.commit().close()
     return ExtractReport(path, len(names), encoding.encoded, len(names) - encoding.encoded, {}, clock.seconds)

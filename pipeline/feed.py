@@ -3,6 +3,9 @@
 A split's features and decoded images live on the device if they fit there, else in host memory, else they are read from
 the store's mapped shards ahead of the step. Reading ahead hides the disk but costs a thread; on the CPU, where that
 thread would take a core from the step, what is in memory is gathered in the step's own thread.
+
+A store that holds images of the very side that is wanted spares decoding. An image is always one of a file resized
+once, never a stored one resized again. What a file holds by now goes unnoticed then, until stage one runs again.
 """
 
 from __future__ import annotations
@@ -17,16 +20,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from cache import Store
-from pipeline.data import Dataset, Image, Split, pixel_digest
+from pipeline.data import Dataset, Split, pixel_digest
 from pipeline.errors import RunError
 from pipeline.holdings import Held, Holdings
+from pipeline.image_tap import IMAGE, stored_px
 from pipeline.matching import NOWHERE, match_rows
 from pipeline.memory import free_host_bytes
 from pipeline.overlap import ahead
 from pipeline.progress import Progress, silent
+from pipeline.resize import squared
 
 Place = Literal["auto", "device", "host", "stream"]
 _AHEAD = 2  # batches read before they are asked for
@@ -74,6 +78,7 @@ class Feed:
         labels: (n,) or (n, K) int64.
         classes: K, how many there are.
         groups: Group of each sample.
+        images_stored: Whether images come from the store: it has them in the very side that is wanted.
         description: One line: how many samples, how large, where they wait.
         waited_seconds: Time that `batches` kept its caller waiting, in total.
 
@@ -103,6 +108,7 @@ class Feed:
         self._taps = tuple(taps)
         self._all = dataset.indices(split) if among is None else list(among)
         self._indices, self._rows = self._match(allow_missing, progress)
+        self.images_stored = self._store_has_images()
         samples = [dataset.samples[i] for i in self._indices]
         self.ids = tuple(sample.id for sample in samples)
         self.groups = tuple(sample.group for sample in samples)
@@ -165,7 +171,7 @@ class Feed:
         )
 
     def decode(self, position: int) -> Tensor:
-        """Read one image and resize it: (3, S, S) uint8.
+        """Read one image from its file and resize it: (3, S, S) uint8.
 
         Raises:
             RunError: Its pixels are not those that the store's features were made from.
@@ -173,12 +179,12 @@ class Feed:
         image = self._dataset.read(self._indices[position])  # (H, W, 3)
         if self._store is not None:
             self._check_digest(position, pixel_digest(image))
-        return self._resized(image)
+        return squared(image, self._image_px)
 
     def read_features(self, positions: npt.NDArray[np.int64], out: Mapping[str, npt.NDArray[np.generic]]) -> None:
-        """Read stored features of samples into `out`: tap to (B, C, h, w)."""
+        """Read what is stored of samples into `out`: tap to (B, C, h, w)."""
         if self._store is not None:
-            self._store.read(self._rows[positions], taps=self._taps, out=out)
+            self._store.read(self._rows[positions], taps=tuple(out), out=out)
 
     def shapes(self) -> dict[str, tuple[tuple[int, int, int], torch.dtype]]:
         """Give shape (C, h, w) and dtype of each tap."""
@@ -192,12 +198,13 @@ class Feed:
         indices = self._all
         if self._store is None:
             return indices, np.zeros(len(indices), np.int64)
-        absent = [tap for tap in self._taps if tap not in self._store.taps]
+        features = [tap for tap, spec in self._store.taps.items() if not spec.holds_pixels]
+        absent = [tap for tap in self._taps if tap not in features]
         if absent:
-            held = ", ".join(self._store.taps)
+            held = ", ".join(features)
             msg = (
-                f"{str(self._store.path)!r} holds no tap {absent[0]!r}, only {held}: extract it (encoder.taps), or change "
-                f"the {'views' if '@' in absent[0] else 'gates'}."
+                f"{str(self._store.path)!r} holds no tap {absent[0]!r}, only {held}: extract it (encoder.taps), "
+                f"or change the {'views' if '@' in absent[0] else 'gates'}."
             )
             raise RunError(msg)
         rows = match_rows(self._dataset, indices, self._store, workers=self._workers, progress=progress)
@@ -212,6 +219,11 @@ class Feed:
             raise RunError(msg)
         kept = np.flatnonzero(rows != NOWHERE)
         return [indices[i] for i in kept], rows[kept]
+
+    def _store_has_images(self) -> bool:
+        """Say whether the store holds images of the side that is wanted, and of which pixels they are."""
+        store = self._store
+        return store is not None and stored_px(store.taps) == self._image_px and len(store.digests) > 0
 
     def _read_extents(self) -> Tensor | None:
         if self._store is None:
@@ -248,18 +260,30 @@ class Feed:
         where = {"device": f"on {self.device}", "host": "in host memory", "stream": "read ahead of each step"}
         absent = f", {left_out} more are not in the store" if left_out else ""
         return (
-            f"{self._split}: {len(self)} samples{absent}; images {images:.0f} MiB and features {features:.0f} MiB "
-            f"{where[self._place]}"
+            f"{self._split}: {len(self)} samples{absent}; images {images:.0f} MiB{self._origin()} and features "
+            f"{features:.0f} MiB {where[self._place]}"
         )
 
+    def _origin(self) -> str:
+        """Say where images come from, if there is a choice."""
+        side = None if self._store is None else stored_px(self._store.taps)
+        if side is None:
+            return ""
+        if self.images_stored:
+            return " (from the store)"
+        return f" (decoded, as the store's have {side} px and {self._image_px} px are wanted)"
+
     def _hold_images(self, progress: Progress) -> Tensor:
-        """Decode the images that are not held yet; returns all that are held."""
+        """Read or decode the images that are not held yet; returns all that are held."""
         held = self._holdings.images(self._dataset, self._split, self._image_px, self._target)
         lacking = self._positions(held)
+        if self.images_stored:
+            self._take_stored_images(held, lacking)
+            lacking = lacking[:0]
 
         def decode(position: int) -> tuple[bytes, Tensor]:
             image = self._dataset.read(self._indices[position])
-            return pixel_digest(image), self._resized(image)
+            return pixel_digest(image), squared(image, self._image_px)
 
         with ThreadPoolExecutor(self._workers, "decode") as pool:
             decoded = ahead(decode, lacking.tolist(), pool, depth=4 * self._workers)
@@ -270,6 +294,17 @@ class Feed:
             for position, place in enumerate(self._at):
                 self._check_digest(position, held.digests[place].tobytes())
         return held.values
+
+    def _take_stored_images(self, held: Held, lacking: npt.NDArray[np.int64], chunk: int = 256) -> None:
+        """Fill what is held from the store, with the digests of the pixels that its images were made from."""
+        assert self._store is not None
+        digests = self._store.digests
+        for start in range(0, len(lacking), chunk):
+            positions = lacking[start : start + chunk]
+            read = torch.empty((len(positions), 3, self._image_px, self._image_px), dtype=torch.uint8)
+            rows = self._rows[positions]
+            self._store.read(rows, taps=(IMAGE,), out={IMAGE: read.numpy()})
+            held.put(self._at[positions], read, (digests[row].tobytes() for row in rows))
 
     def _hold_features(self, chunk: int = 256) -> dict[str, Tensor]:
         """Read the features that are not held yet; returns all that are held, by tap."""
@@ -301,9 +336,6 @@ class Feed:
             )
             raise RunError(msg)
 
-    def _resized(self, image: Image) -> Tensor:
-        return resize(torch.from_numpy(np.array(image)).permute(2, 0, 1), self._image_px)
-
 
 class _Buffers:
     """Host memory of one batch, pinned for a GPU, filled in one thread and sent from another."""
@@ -323,9 +355,10 @@ class _Buffers:
         """Read a batch, once the copy of the last one has left."""
         if self._sent is not None:
             self._sent.synchronize()
-        decoded = decoders.map(self._feed.decode, positions.tolist())
+        stored = {**self.features, **({IMAGE: self.images} if self._feed.images_stored else {})}
+        decoded = () if self._feed.images_stored else decoders.map(self._feed.decode, positions.tolist())
         count = len(positions)
-        self._feed.read_features(positions.numpy(), {tap: part[:count].numpy() for tap, part in self.features.items()})
+        self._feed.read_features(positions.numpy(), {tap: part[:count].numpy() for tap, part in stored.items()})
         for place, image in enumerate(decoded):
             self.images[place] = image
 
@@ -338,10 +371,3 @@ class _Buffers:
             self._sent = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._sent.record(torch.cuda.current_stream(device))
         return images, features
-
-
-def resize(image: Tensor, size_px: int) -> Tensor:
-    """Resize an image (3, H, W) uint8 to a square, bilinear with smoothing: (3, size_px, size_px) uint8."""
-    if image.shape[-2:] == (size_px, size_px):
-        return image
-    return F.interpolate(image[None], size=(size_px, size_px), mode="bilinear", antialias=True)[0]

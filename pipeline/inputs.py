@@ -84,8 +84,8 @@ def finished(config: Config, progress: Progress) -> dict[str, Any] | None:
         wanted = recipe(config).fingerprint(encoders.weights_sha256(checkpoint(config)))
     except CheckpointError:
         return None  # loading the weights says what is wrong
-    identity = fingerprint(wanted, data.reading_rules(reading(config)), config.store.dtype)
-    taps = specify(recipe(config).shapes, config.store.dtype)
+    identity = fingerprint(wanted, data.reading_rules(reading(config)), config.store.dtype, config.store.image_px)
+    taps = specify(recipe(config).shapes, config.store.dtype, config.store.image_px)
     if not unchanged(dataset, path, identity, taps, remembered(dataset, memory_of(path)), progress):
         return None
     rows = len(dataset)

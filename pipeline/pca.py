@@ -55,12 +55,13 @@ def project(store: Store, tap: str | None = None, *, seed: int = 0, progress: Pr
 
     Args:
         store: The features.
-        tap: Which; None for `neck`, or the last tap of a store without one.
+        tap: Which; None for `neck`, or the last tap with features of a store without one.
         seed: Of the draw of neighbours.
         progress: Called after each piece.
     """
     if tap is None:
-        tap = "neck" if "neck" in store.taps else [*store.taps][-1]
+        features = [name for name, spec in store.taps.items() if not spec.holds_pixels] or [*store.taps]
+        tap = "neck" if "neck" in features else features[-1]
     mean, covariance, finite = _moments(store, tap, progress)
     values, vectors = np.linalg.eigh(covariance)
     values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1]

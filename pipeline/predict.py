@@ -17,8 +17,8 @@ from pipeline import run
 from pipeline.backbones import standardise
 from pipeline.data import Image
 from pipeline.errors import RunError
-from pipeline.feed import resize
 from pipeline.infer import autocast
+from pipeline.resize import squared
 from pipeline.tasks import probabilities
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def predict(
         msg = f"The model in {str(folder)!r} needs the taps {list(taps)}: give the encoder of its features."
         raise RunError(msg)
     for batch in _batches(images, batch_size):
-        pixels = torch.stack([_resized(image, classifier.options.image_px) for image in batch]).to(where)
+        pixels = torch.stack([squared(image, classifier.options.image_px) for image in batch]).to(where)
         features: dict[str, Tensor] = {}
         extents = None
         if taps and encoder is not None and fingerprint is not None:
@@ -79,10 +79,6 @@ def _encode(encoder: Encoder, images: list[Image], dtype: str) -> tuple[dict[str
     features = encoder.encode(torch.stack([item.pixels for item in prepared]), sizes)
     rounded = {tap: feature.to(getattr(torch, dtype)) for tap, feature in features.items()}
     return rounded, (sizes / encoder.input_px).float()
-
-
-def _resized(image: Image, size_px: int) -> Tensor:
-    return resize(torch.from_numpy(np.array(image)).permute(2, 0, 1), size_px)
 
 
 def _batches(images: Iterable[Image], size: int) -> Iterator[list[Image]]:

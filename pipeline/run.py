@@ -31,6 +31,7 @@ from torch import Tensor
 from cache import Fingerprint
 from pipeline.classifier import Classifier, ModelOptions, Shape
 from pipeline.errors import RunError
+from pipeline.image_tap import of_features
 from pipeline.tasks import Head, Task, outputs_of
 from pipeline.weights import TORN
 
@@ -183,7 +184,7 @@ def check_fingerprint(description: Description, fingerprint: Fingerprint, folder
     """
     if description.fingerprint is None:
         return
-    differences = description.fingerprint.differences(fingerprint)
+    differences = description.fingerprint.differences(of_features(fingerprint))
     if differences:
         listed = "; ".join(f"{d.field} is {d.theirs!r} and was {d.ours!r} in training" for d in differences)
         msg = (

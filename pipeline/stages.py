@@ -173,12 +173,19 @@ def extract(
     }
     if config.encoder.name == oracle.NAME:
         grid = oracle.grid_cells(config.encoder.taps, config.encoder.input_px, config.encoder.pool)
+        if config.store.image_px is not None:
+            message = (
+                f"store.image_px: the encoder {oracle.NAME!r} stores no images; "
+                f"set it to null (--set store.image_px=null)"
+            )
+            raise ConfigError(message)
         report = oracle.extract_masks(dataset, config.store.path, grid=grid, **making)
     else:
         report = stage_one.extract(
             dataset,
             build_encoder(config),
             config.store.path,
+            image_px=config.store.image_px,
             batch_size=config.resources.batch_size,
             reuse=reuse,
             ranks=stage_one.Ranks(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))),

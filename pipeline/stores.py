@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import cache
-from pipeline import data, pca, plots
+from pipeline import data, image_tap, pca, plots
 from pipeline import extract as stage_one
 from pipeline.config import Config
 from pipeline.errors import ConfigError, DataError
@@ -135,18 +135,17 @@ def convert(source: Path, target: Path, progress: Progress, *, taps: Sequence[st
         cache.StoreError: The pool does not fit, or `target` holds something else.
     """
     with cache.open_store(source) as store:
-        fields: dict[str, Any] = dict(store.fingerprint.fields)
         kept = tuple(taps) or tuple(store.taps)
         missing = [tap for tap in kept if tap not in store.taps]
         if missing:
             message = f"{source} has no tap {missing[0]!r}; it has {', '.join(store.taps)}"
             raise ConfigError(message)
-        sides = {side for tap in store.taps.values() for side in (tap.height, tap.width)}
+        fields = _fields_of(store, kept)
+        features = [store.taps[tap] for tap in kept if not store.taps[tap].holds_pixels]
+        sides = {side for tap in features for side in (tap.height, tap.width)}
         if any(side % pool for side in sides):
             message = f"a pool of {pool} does not divide the grid of {source} ({sorted(sides)} cells a side)"
             raise ConfigError(message)
-    if "taps" in fields:
-        fields["taps"] = {tap: fields["taps"][tap] for tap in kept}
     if "pool" in fields:
         fields["pool"] *= pool
     done = cache.convert_store(
@@ -156,10 +155,21 @@ def convert(source: Path, target: Path, progress: Progress, *, taps: Sequence[st
         return {"store": str(target), "rows": len(done), "taps": list(done.taps)}
 
 
+def _fields_of(store: cache.Store, kept: Sequence[str]) -> dict[str, Any]:
+    """The fingerprint that the store would have if it had been extracted with some of its taps only."""
+    fields: dict[str, Any] = dict(store.fingerprint.fields)
+    for field in ("taps", "views"):
+        if field in fields:
+            fields[field] = {tap: said for tap, said in fields[field].items() if tap in kept}
+    if image_tap.IMAGE not in kept:
+        fields.pop(image_tap.FIELD, None)
+    return fields
+
+
 def push(
     source: Path, url: str, progress: Progress, *, labels: cache.Labels | None = None, key_file: Path | None = None
 ) -> Report:
-    """Send a store, with labels on board or pseudonyms for ids if asked for.
+    """Send a store, with labels on board or pseudonyms for ids if asked for; images never travel with pseudonyms.
 
     Args:
         source: The store.
@@ -173,10 +183,23 @@ def push(
     if key_file is not None:
         sent = source.with_name(f"{source.stem}.pseudonymous{source.suffix}")
         mapping = key_file.with_name(f"{key_file.name}.pseudonyms.csv")
+        with cache.open_store(source) as store:
+            images = [name for name, tap in store.taps.items() if tap.holds_pixels]
+            kept = [name for name in store.taps if name not in images]
+            identity = cache.Fingerprint(_fields_of(store, kept))
         cache.pseudonymise_store(
-            source, sent, key=_key(key_file), mapping=mapping, labels=labels, progress=progress
+            source,
+            sent,
+            key=_key(key_file),
+            mapping=mapping,
+            taps=kept,
+            fingerprint=identity,
+            labels=labels,
+            progress=progress,
         ).close()
         report |= {"copy": str(sent), "mapping_stays_here": str(mapping)}
+        if images:
+            report["left_out"] = f"{', '.join(images)}: images identify people, whatever their ids are"
     elif labels is not None:
         sent = source.with_name(f"{source.stem}.labelled{source.suffix}")
         cache.convert_store(source, sent, labels=labels, progress=progress).close()

@@ -21,6 +21,7 @@ from pipeline.data import Dataset, Split, stratified_part
 from pipeline.errors import ConfigError, RunError
 from pipeline.feed import Feed, Place
 from pipeline.holdings import Holdings
+from pipeline.image_tap import of_features
 from pipeline.infer import infer
 from pipeline.journal import Journal
 from pipeline.loop import Loop
@@ -151,7 +152,7 @@ def train(
                 head=loop.head,
                 class_names=dataset.class_names,
                 taps=loop.classifier.taps,
-                fingerprint=store.fingerprint if store is not None and model.taps else None,
+                fingerprint=of_features(store.fingerprint) if store is not None and model.taps else None,
                 training=asdict(options),
                 metrics=figures,
                 provenance=provenance.of_training(
@@ -233,7 +234,8 @@ def _run_epochs(
         figures = metrics.score(dataset.task, val_feed.labels, scores.probabilities, dataset.class_names)
         row |= {"val_loss": float(scores.losses.mean()), "val_auc": figures["auc"], "val_acc": figures["acc"]}
         journal.add(row, figures, loop)
-        shown = {key: row[key] for key in ("train_loss", "val_loss", "val_auc")}
+        shown = {key: row[key] for key in ("train_loss", "val_loss", "val_auc", "seconds")}
+        shown["best_epoch"] = journal.best["epoch"]
         progress("epoch", epoch + 1, options.epochs, **shown)
     return {**journal.best, **_costs(loop.classifier)}
 
@@ -257,7 +259,7 @@ def _settings(
             "task": dataset.task,
             "class_names": list(dataset.class_names),
         },
-        "features": store.fingerprint.fields if store is not None and model.taps else None,
+        "features": of_features(store.fingerprint).fields if store is not None and model.taps else None,
         "model": asdict(model),
         "train": asdict(options),
         "augmentation": asdict(augmentation),

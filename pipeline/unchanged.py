@@ -11,25 +11,31 @@ from pathlib import Path
 from typing import Any
 
 import cache
+from pipeline import image_tap
 from pipeline.data import Dataset
 from pipeline.progress import Progress, silent
 from pipeline.scan import Remembered
 
 
-def fingerprint(encoder: Mapping[str, Any], reading: Mapping[str, Any], dtype: str) -> cache.Fingerprint:
+def fingerprint(
+    encoder: Mapping[str, Any], reading: Mapping[str, Any], dtype: str, image_px: int | None = None
+) -> cache.Fingerprint:
     """Everything that the stored numbers depend on, apart from the source pixels that each row names itself.
 
     Args:
         encoder: What the encoder answers for: weights, preprocessing, precision, taps and pool.
         reading: How files become RGB where that is a choice (see `pipeline.data.reading_rules`).
         dtype: `"float16"` or `"float32"`, the type of the stored numbers.
+        image_px: Side of the images stored beside the features; None for none.
     """
-    return cache.Fingerprint({**encoder, "reading": dict(reading), "dtype": dtype})
+    return cache.Fingerprint({**encoder, "reading": dict(reading), "dtype": dtype, **image_tap.describe(image_px)})
 
 
-def specify(shapes: Mapping[str, tuple[int, int, int]], dtype: str) -> dict[str, cache.TapSpec]:
-    """The arrays of a store, from the shape (C, h, w) of each tap."""
-    return {name: cache.TapSpec(*shape, dtype) for name, shape in shapes.items()}
+def specify(
+    shapes: Mapping[str, tuple[int, int, int]], dtype: str, image_px: int | None = None
+) -> dict[str, cache.TapSpec]:
+    """The arrays of a store, from the shape (C, h, w) of each tap, and of images of a side."""
+    return {name: cache.TapSpec(*shape, dtype) for name, shape in shapes.items()} | image_tap.specify(image_px)
 
 
 def unchanged(

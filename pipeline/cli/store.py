@@ -141,7 +141,7 @@ def convert(source: Path, target: Path, taps: tuple[str, ...], pool: int, as_jso
     "--pseudonymise",
     "key_file",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Send keyed digests for ids; the key in this file (made if missing) and the mapping beside it stay here.",
+    help="Send keyed digests for ids; the key in this file (made if missing), the mapping beside it and images stay.",
 )
 @click.option("--with-labels", is_flag=True, help="Let splits, labels and class names of the configuration travel.")
 @configured
