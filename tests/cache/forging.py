@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 import cache
-from tests.cache.making import TAPS, files
+from tests.cache.making import files
 from tests.cache.test_damage import restore
 
 Tree = Any
@@ -85,7 +85,10 @@ class Forged:
         content[start : start + data.nbytes] = data.tobytes()
         self.sound = {".": bytes(content)}
         regions = sorted(
-            (header["offsets"][tap["name"]], description["slots"] * (TAPS[tap["name"]].row_bytes + 4))
+            (
+                header["offsets"][tap["name"]],
+                description["slots"] * (cache.TapSpec(*tap["shape"], tap["dtype"]).row_bytes + 4),
+            )
             for tap in description["taps"]
         )
         digest, position = hashlib.sha256(), int(content[19:27])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import cache
 from tests.cache.forging import Forged, Tree, exercise, sign
-from tests.cache.making import FORMATS, build, rows
+from tests.cache.making import FORMATS, TAPS, build, rows
 
 COUNT = 6
 CASES = int(os.environ.get("STORE_FUZZ_CASES", "10000"))
@@ -80,4 +80,7 @@ def test_fuzz(seed: int, suffix: str, fuzzed: dict[str, Forged]) -> None:
 @pytest.fixture(scope="module")
 def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Forged]:
     folder = tmp_path_factory.mktemp("fuzz")
-    return {suffix: Forged(build(folder / f"store.{suffix}", rows(range(COUNT)))[0].path) for suffix in FORMATS}
+    taps = {**TAPS, "image": cache.TapSpec(3, 5, 5, "uint8")}
+    return {
+        suffix: Forged(build(folder / f"store.{suffix}", rows(range(COUNT)), taps=taps)[0].path) for suffix in FORMATS
+    }
