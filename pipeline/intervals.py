@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from pipeline.overlap import ahead, threads
 
 Floats = npt.NDArray[np.floating[Any]]
 LEVEL = 0.95
@@ -51,7 +54,10 @@ def resample(
     Returns:
         Scores by name, (R,) or (R, K).
     """
-    blocks = [scorer(weights) for weights in draw_weights(groups, resamples=resamples, seed=seed)]
+    cores = len(os.sched_getaffinity(0))
+    with threads(cores, "resample") as pool:
+        drawn = draw_weights(groups, resamples=resamples, seed=seed)
+        blocks = list(ahead(scorer, drawn, pool, depth=2 * cores))  # numpy's loops run beside each other
     return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
 
