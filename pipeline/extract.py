@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+import numpy as np
+
 import cache
 from pipeline import image_tap
 from pipeline.batch_size import BatchSize
@@ -146,7 +148,8 @@ def extract(
         batch_size: Images per encoder call; None chooses (see `pipeline.batch_size`).
         workers: Decoding threads.
         reuse: Older stores of the same fingerprint whose rows may be taken.
-        replace: Swap out a store of another fingerprint once the new one is complete, instead of refusing.
+        replace: Swap out a store of another fingerprint or another data set once the new one is complete, instead of
+            refusing.
         strict: Stop at the first bad image instead of setting it aside.
         recheck: Decode every image again, also those whose file size and time have not changed.
         provenance: What the store should remember about its making (not compared).
@@ -154,7 +157,8 @@ def extract(
         progress: Called after each image.
 
     Raises:
-        DataError: An image cannot be read and `strict` is set, or none can.
+        DataError: An image cannot be read and `strict` is set, or none can; or the store at `path` holds none of these
+            images, so that all of its features would go.
         cache.StoreError: The store refuses, for example for another fingerprint; the message says what to do.
     """
     wanted = fingerprint(encoder.fingerprint(), reading, dtype, image_px)
@@ -181,6 +185,8 @@ def extract(
             reason = next(iter(seen.set_aside.values()), "it has no samples")
             message = f"none of the {len(dataset.samples)} images of {dataset.name!r} can be read: {reason}"
             raise DataError(message)
+        if not (replace or ranks.rank):
+            _refuse_another_data_set(path, wanted, seen)
         store = _Store(path, wanted, taps, Rows(seen), tuple(reuse))
         encoding = Encoding(
             encoder,
@@ -254,6 +260,25 @@ def _lead(
             finished = writer.commit()
         with finished:
             return writer.reused, len(finished), dict(finished.set_aside)
+
+
+def _refuse_another_data_set(path: Path, wanted: cache.Fingerprint, seen: Scan) -> None:
+    """Refuse to swap out a sound store of which not one row would be kept."""
+    try:
+        store = cache.open_store(path)
+    except cache.StoreError:
+        return  # none there, or one that the writer has its own words for
+    with store:
+        held = np.ascontiguousarray(store.digests).view(np.uint64)
+        if store.fingerprint.differences(wanted) or not len(held):
+            return
+        asked = seen.digests[seen.rows].view(np.uint64)
+        if not np.isin(asked[:, 0], held[:, 0]).any():
+            message = (
+                f"{path} holds {len(store)} rows, and none of the {len(asked)} images of {seen.dataset.name!r} is "
+                f"among them: it seems to be another data set's. Name another store.path, or swap it out with --replace"
+            )
+            raise DataError(message)
 
 
 def _await_leader(path: Path, wait_seconds: float) -> None:

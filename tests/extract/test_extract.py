@@ -66,6 +66,19 @@ def test_changed_and_new_images_are_encoded_and_no_others(tmp_path: Path) -> Non
     assert values(tmp_path / "s.zarr") == {name: float(np.asarray(image)[0, 0, 0]) for name, image in images.items()}
 
 
+@pytest.mark.parametrize("suffix", ["zarr", "h5"])
+def test_the_store_of_another_data_set_is_not_swapped_out_in_silence(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"s.{suffix}"
+    run(pictures(4), CountingEncoder(), path)
+    others = Pictures({f"{i:03d}.png": picture(100 + i) for i in range(6)})
+    with pytest.raises(DataError, match="holds 4 rows, and none of the 6 images of 'pictures' is among them"):
+        run(others, CountingEncoder(), path)
+    assert len(cache.open_store(path)) == 4
+    assert run(others, CountingEncoder(), path, replace=True).encoded == 6
+    others.images["000.png"] = picture(50)
+    assert run(others, CountingEncoder(), path).encoded == 1
+
+
 def test_images_are_decoded_once(tmp_path: Path) -> None:
     source = pictures(9)
     run(source, CountingEncoder(), tmp_path / "s.zarr")
@@ -110,7 +123,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_remembered(tmp_path: Path) -> N
     assert values(tmp_path / "s.zarr") == {f"{i:03d}.png": float(i) for i in range(16)}
     more = CountingEncoder(limit=3)
     more_pictures = Pictures({f"m{i}": picture(100 + i) for i in range(4)})
-    run(more_pictures, more, tmp_path / "s.zarr", batch_size=8)
+    run(more_pictures, more, tmp_path / "s.zarr", batch_size=8, replace=True)
     assert more.batches == [2, 2]
 
 
