@@ -56,6 +56,26 @@ def checkpoint(config: Config) -> Path:
     return encoders.checkpoint_path(str(named)) if str(named) in encoders.PUBLISHED else named
 
 
+def present_checkpoint(config: Config) -> Path:
+    """The file of weights, which is there.
+
+    Raises:
+        CheckpointError: It is not there; the message says how to have it.
+    """
+    path, named = checkpoint(config), str(config.encoder.checkpoint)
+    if path.is_file():
+        return path
+    if named in encoders.PUBLISHED:
+        remedy = f"the weights {named!r} are not here: run `pipeline prepare`, which downloads them, or put the file at"
+        message = f"encoder.checkpoint: {remedy} {str(path)!r}"
+    else:
+        message = (
+            f"encoder.checkpoint: there is no file {str(path)!r}: run `pipeline prepare`, which makes the demo's "
+            f"encoder, put a checkpoint there, or name a published one: {', '.join(encoders.PUBLISHED)}"
+        )
+    raise CheckpointError(message)
+
+
 def recipe(config: Config) -> encoders.Recipe:
     """How the configured encoder makes features, apart from its weights.
 

@@ -27,7 +27,7 @@ from pipeline.config import Config, DemoData, MedMnistData, to_dict
 from pipeline.encoders.recipe import ARITHMETIC
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.holdings import Holdings
-from pipeline.inputs import checkpoint, load_dataset, reading
+from pipeline.inputs import checkpoint, load_dataset, present_checkpoint, reading
 from pipeline.optimise import TrainOptions
 from pipeline.progress import Progress
 from pipeline.unchanged import fingerprint
@@ -221,7 +221,7 @@ def build_encoder(config: Config) -> encoders.Encoder:
         raise ConfigError(message)
     return encoders.build_encoder(
         config.encoder.name,
-        checkpoint=checkpoint(config),
+        checkpoint=present_checkpoint(config),
         taps=config.encoder.taps,
         input_px=config.encoder.input_px,
         pool=config.encoder.pool,
