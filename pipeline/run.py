@@ -17,6 +17,7 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -36,6 +37,7 @@ from pipeline.tasks import Head, Task, outputs_of
 from pipeline.weights import TORN
 
 _VERSION = 1
+_LONGEST = 80  # characters of a setting in a message
 
 
 @dataclass(frozen=True)
@@ -217,13 +219,24 @@ def begin(folder: Path, settings: Mapping[str, Any], *, replace: bool) -> None:
         if not differences:
             return
         if not replace:
-            listed = "; ".join(f"{d.field} is {d.ours!r} and was {d.theirs!r}" for d in differences)
-            msg = f"{str(folder)!r} holds a run with other settings: {listed}. Name another folder, or replace the run."
+            listed = "; ".join(f"{d.field} is {_brief(d.ours)} and was {_brief(d.theirs)}" for d in differences)
+            msg = (
+                f"{str(folder)!r} holds a run with other settings: {listed}. "
+                f"Name another folder (`--set run=runs/NAME`), or start over with `--replace`."
+            )
             raise RunError(msg)
         for pattern in ("last.pt", "model.*", "best-*.safetensors", "history.*"):
             for old in folder.glob(pattern):
                 old.unlink()
     write_json(file, wanted.fields)
+
+
+def _brief(value: object) -> str:
+    """A setting in a message: the start of a digest tells it apart, and of anything long the start is enough."""
+    if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value):
+        return repr(value[:12])
+    said = repr(value)
+    return said if len(said) <= _LONGEST else f"{said[:_LONGEST]}..."
 
 
 def tidy(folder: Path) -> None:
