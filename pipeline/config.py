@@ -22,6 +22,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
+_LAYOUTS = ("csv", "demo", "folder", "medmnist")
 AnySection = TypeVar("AnySection", bound=Section)
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -245,18 +246,22 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         ConfigError: One line for each problem: file, key, value, what was expected, the nearest valid key.
     """
     values = read_yaml(path)
-    for override in overrides:
-        set_key(values, *parse_override(override))
-    return validate(Config, values, str(path))
+    parsed = [parse_override(override) for override in overrides]
+    for key, value, said in parsed:
+        set_key(values, key, value, said)
+    return validate(Config, values, str(path), overridden=[key for key, _, _ in parsed])
 
 
-def validate(kind: type[AnySection], values: Mapping[str, Any], where: str) -> AnySection:
+def validate(
+    kind: type[AnySection], values: Mapping[str, Any], where: str, *, overridden: Sequence[str] = ()
+) -> AnySection:
     """Check plain values against a section of the configuration.
 
     Args:
         kind: The section, such as `Config`.
         values: What was read.
         where: How the messages begin: the file, and the place in it.
+        overridden: Dotted keys that `--set` gave, which a message about them names instead.
 
     Raises:
         ConfigError: One line for each problem: where, key, value, what was expected, the nearest valid key.
@@ -264,8 +269,8 @@ def validate(kind: type[AnySection], values: Mapping[str, Any], where: str) -> A
     try:
         return kind.model_validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
-        problems = "\n".join(_problem(kind, where, problem) for problem in error.errors(include_url=False))
-        raise ConfigError(problems) from None
+        problems = (_problem(kind, problem) for problem in error.errors(include_url=False))
+        raise ConfigError("\n".join(_placed(where, overridden, *problem) for problem in problems)) from None
 
 
 def to_dict(config: Section) -> dict[str, Any]:
@@ -342,26 +347,42 @@ def set_key(values: dict[str, Any], key: str, value: object, said: str) -> None:
     at[last] = value
 
 
-def _problem(kind: type[Section], where: str, problem: Mapping[str, Any]) -> str:
-    """One line about one thing that is wrong."""
-    layouts = {"demo", "medmnist", "folder", "csv"}
-    location = [str(part) for i, part in enumerate(problem["loc"]) if not (i == 1 and part in layouts)]
+def _placed(where: str, overridden: Sequence[str], key: str, problem: str) -> str:
+    """One line: where the key was given, the key, and what is wrong with it."""
+    given = [name for name in overridden if key == name or key.startswith(f"{name}.")]
+    if not given:
+        return f"{where}: {key}: {problem}"
+    return f"--set {key}: {problem}" if key in given else f"--set {given[-1]}: {key}: {problem}"
+
+
+def _problem(kind: type[Section], problem: Mapping[str, Any]) -> tuple[str, str]:
+    """The key that a problem is about, and what is wrong."""
+    location = [str(part) for i, part in enumerate(problem["loc"]) if not (i == 1 and part in _LAYOUTS)]
     key = ".".join(location)
     what, value = problem["type"], problem["input"]
     if what == "extra_forbidden":
-        valid = _keys_at(kind, problem["loc"][:-1])
-        near = difflib.get_close_matches(location[-1], valid, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"valid here: {', '.join(valid)}"
-        return f"{where}: {key}: unknown key (value {value!r}); {hint}"
+        return key, f"unknown key (value {value!r}); {_hint(kind, problem['loc'])}"
     if what == "missing":
-        return f"{where}: {key}: missing; expected a value for this key"
+        return key, "missing; expected a value for this key"
     if what == "union_tag_not_found":
-        return f"{where}: {key}.layout: missing; expected one of {', '.join(sorted(layouts))}"
+        return f"{key}.layout", f"missing; expected one of {', '.join(_LAYOUTS)}"
     if what == "union_tag_invalid":
         given = value.get("layout") if isinstance(value, dict) else value
-        return f"{where}: {key}.layout: {given!r} is no layout; expected one of {', '.join(sorted(layouts))}"
+        return f"{key}.layout", f"{given!r} is no layout; expected one of {', '.join(_LAYOUTS)}"
     expected = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    return f"{where}: {key}: got {value!r}, expected {expected}"
+    return key, f"got {value!r}, expected {expected}"
+
+
+def _hint(kind: type[Section], location: Sequence[object]) -> str:
+    """What an unknown key may have been meant to be."""
+    *section, last = location
+    if len(section) == 2 and section[1] in _LAYOUTS:
+        owners = [layout for layout in _LAYOUTS if last in _keys_at(kind, (section[0], layout))]
+        if owners:
+            return f"it belongs to layout {' and '.join(owners)}, and the layout here is {section[1]}: leave it out"
+    valid = _keys_at(kind, section)
+    near = difflib.get_close_matches(str(last), valid, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"valid here: {', '.join(valid)}"
 
 
 def _keys_at(kind: type[Section], location: Sequence[object]) -> list[str]:

@@ -23,22 +23,38 @@ def read(folder: Path, text: str, *overrides: str) -> str:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("train.lrr=1e-3", "c.yaml: train.lrr: unknown key (value 0.001); did you mean 'lr'?"),
-        ("tran={}", "c.yaml: tran: unknown key (value {}); did you mean 'train'?"),
-        ("train.epochs=ten", "c.yaml: train.epochs: got 'ten', expected a valid integer"),
-        ("train.epochs=0", "c.yaml: train.epochs: got 0, expected greater than or equal to 1"),
-        ("train.lr=yes", "c.yaml: train.lr: got 'yes', expected a valid number"),
-        ("store.dtype=float64", "c.yaml: store.dtype: got 'float64', expected 'float16' or 'float32'"),
-        ("data.layout=dicom", "c.yaml: data.layout: 'dicom' is no layout; expected one of csv, demo, folder, medmnist"),
-        ("data.size=3", "c.yaml: data.size: unknown key (value 3); did you mean 'size_px'?"),
+        ("train.lrr=1e-3", "--set train.lrr: unknown key (value 0.001); did you mean 'lr'?"),
+        ("tran={}", "--set tran: unknown key (value {}); did you mean 'train'?"),
+        ("train.epochs=ten", "--set train.epochs: got 'ten', expected a valid integer"),
+        ("train.epochs=0", "--set train.epochs: got 0, expected greater than or equal to 1"),
+        ("train.lr=yes", "--set train.lr: got 'yes', expected a valid number"),
+        ("store.dtype=float64", "--set store.dtype: got 'float64', expected 'float16' or 'float32'"),
+        ("data.layout=dicom", "--set data.layout: 'dicom' is no layout; expected one of csv, demo, folder, medmnist"),
+        ("data.size=3", "--set data.size: unknown key (value 3); did you mean 'size_px'?"),
+        ("train={epoch: 2}", "--set train: train.epoch: unknown key (value 2); did you mean 'epochs'?"),
     ],
 )
-def test_one_line_names_file_key_value_and_remedy(tmp_path: Path, override: str, message: str) -> None:
+def test_one_line_names_option_key_value_and_remedy(tmp_path: Path, override: str, message: str) -> None:
     assert read(tmp_path, TINY, override) == message
 
 
 def test_every_problem_has_its_line(tmp_path: Path) -> None:
     assert len(read(tmp_path, TINY, "train.lrr=1", "store.dtype=3").splitlines()) == 2
+
+
+def test_a_wrong_key_of_the_file_names_the_file(tmp_path: Path) -> None:
+    wrong = TINY.replace("epochs:", "epoch:")
+    said = read(tmp_path, wrong, "train.lr=1e-3")
+    assert said.startswith("c.yaml: train.epoch: unknown key")
+    assert said.endswith("did you mean 'epochs'?")
+
+
+def test_a_key_of_another_layout_says_whose_it_is(tmp_path: Path) -> None:
+    said = read(tmp_path, TINY, "data.layout=folder").splitlines()
+    assert said
+    for line in said:
+        assert "it belongs to layout demo" in line
+        assert "did you mean" not in line
 
 
 def test_missing_key(tmp_path: Path) -> None:
