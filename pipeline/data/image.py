@@ -82,7 +82,7 @@ def read_image(path: Path, reading: Reading = DEFAULT_READING) -> Image:
     except MemoryError:
         raise
     except Exception as error:  # parsers raise what the damage happens to hit: OSError, SyntaxError, struct.error, ...
-        message = f"{path}: cannot be read as an image ({_reason(error)}); replace the file or remove its sample"
+        message = f"{path}: cannot be read as an image ({_reason(error)}); replace the file, or leave it out"
         raise DataError(message) from error
     return np.ascontiguousarray(pixels)
 
