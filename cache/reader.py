@@ -42,7 +42,7 @@ def store_format(path: Path) -> Literal["zarr", "hdf5"]:
         return "zarr"
     if path.suffix in {".h5", ".hdf5"}:
         return "hdf5"
-    message = f"{path}: the suffix {path.suffix!r} names no store format; use .zarr, .h5 or .hdf5"
+    message = f"{path} is no store: the name of one ends in .zarr, .h5 or .hdf5"
     raise StoreError(message)
 
 
