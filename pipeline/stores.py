@@ -46,7 +46,10 @@ def labels_of(config: Config, path: Path) -> cache.Labels:
     with cache.open_store(path) as store:
         strangers = [name for name in store.ids if name not in samples]
         if strangers:
-            message = f"{path}: {len(strangers)} rows are no samples of {dataset.name!r}, {strangers[0]!r} for one"
+            message = (
+                f"{path}: {len(strangers)} of {len(store)} rows are no samples of {dataset.name!r}, "
+                f"{strangers[0]!r} for one: name the configuration of this store with -c"
+            )
             raise DataError(message)
         rows = [samples[name] for name in store.ids]
     return cache.Labels(dataset.class_names, tuple(row.label for row in rows), tuple(row.split for row in rows))
@@ -148,11 +151,13 @@ def convert(source: Path, target: Path, progress: Progress, *, taps: Sequence[st
             raise ConfigError(message)
     if "pool" in fields:
         fields["pool"] *= pool
+    there = target.exists()  # only an equal store is left as it is; anything else is refused
     done = cache.convert_store(
         source, target, taps=kept, pool=pool, fingerprint=cache.Fingerprint(fields), progress=progress
     )
     with done:
-        return {"store": str(target), "rows": len(done), "taps": list(done.taps)}
+        written = "no, it was there already" if there else "yes"
+        return {"store": str(target), "rows": len(done), "taps": list(done.taps), "written": written}
 
 
 def _fields_of(store: cache.Store, kept: Sequence[str]) -> dict[str, Any]:
