@@ -55,7 +55,8 @@ def _explain(error: Exception) -> int:
 
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Start with `pipeline prepare`, `extract`, `train`, `evaluate`, or run all four with `dvc repro`.",
+    epilog="Start with `pipeline prepare`, then `extract`, `train`, `evaluate`, `explain`, `report`; "
+    "or run all six with `dvc repro`.",
 )
 @click.version_option(package_name="slca-pipeline")
 def cli() -> None:
