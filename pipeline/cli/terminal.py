@@ -6,13 +6,14 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import click
 
 DONE, FAILED, WRONG_USE, INCOMPLETE, STOPPED = 0, 1, 2, 3, 130
+SHOWN = 5  # texts of a list in a table; JSON has them all
 LINE_EVERY_SECONDS = 30.0  # between progress lines where there is no terminal to draw a bar on
 SPEED_OVER_SECONDS = 600.0  # a bar's time left rests on this past: one image of a large encoder may take a minute
 
@@ -29,12 +30,13 @@ def show(report: Mapping[str, Any], as_json: bool) -> int:
         return DONE
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for key, value in _lines(report):
-        table.add_row(key, value)
+        table.add_row(Text(key), Text(value))  # not as markup: names may hold brackets
     Console().print(table)
     return DONE
 
@@ -45,12 +47,28 @@ def _lines(report: Mapping[str, Any], indent: str = "") -> Iterator[tuple[str, s
         if isinstance(value, Mapping) and value:
             yield name, ""
             yield from _lines(value, indent + "  ")
-        elif isinstance(value, float):
-            yield name, f"{value:.4g}"
+        elif isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
+            yield name, ""
+            yield from _blocks(value, indent + "  ")
         elif isinstance(value, list | tuple):
-            yield name, ", ".join(f"{item:.4g}" if isinstance(item, float) else str(item) for item in value)
+            yield name, _listed(value)
         elif value not in ("", None, {}):
-            yield name, str(value)
+            yield name, _number(value)
+
+
+def _blocks(items: Sequence[Mapping[str, Any]], indent: str) -> Iterator[tuple[str, str]]:
+    """Each report of a list: a line of its first value, and the others indented below."""
+    for item in items:
+        (first, value), *rest = item.items()
+        yield from _lines({first: value}, indent)
+        yield from _lines(dict(rest), indent + "  ")
+
+
+def _listed(items: Sequence[Any]) -> str:
+    """A list on a line: texts in full up to five, then how many there are besides."""
+    shown = items[:SHOWN] if any(isinstance(item, str) for item in items) else items
+    more = [f"and {len(items) - len(shown)} more"] if len(items) > len(shown) else []
+    return ", ".join([*map(_number, shown), *more]) or "none"
 
 
 @contextmanager
@@ -158,7 +176,7 @@ def _words(key: str) -> str:
     return key.replace("_per_", "/").replace("_", " ")
 
 
-def _number(value: float | str) -> str:
+def _number(value: object) -> str:
     """Four digits of a small number, all of a large one, never an exponent for something to be compared at a glance."""
     if not isinstance(value, float):
         return str(value)
