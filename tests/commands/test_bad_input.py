@@ -53,7 +53,23 @@ def test_a_checkpoint_of_another_size(work: Path) -> None:
 
 def test_no_checkpoint(work: Path) -> None:
     said = complaint(work, "extract", "-c", "tiny.yaml", "--set", "encoder.checkpoint=weights/none.pth", status=1)
-    assert "weights/none.pth" in said
+    assert "there is no file 'weights/none.pth': run `pipeline prepare`" in said
+
+
+def test_a_published_checkpoint_not_fetched_yet(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIPELINE_HOME", str(tmp_path / "empty"))
+    said = complaint(
+        work, "extract", "-c", "tiny.yaml", "--set", "encoder.name=sam_vit_b", "--set", "encoder.checkpoint=sam_vit_b",
+        status=1,
+    )  # fmt: skip
+    assert "run `pipeline prepare`, which downloads them, or put the file at" in said
+    assert str(tmp_path / "empty/weights/sam_vit_b_01ec64.pth") in said
+
+
+def test_a_folder_that_is_no_store(work: Path) -> None:
+    assert "error: data is no store: the name of one ends in .zarr" in complaint(
+        work, "store", "verify", "data", status=1
+    )
 
 
 def test_a_checkpoint_with_code_is_not_run(work: Path) -> None:

@@ -44,7 +44,8 @@ def test_a_converted_store_equals_one_extracted_so(folder: Path) -> None:
     coarser = ("--set", "encoder.pool=8", "--set", "encoder.taps=[neck]", "--set", "store.path=features/extracted.h5")
     succeed(folder, "extract", "-c", "tiny.yaml", *coarser)
     converting = ("features/demo.zarr", "features/converted.h5", "--tap", "neck", "--pool", "2")
-    succeed(folder, "store", "convert", *converting)
+    assert succeed(folder, "store", "convert", *converting)["written"] == "yes"
+    assert succeed(folder, "store", "convert", *converting)["written"] == "no, it was there already"
     found = succeed(folder, "store", "diff", "features/extracted.h5", "features/converted.h5", status=3)
     assert found["fingerprint"] == []
     (neck,) = found["taps"]

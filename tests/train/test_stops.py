@@ -94,7 +94,7 @@ def test_a_folder_takes_one_run(scene, store, tmp_path):
     quick = dataclasses.replace(QUICK, epochs=1)
     do(scene, store, tmp_path, options=quick)
     changed = dataclasses.replace(quick, lr=5e-4)
-    message = r"holds a run with other settings: train.lr is 0.0005 and was 0.01. Name another folder \(`--set run=.*`--replace`"
+    message = r"holds a run with other settings: train.lr is 0.0005 and was 0.01\. .* \(`--set run=.*`--replace`"
     with pytest.raises(RunError, match=message):
         do(scene, store, tmp_path, options=changed)
     other = make_store(tmp_path / "other.zarr", scene, fields={"encoder": "other"})
