@@ -11,11 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from cache import Fingerprint
 from pipeline import run
 from pipeline.errors import RunError
 from pipeline.intervals import interval, resample
 from pipeline.metrics import Bools, Floats, Ints, Scorer, by_name, one_hot
 from pipeline.tasks import Task
+
+_OF_GATES = ("pool", "reduction", "normalise", "mix", "identity_start")  # options of a model that are of its gates
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,9 @@ def compare(first: Path, second: Path, *, resamples: int = 2000, seed: int = 0) 
         seed: Of the draws.
 
     Returns:
-        JSON values: `n`, `groups`, `resamples`; `scores`, by name `first`, `second`, `difference` (second minus first),
-        `low` and `high` of its 95 % interval, and two-sided `p`; and `delong` (see `delong_test`).
+        JSON values: `n`, `groups`, `resamples`; `other_settings` (see there); `scores`, by name `first`, `second`,
+        `difference` (second minus first), `low` and `high` of its 95 % interval, and two-sided `p`; and `delong` (see
+        `delong_test`).
 
     Raises:
         RunError: A run has not been evaluated, or they were scored on other samples.
@@ -103,7 +107,34 @@ def compare(first: Path, second: Path, *, resamples: int = 2000, seed: int = 0) 
         scores[name] = by_name({key: np.asarray(value) for key, value in figures.items()}, one.class_names)
     delong = delong_test(one.task, one.labels, one.probabilities, two.probabilities, one.groups, one.class_names)
     groups = len(set(one.groups))
-    return {"n": len(one.ids), "groups": groups, "resamples": resamples, "scores": scores, "delong": delong}
+    return {
+        "n": len(one.ids),
+        "groups": groups,
+        "resamples": resamples,
+        "other_settings": other_settings(first, second),
+        "scores": scores,
+        "delong": delong,
+    }
+
+
+def other_settings(first: Path, second: Path) -> list[dict[str, Any]] | None:
+    """Settings besides the gates in which two runs differ: `setting`, `first`, `second`; None if a run has no record.
+
+    Where one of them has no gates, or none that reads features, what goes with them is not listed.
+    """
+    one, two = (run.load_description(folder).provenance.get("settings") for folder in (first, second))
+    if not one or not two:
+        return None
+    follows = {"model.gates"}
+    if not (one["model"]["gates"] and two["model"]["gates"]):
+        follows |= {f"model.{name}" for name in _OF_GATES}
+    if one["features"] is None or two["features"] is None:
+        follows.add("features")
+    return [
+        {"setting": found.field, "first": found.ours, "second": found.theirs}
+        for found in Fingerprint(one).differences(Fingerprint(two))
+        if found.field not in follows and not ("features" in follows and found.field.startswith("features."))
+    ]
 
 
 def delong_test(

@@ -219,7 +219,7 @@ def begin(folder: Path, settings: Mapping[str, Any], *, replace: bool) -> None:
         if not differences:
             return
         if not replace:
-            listed = "; ".join(f"{d.field} is {_brief(d.ours)} and was {_brief(d.theirs)}" for d in differences)
+            listed = "; ".join(f"{d.field} is {brief(d.ours)} and was {brief(d.theirs)}" for d in differences)
             msg = (
                 f"{str(folder)!r} holds a run with other settings: {listed}. "
                 f"Name another folder (`--set run=runs/NAME`), or start over with `--replace`."
@@ -231,7 +231,7 @@ def begin(folder: Path, settings: Mapping[str, Any], *, replace: bool) -> None:
     write_json(file, wanted.fields)
 
 
-def _brief(value: object) -> str:
+def brief(value: object) -> str:
     """A setting in a message: the start of a digest tells it apart, and of anything long the start is enough."""
     if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value):
         return repr(value[:12])

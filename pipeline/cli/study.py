@@ -38,7 +38,10 @@ def compare(first: Path, second: Path, resamples: int, seed: int, as_json: bool)
         return show({"first": str(first), "second": str(second), **report}, as_json)
     caption = (
         f"{report['n']} test samples of {report['groups']} groups; 95 % intervals and p from {report['resamples']} "
-        f"draws of groups, for AUC also by DeLong's test. Differences: {second} less {first}."
+        f"draws of groups, for AUC also by DeLong's test. Differences: {second} less {first}.\n"
+        f"{_apart(report['other_settings'])}\n"
+        "This is one training of each, with one seed: it says which of these two runs is better, and is no evidence "
+        "about the method. `pipeline study` compares over seeds."
     )
     _print_table(["score", "first", "second", "difference [95 %]", "p"], list(_compared(report)), caption)
     return DONE
@@ -103,6 +106,18 @@ def _show_study(report: Mapping[str, Any]) -> None:
     _print_table(head, lines, f"{legend(report['baseline'])}\n{absence(report['missing'])}\n{report['study']}")
     for name, reason in report["failed"].items():
         click.echo(f"not made: {name}: {reason}", err=True)
+
+
+def _apart(settings: Sequence[Mapping[str, Any]] | None) -> str:
+    """Whether the gates alone can have made a difference."""
+    from pipeline.run import brief
+
+    if settings is None:
+        return "What else differs between them is unknown: a run was trained by an older version of this program."
+    if not settings:
+        return "Apart from the gates, both runs have the same settings."
+    listed = "; ".join(f"{s['setting']} ({brief(s['first'])}, {brief(s['second'])})" for s in settings)
+    return f"Apart from the gates, they differ in {listed}."
 
 
 def _compared(report: Mapping[str, Any]) -> Iterator[list[str]]:

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 
 from pipeline import run, stages, study_stage
 from pipeline.cli import cli
+from pipeline.compare import other_settings
 from pipeline.config import load_config
 from pipeline.errors import ConfigError, RunError
 from pipeline.study import Planned, result_of, work_through
@@ -242,6 +243,7 @@ def test_two_runs_are_compared(studied, monkeypatch):
     assert auc["low"] <= auc["difference"] <= auc["high"]
     assert 0 < report["delong"]["auc"]["p"] <= 1
     assert (report["first"], report["second"], report["n"]) == (plain, mask, 12)
+    assert report["other_settings"] == []
 
     done = run_pipeline(folder, "compare", plain, mask, "--resamples", "100")
     assert done.returncode == 0, done.stderr
@@ -249,6 +251,22 @@ def test_two_runs_are_compared(studied, monkeypatch):
     for said in ("AUC, DeLong", "AUC, round, DeLong", "sensitivity, spiked", "balanced accuracy", "12 test samples"):
         assert said in done.stdout
     assert f"{auc['first']:.3f}" in done.stdout
+    assert "Apart from the gates, both runs have the same settings." in done.stdout
+    assert "no evidence about the method" in " ".join(done.stdout.split())
+
+
+def test_settings_besides_the_gates_are_named(studied, tmp_path):
+    folder, _ = studied
+    first = folder / next(iter(results(folder).values()))["run"]
+    other = copy_of(first, tmp_path / "other")
+    record = json.loads((other / "model.json").read_text())
+    record["provenance"]["settings"]["train"]["lr"] = 0.5
+    record["provenance"]["settings"]["model"]["gates"] = []
+    (other / "model.json").write_text(json.dumps(record))
+    lr = json.loads((first / "model.json").read_text())["provenance"]["settings"]["train"]["lr"]
+    assert other_settings(first, other) == [{"setting": "train.lr", "first": lr, "second": 0.5}]
+    said = CliRunner().invoke(cli, ["compare", str(first), str(other), "--resamples", "10"], standalone_mode=False)
+    assert f"Apart from the gates, they differ in train.lr ({lr}, 0.5)." in " ".join(said.stdout.split())
 
 
 def test_runs_on_other_test_samples_are_refused(studied, tmp_path):
