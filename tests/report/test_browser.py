@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline import report
+from pipeline import report, report_tables
 from tests.report.browser import Browser, chromium, needs_chromium
 from tests.report.conftest import HOSTILE, Case
 
@@ -90,6 +90,20 @@ def test_the_page_is_whole_and_readable(browser: Browser, page: Path, width: int
     assert browser.run(FAINT) == []
     background = browser.run("return getComputedStyle(document.body).backgroundColor")
     assert (background == "rgb(255, 255, 255)") != dark
+
+
+def test_every_table_fits_a_desk_and_the_paper(browser: Browser, tmp_path: Path) -> None:
+    """The widest table, on lesions, with all its scores."""
+    score = {"value": 0.123, "low": 0.101, "high": 0.145}
+    names = ("mass", "lift", "pointing", "auc", "auc_elsewhere")
+    found = {"images": 9, "chance": {"mass": 0.1}, "maps": {"gate early on stage1": dict.fromkeys(names, score)}}
+    css = Path(report_tables.__file__).with_name("report.css").read_text()
+    wide = tmp_path / "wide.html"
+    wide.write_text(f"<!doctype html><style>{css}</style><body>{report_tables.localisation_table(found)}")
+    for width, media in ((DESK, "screen"), (PAPER, "print")):
+        browser.resize(width, media=media)
+        browser.open(wide)
+        assert browser.run("const e = document.querySelector('.scroll'); return [e.scrollWidth - e.clientWidth]") == [0]
 
 
 def test_text_in_figures_is_legible_on_a_phone(browser: Browser, page: Path) -> None:
