@@ -75,13 +75,40 @@ def sample_gate(gate: Tensor, affine: Tensor | None, extents: Tensor | None, siz
         return gate if cells == size else F.interpolate(gate, size=size, mode="bilinear", align_corners=False)
     if affine is None:
         affine = identity(len(gate), gate.device)
-    return F.grid_sample(
-        gate.float(),
-        _on_padded_grid(place_grid(affine, *size), extents, cells),
-        mode="bilinear",
-        padding_mode="border",
-        align_corners=False,
-    )
+    places = _on_padded_grid(place_grid(affine, *size), extents, cells)
+    if gate.device.type == "cpu":
+        return _sample_cells(gate.float(), places)
+    return F.grid_sample(gate.float(), places, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def _sample_cells(maps: Tensor, places: Tensor) -> Tensor:
+    """Compute `grid_sample`, bilinear with borders continued, all channels of a cell at a time.
+
+    Torch's own loops go map by map on a CPU: forward and back through a gate of 256 channels, 16 x 16 to 56 x 56, take
+    18 instead of its 41 ms for four samples. The channels of the result lie together.
+
+    Args:
+        maps: (B, C, h, w) float32.
+        places: (B, H, W, 2) float32, as (x, y) in [-1, 1].
+
+    Returns:
+        (B, C, H, W), differentiable in `maps`.
+    """
+    batch, channels, h, w = maps.shape
+    sides = places.new_tensor((w, h))
+    cell = torch.minimum((((places + 1) * sides - 1) / 2).clamp(min=0), sides - 1)
+    corner = cell.floor()
+    right, below = (cell - corner).unbind(-1)  # how far between a cell and the next: (B, H, W) each
+    x, y = corner.long().unbind(-1)
+    after_x, after_y = (x + 1).clamp(max=w - 1), (y + 1).clamp(max=h - 1)
+    cells = torch.stack((y * w + x, y * w + after_x, after_y * w + x, after_y * w + after_x), -1)
+    cells += (torch.arange(batch) * h * w)[:, None, None, None]
+    shares = torch.stack(
+        ((1 - below) * (1 - right), (1 - below) * right, below * (1 - right), below * right), -1
+    )  # (B, H, W, 4)
+    table = maps.permute(0, 2, 3, 1).reshape(-1, channels)  # (B h w, C)
+    sums = F.embedding_bag(cells.view(-1, 4), table, mode="sum", per_sample_weights=shares.view(-1, 4))
+    return sums.view(*places.shape[:3], channels).permute(0, 3, 1, 2)
 
 
 def identity(count: int, device: torch.device) -> Tensor:

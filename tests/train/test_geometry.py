@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from pipeline.augment import Augmentation
 from pipeline.errors import ConfigError
-from pipeline.geometry import identity, sample_gate, sample_image
+from pipeline.geometry import _sample_cells, identity, sample_gate, sample_image
 
 GRID = 16  # cells of the encoder's padded square
 SHAPES = {"square": (1.0, 1.0), "wide": (0.5, 1.0), "tall": (1.0, 0.625), "ragged": (0.53, 1.0)}
@@ -185,3 +185,21 @@ def test_the_same_generator_draws_the_same_maps():
 def test_impossible_augmentation_is_refused(wrong, message):
     with pytest.raises(ConfigError, match=message):
         Augmentation(**wrong)
+
+
+@given(
+    cells=st.tuples(st.integers(1, 9), st.integers(2, 9)),
+    size=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    seed=st.integers(0, 2**31),
+)
+@settings(max_examples=60, deadline=None)
+def test_sampling_cell_by_cell_is_grid_sample(cells, size, seed):
+    generator = torch.Generator().manual_seed(seed)
+    maps = torch.randn(3, 5, *cells, generator=generator).requires_grad_()
+    places = 3 * torch.rand(3, *size, 2, generator=generator) - 1.5  # some of them beyond the borders
+    expected = F.grid_sample(maps, places, mode="bilinear", padding_mode="border", align_corners=False)
+    found = _sample_cells(maps, places)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    weights = torch.randn(expected.shape, generator=generator)
+    wanted, given_back = (torch.autograd.grad((out * weights).sum(), maps)[0] for out in (expected, found))
+    torch.testing.assert_close(given_back, wanted, rtol=1e-5, atol=1e-5)
