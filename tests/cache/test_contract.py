@@ -318,7 +318,7 @@ def test_what_is_no_store_is_said_so(tmp_path: Path) -> None:
     for name in ("other.h5", "other.zarr", "text.h5", "empty.h5", "folder.h5"):
         with pytest.raises(cache.FormatError, match=name):
             cache.open_store(tmp_path / name)
-    with pytest.raises(cache.StoreError, match="suffix"):
+    with pytest.raises(cache.StoreError, match=r"store.npy is no store: the name of one ends in .zarr, .h5 or .hdf5"):
         cache.open_store(tmp_path / "store.npy")
 
 
