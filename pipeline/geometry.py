@@ -75,10 +75,11 @@ def sample_gate(gate: Tensor, affine: Tensor | None, extents: Tensor | None, siz
         return gate if cells == size else F.interpolate(gate, size=size, mode="bilinear", align_corners=False)
     if affine is None:
         affine = identity(len(gate), gate.device)
-    places = _on_padded_grid(place_grid(affine, *size), extents, cells)
-    if gate.device.type == "cpu":
-        return _sample_cells(gate.float(), places)
-    return F.grid_sample(gate.float(), places, mode="bilinear", padding_mode="border", align_corners=False)
+    with torch.autocast(gate.device.type, enabled=False):  # bfloat16 has 8 bits: too few to name a place
+        places = _on_padded_grid(place_grid(affine.float(), *size), extents, cells)
+        if gate.device.type == "cpu":
+            return _sample_cells(gate.float(), places)
+        return F.grid_sample(gate.float(), places, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def _sample_cells(maps: Tensor, places: Tensor) -> Tensor:

@@ -203,3 +203,11 @@ def test_sampling_cell_by_cell_is_grid_sample(cells, size, seed):
     weights = torch.randn(expected.shape, generator=generator)
     wanted, given_back = (torch.autograd.grad((out * weights).sum(), maps)[0] for out in (expected, found))
     torch.testing.assert_close(given_back, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_places_keep_their_precision_where_the_model_computes_in_less():
+    gate = torch.rand(2, 3, GRID, GRID)
+    affine = affine_of([[0.9, 0.17], [-0.17, 0.9]], (0.05, -0.03)).expand(2, 2, 3)
+    expected = sample_gate(gate, affine, None, (56, 56))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(sample_gate(gate, affine, None, (56, 56)), expected)
