@@ -17,7 +17,7 @@ from tests.cache.forging import Forged, Tree, exercise, sign
 from tests.cache.making import FORMATS, TAPS, build, rows
 
 COUNT = 6
-CASES = int(os.environ.get("STORE_FUZZ_CASES", "2000"))
+CASES = int(os.environ.get("STORE_FUZZ_CASES", "10000"))
 AT_ONCE = 25
 SIZES: list[Any] = [-1, 0, 1, 2, COUNT, 2**31, 2**63, 10**15, 10**400, 0.5, True, None]
 SIZES += ["", "..", "/", [], {}, [[]], "\ud800", "x" * 99]
