@@ -13,7 +13,6 @@ import torch
 from cache import Store
 from pipeline import intervals, metrics, operating, plots, run
 from pipeline.data import Dataset, Split
-from pipeline.errors import RunError
 from pipeline.feed import Feed
 from pipeline.holdings import Holdings
 from pipeline.infer import infer
@@ -69,7 +68,7 @@ def evaluate(
     device = torch.device(machine.device)
     fingerprint = None if store is None else store.fingerprint
     classifier, description = run.load_classifier(folder, fingerprint=fingerprint, device=device)
-    _check_classes(folder, description, dataset)
+    run.check_classes(folder, description, dataset)
     task, names = dataset.task, dataset.class_names
     metrics.check_labels(task, np.asarray(dataset.labels)[dataset.indices(split)], names, split)
 
@@ -114,15 +113,6 @@ def evaluate(
     run.write_csv(folder / "predictions.csv", _prediction_rows(task, feed, said, names))
     _draw(folder, task, feed.labels, said, names, figures)
     return figures
-
-
-def _check_classes(folder: Path, description: run.Description, dataset: Dataset) -> None:
-    if (dataset.task, tuple(dataset.class_names)) != (description.task, description.class_names):
-        msg = (
-            f"The model in {str(folder)!r} knows the {description.task} classes {list(description.class_names)}; "
-            f"the data set {dataset.name!r} has the {dataset.task} classes {list(dataset.class_names)}: name its own."
-        )
-        raise RunError(msg)
 
 
 def _at_point(

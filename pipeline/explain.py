@@ -22,7 +22,7 @@ from pipeline import localise, metrics, run
 from pipeline.classifier import Classifier
 from pipeline.data import Dataset, Split
 from pipeline.data.dataset import positives
-from pipeline.errors import ConfigError, RunError
+from pipeline.errors import ConfigError
 from pipeline.feed import Feed
 from pipeline.heat import GRAD_CAM, MEAN, Heat
 from pipeline.localise import Masks
@@ -116,12 +116,7 @@ def explain(
     device = torch.device(machine.device)
     fingerprint = None if store is None else store.fingerprint
     classifier, description = run.load_classifier(folder, fingerprint=fingerprint, device=device)
-    if (dataset.task, tuple(dataset.class_names)) != (description.task, description.class_names):
-        msg = (
-            f"The model in {str(folder)!r} knows the {description.task} classes {list(description.class_names)}; "
-            f"the data set {dataset.name!r} has the {dataset.task} classes {list(dataset.class_names)}: name its own."
-        )
-        raise RunError(msg)
+    run.check_classes(folder, description, dataset)
     feed = Feed(
         dataset,
         split,

@@ -181,10 +181,6 @@ def extract(
                 found=known,
                 progress=progress,
             )
-        if not seen.readable.any():
-            reason = next(iter(seen.set_aside.values()), "it has no samples")
-            message = f"none of the {len(dataset.samples)} images of {dataset.name!r} can be read: {reason}"
-            raise DataError(message)
         if not (replace or ranks.rank):
             _refuse_another_data_set(path, wanted, seen)
         store = _Store(path, wanted, taps, Rows(seen), tuple(reuse))

@@ -101,9 +101,6 @@ def extract_masks(
         progress=progress,
     )
     rows = [cache.Row(dataset.samples[i].id, seen.digests[i].tobytes()) for i in seen.rows]
-    if not rows:
-        message = f"none of the {len(dataset.samples)} images of {dataset.name!r} can be read"
-        raise DataError(message)
     maps = np.empty((len(rows), len(CHANNELS), grid, grid), dtype)
     digest = hashlib.sha256()
     with threads(workers, "mask") as pool:

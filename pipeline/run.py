@@ -31,6 +31,7 @@ from torch import Tensor
 
 from cache import Fingerprint
 from pipeline.classifier import Classifier, ModelOptions, Shape
+from pipeline.data import Dataset
 from pipeline.errors import RunError
 from pipeline.image_tap import of_features
 from pipeline.tasks import Head, Task, outputs_of
@@ -142,6 +143,20 @@ def load_description(folder: Path) -> Description:
     except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
         msg = f"{str(file)!r} is no description of a model ({error}): train again."
         raise RunError(msg) from error
+
+
+def check_classes(folder: Path, description: Description, dataset: Dataset) -> None:
+    """Refuse a data set whose classes are not those of a model.
+
+    Raises:
+        RunError: The task or the names of the classes differ.
+    """
+    if (dataset.task, tuple(dataset.class_names)) != (description.task, description.class_names):
+        msg = (
+            f"The model in {str(folder)!r} knows the {description.task} classes {list(description.class_names)}; "
+            f"the data set {dataset.name!r} has the {dataset.task} classes {list(dataset.class_names)}: name its own."
+        )
+        raise RunError(msg)
 
 
 def load_classifier(

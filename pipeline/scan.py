@@ -106,7 +106,7 @@ def scan(
         progress: Called after each image.
 
     Raises:
-        DataError: An image cannot be read and `strict` is set.
+        DataError: An image cannot be read and `strict` is set, or none can.
     """
     found = found or remembered(dataset, memory, workers)
     stamps, digests = found.stamps, found.digests
@@ -141,6 +141,10 @@ def scan(
                 saved = time.monotonic()
     if unknown:
         _remember(stamps[known], digests[known], memory)
+    if not known.any():
+        reason = next(iter(result.set_aside.values()), "it has no samples")
+        message = f"none of the {len(dataset.samples)} images of {dataset.name!r} can be read: {reason}"
+        raise DataError(message)
     return result
 
 

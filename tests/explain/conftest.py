@@ -23,15 +23,6 @@ ORACLE = dataclasses.replace(GATED, gates=(("neck", "stage4"),))
 PLAIN = dataclasses.replace(GATED, gates=())
 
 
-@pytest.fixture(autouse=True, scope="session")
-def one_thread():
-    """Models this small spend more time waking threads than computing."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @dataclass(frozen=True)
 class Scenes:
     """Images and masks held in memory."""

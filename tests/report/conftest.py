@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from pipeline import report
 from pipeline.data import Dataset
@@ -22,15 +21,6 @@ register_tiny()
 
 HOSTILE = '<script>alert("x")</script>'
 CLASSES = (HOSTILE, "b & 'c' | d")
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread():
-    """Models this small spend more time waking threads than computing."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)
