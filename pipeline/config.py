@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
-import json
-from collections.abc import Mapping, Sequence
-from io import StringIO
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.errors import ConfigError
+from pipeline.config_check import validate
+from pipeline.config_file import parse_override, read_yaml, set_key
 
 
 class Section(BaseModel):
@@ -22,8 +18,6 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-_LAYOUTS = ("csv", "demo", "folder", "medmnist")
-AnySection = TypeVar("AnySection", bound=Section)
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 
@@ -252,161 +246,6 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     return validate(Config, values, str(path), overridden=[key for key, _, _ in parsed])
 
 
-def validate(
-    kind: type[AnySection], values: Mapping[str, Any], where: str, *, overridden: Sequence[str] = ()
-) -> AnySection:
-    """Check plain values against a section of the configuration.
-
-    Args:
-        kind: The section, such as `Config`.
-        values: What was read.
-        where: How the messages begin: the file, and the place in it.
-        overridden: Dotted keys that `--set` gave, which a message about them names instead.
-
-    Raises:
-        ConfigError: One line for each problem: where, key, value, what was expected, the nearest valid key.
-    """
-    try:
-        return kind.model_validate_json(json.dumps(values), strict=True)
-    except ValidationError as error:
-        problems = (_problem(kind, problem) for problem in error.errors(include_url=False))
-        raise ConfigError("\n".join(_placed(where, overridden, *problem) for problem in problems)) from None
-
-
 def to_dict(config: Section) -> dict[str, Any]:
     """The configuration as plain JSON values, defaults included."""
     return config.model_dump(mode="json")
-
-
-def read_yaml(path: Path, like: str = "configs/*.yaml") -> dict[str, Any]:
-    """Read a mapping of plain values from YAML 1.2.
-
-    Args:
-        path: The file.
-        like: Where such files are found, for the message.
-
-    Raises:
-        ConfigError: It cannot be read, or is something else.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text in UTF-8"
-        there = ", ".join(sorted(str(p) for p in Path().glob(like))) or f"no {like} here"
-        message = f"{path}: cannot be read ({reason}); name a configuration with -c, such as {there}"
-        raise ConfigError(message) from None
-    try:
-        values = YAML(typ="safe", pure=True).load(StringIO(text))
-        json.dumps(values)
-    except (YAMLError, TypeError, ValueError) as error:
-        message = f"{path}: is not YAML of plain values: {' '.join(str(error).split())}"
-        raise ConfigError(message) from None
-    if not isinstance(values, dict):
-        message = f"{path}: holds {values!r}; expected sections such as data:, encoder:, store:"
-        raise ConfigError(message)
-    return values
-
-
-def parse_override(text: str) -> tuple[str, Any, str]:
-    """Take `section.key=value` apart: the key, the value, and how to name them in a message.
-
-    Raises:
-        ConfigError: There is no key or no value, or the value is not YAML.
-    """
-    key, equals, value = text.partition("=")
-    said = f"--set {text!r}"
-    if not equals or not all(key.split(".")):
-        message = f"{said}: expected section.key=value, such as train.lr=1e-3"
-        raise ConfigError(message)
-    try:
-        return key, YAML(typ="safe", pure=True).load(StringIO(value)), said
-    except YAMLError:
-        message = f"{said}: {value!r} is not a YAML value; quote it if it is text"
-        raise ConfigError(message) from None
-
-
-def set_key(values: dict[str, Any], key: str, value: object, said: str) -> None:
-    """Set a dotted key of nested mappings.
-
-    Args:
-        values: Changed in place; sections that are missing are made.
-        key: Such as `train.lr`.
-        value: What it becomes.
-        said: Who asks, for the message.
-
-    Raises:
-        ConfigError: A part of the key names a value, not a section.
-    """
-    *parents, last = key.split(".")
-    at = values
-    for parent in parents:
-        at = at.setdefault(parent, {})
-        if not isinstance(at, dict):
-            message = f"{said}: {parent!r} is a value, not a section"
-            raise ConfigError(message)
-    at[last] = value
-
-
-def _placed(where: str, overridden: Sequence[str], key: str, problem: str) -> str:
-    """One line: where the key was given, the key, and what is wrong with it."""
-    given = [name for name in overridden if key == name or key.startswith(f"{name}.")]
-    if not given:
-        return f"{where}: {key}: {problem}"
-    return f"--set {key}: {problem}" if key in given else f"--set {given[-1]}: {key}: {problem}"
-
-
-def _problem(kind: type[Section], problem: Mapping[str, Any]) -> tuple[str, str]:
-    """The key that a problem is about, and what is wrong."""
-    location = [str(part) for i, part in enumerate(problem["loc"]) if not (i == 1 and part in _LAYOUTS)]
-    key = ".".join(location)
-    what, value = problem["type"], problem["input"]
-    if what == "extra_forbidden":
-        return key, f"unknown key (value {value!r}); {_hint(kind, problem['loc'])}"
-    if what == "missing":
-        return key, "missing; expected a value for this key"
-    if what == "union_tag_not_found":
-        return f"{key}.layout", f"missing; expected one of {', '.join(_LAYOUTS)}"
-    if what == "union_tag_invalid":
-        given = value.get("layout") if isinstance(value, dict) else value
-        return f"{key}.layout", f"{given!r} is no layout; expected one of {', '.join(_LAYOUTS)}"
-    expected = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    return key, f"got {value!r}, expected {expected}"
-
-
-def _hint(kind: type[Section], location: Sequence[object]) -> str:
-    """What an unknown key may have been meant to be."""
-    *section, last = location
-    if len(section) == 2 and section[1] in _LAYOUTS:
-        owners = [layout for layout in _LAYOUTS if last in _keys_at(kind, (section[0], layout))]
-        if owners:
-            return f"it belongs to layout {' and '.join(owners)}, and the layout here is {section[1]}: leave it out"
-    valid = _keys_at(kind, section)
-    near = difflib.get_close_matches(str(last), valid, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"valid here: {', '.join(valid)}"
-
-
-def _keys_at(kind: type[Section], location: Sequence[object]) -> list[str]:
-    """Valid keys of the section at a location of the configuration."""
-    schema: dict[str, Any] = kind.model_json_schema()
-    at = schema
-    for part in location:
-        at = _resolve(at, schema)
-        mapping = at.get("discriminator", {}).get("mapping", {})
-        if part in mapping:
-            at = {"$ref": mapping[part]}
-        elif isinstance(part, int):
-            at = at.get("items", {})
-        else:
-            at = at.get("properties", {}).get(str(part), {})
-    return sorted(_resolve(at, schema).get("properties", {}))
-
-
-def _resolve(at: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
-    """Follow a schema node to the object that it stands for."""
-    while "$ref" in at or "allOf" in at or ("anyOf" in at and "discriminator" not in at):
-        if "$ref" in at:
-            at = schema["$defs"][at["$ref"].rsplit("/", 1)[1]]
-        else:
-            options = at.get("allOf") or [o for o in at["anyOf"] if o.get("type") != "null"]
-            at = options[0]
-    return at

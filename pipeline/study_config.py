@@ -15,7 +15,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from pipeline.config import Config, Section, parse_override, read_yaml, set_key, validate
+from pipeline.config import Config, Section
+from pipeline.config_check import validate
+from pipeline.config_file import parse_override, read_yaml, set_key
 from pipeline.errors import ConfigError
 from pipeline.study import Planned
 

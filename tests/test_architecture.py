@@ -17,7 +17,10 @@ ONLY_IN = {
     "segment_anything": ("pipeline/encoders/",),
     "click": ("pipeline/cli/",),
     "rich": ("pipeline/cli/",),
-    "pydantic": ("pipeline/config.py", "pipeline/study_config.py"),
+    "pydantic": ("pipeline/config.py", "pipeline/config_check.py", "pipeline/study_config.py"),
+    "ruamel": ("pipeline/config_file.py",),
+    "pipeline.config_check": ("pipeline/config.py", "pipeline/study_config.py"),
+    "pipeline.config_file": ("pipeline/config.py", "pipeline/study_config.py"),
     "pipeline.config": (
         "pipeline/inputs.py",
         "pipeline/stages.py",
