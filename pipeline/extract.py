@@ -10,25 +10,28 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import cache
-from pipeline import image_tap
 from pipeline.batch_size import BatchSize
-from pipeline.data import Dataset, Image, pixel_digest
+from pipeline.data import Dataset
 from pipeline.encode import Clock, Encoding
 from pipeline.errors import DataError
 from pipeline.progress import Progress, silent
+from pipeline.rows import Rows
 from pipeline.scan import Scan, memory_of, remembered, scan
 from pipeline.unchanged import fingerprint, specify, unchanged
 
 if TYPE_CHECKING:
     from pipeline.encoders import Encoder
+
+_POLL_SECONDS = 0.2
+JSON = Any  # a value that `json` writes
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,6 @@ class ExtractReport:
     advice: str = ""
 
 
-_POLL_SECONDS = 0.2
-JSON = Any  # a value that `json` writes
-
-
 @dataclass(frozen=True)
 class Ranks:
     """One of several processes that make one store: the first leads and commits, the others help.
@@ -77,43 +76,6 @@ class Ranks:
 
 
 ALONE = Ranks()
-
-
-class Rows(Sequence[cache.Row]):
-    """The rows that a scan asks for, made when they are looked at: the digests are held once, as the scan's array."""
-
-    def __init__(self, seen: Scan) -> None:
-        """Look at a scan."""
-        self._seen = seen
-        self._at = seen.rows
-
-    def __len__(self) -> int:
-        return len(self._at)
-
-    @overload
-    def __getitem__(self, row: int) -> cache.Row: ...
-    @overload
-    def __getitem__(self, row: slice) -> Sequence[cache.Row]: ...
-    def __getitem__(self, row: int | slice) -> cache.Row | Sequence[cache.Row]:
-        if isinstance(row, slice):
-            return [self[i] for i in range(*row.indices(len(self)))]
-        index = self._at[row]
-        return cache.Row(self._seen.dataset.samples[index].id, self._seen.digests[index].tobytes())
-
-    def __iter__(self) -> Iterator[cache.Row]:
-        samples, digests = self._seen.dataset.samples, self._seen.digests
-        for index in self._at.tolist():
-            yield cache.Row(samples[index].id, digests[index].tobytes())
-
-    @property
-    def ids(self) -> Sequence[str]:
-        """Name of each row."""
-        samples = self._seen.dataset.samples
-        return [samples[index].id for index in self._at.tolist()]
-
-    def image(self, row: int) -> Image:
-        """Decoded image of a row; see `Scan.image`."""
-        return self._seen.image(int(self._at[row]))
 
 
 def extract(
@@ -302,82 +264,6 @@ def _help(store: _Store, encoding: Encoding, wait_seconds: float) -> int:
     encoding.sizes.recall()  # the leader has chosen by now
     encoding.run(worker)
     return len(store.rows) - sum(len(plan.rows) for plan in worker.pending)
-
-
-def repair(
-    dataset: Dataset,
-    encoder: Encoder,
-    path: Path,
-    *,
-    reading: Mapping[str, JSON],
-    workers: int = 2,
-    batch_size: int | None = None,
-    progress: Progress = silent,
-) -> ExtractReport:
-    """Encode exactly the damaged rows of a store again; the result has the bytes it had before.
-
-    Args:
-        dataset: The images that the store was made from.
-        encoder: The encoder that it was made with.
-        path: The store.
-        reading: See `fingerprint`.
-        workers: Decoding threads.
-        batch_size: Images per encoder call; see `extract`.
-        progress: Called after each batch.
-
-    Raises:
-        DataError: A damaged row's image is not in the data set any more, or has other pixels.
-        cache.StoreError: The encoder is another one, or the store is beyond repair.
-    """
-    clock = Clock()
-    with clock("total"), cache.repair_store(path) as writer:
-        names = [row.id for row in writer.rows]
-        if writer.identity is None:
-            return ExtractReport(path, len(names), 0, len(names), {}, clock.seconds)
-        taps = writer.identity.taps
-        dtype = next((tap.dtype for tap in taps.values() if not tap.holds_pixels), "float16")
-        image_px = image_tap.stored_px(taps)
-        ours = fingerprint(encoder.fingerprint(), reading, dtype, image_px)
-        differences = writer.identity.fingerprint.differences(ours)
-        if differences:
-            listed = "; ".join(f"{d.field} is {d.ours!r} there, {d.theirs!r} here" for d in differences)
-            message = f"{path} was made with other settings ({listed}); repair it with its own configuration"
-            raise cache.FingerprintMismatchError(message, differences)
-        sizes = BatchSize(encoder, batch_size, path.with_name(path.name + ".batch.json"))
-        image = _images_of(writer.rows, dataset, path)
-        encoding = Encoding(
-            encoder,
-            image,
-            names,
-            dtype,
-            sizes,
-            workers,
-            image_px=image_px,
-            strict=True,
-            clock=clock,
-            progress=progress,
-        )
-        encoding.run(writer)
-        writer.commit().close()
-    return ExtractReport(path, len(names), encoding.encoded, len(names) - encoding.encoded, {}, clock.seconds)
-
-
-def _images_of(rows: Sequence[cache.Row], dataset: Dataset, path: Path) -> Callable[[int], Image]:
-    """Reads the image that a row was made from, and no other."""
-    index_of = {sample.id: index for index, sample in enumerate(dataset.samples)}
-
-    def image(row: int) -> Image:
-        wanted = rows[row]
-        if wanted.id not in index_of:
-            message = f"{path}: sample {wanted.id!r} is damaged and its image is not in {dataset.name!r}"
-            raise DataError(message)
-        pixels = dataset.read(index_of[wanted.id])
-        if any(wanted.digest) and pixel_digest(pixels) != wanted.digest:
-            message = f"{path}: sample {wanted.id!r} is damaged and its image has changed; run `pipeline extract`"
-            raise DataError(message)
-        return pixels
-
-    return image
 
 
 def _announce(store: _Store, writer: cache.StoreWriter, progress: Progress) -> None:

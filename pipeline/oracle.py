@@ -25,6 +25,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.extract import ExtractReport
 from pipeline.overlap import ahead, threads
 from pipeline.progress import Progress, silent
+from pipeline.rows import Rows
 from pipeline.scan import memory_of, scan
 
 NAME = "mask"  # of the encoder that is none, and of its one tap
@@ -100,7 +101,7 @@ def extract_masks(
         strict=strict,
         progress=progress,
     )
-    rows = [cache.Row(dataset.samples[i].id, seen.digests[i].tobytes()) for i in seen.rows]
+    rows = Rows(seen)
     maps = np.empty((len(rows), len(CHANNELS), grid, grid), dtype)
     digest = hashlib.sha256()
     with threads(workers, "mask") as pool:

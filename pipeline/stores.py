@@ -10,7 +10,7 @@ from typing import Any
 
 import cache
 from pipeline import data, image_tap, pca, plots
-from pipeline import extract as stage_one
+from pipeline import repair as damaged
 from pipeline.config import Config
 from pipeline.errors import ConfigError, DataError
 from pipeline.inputs import load_dataset, reading
@@ -23,7 +23,7 @@ _NAMED = 10  # outliers that the map names; the report has them all
 
 def repair(config: Config, progress: Progress, path: Path) -> Report:
     """Encode exactly the damaged rows of a store again, from the images and the encoder of the configuration."""
-    report = stage_one.repair(
+    report = damaged.repair(
         load_dataset(config),
         build_encoder(config),
         path,

@@ -8,8 +8,8 @@ import pytest
 
 import cache
 from pipeline import scan as scanning
-from pipeline.extract import Rows
 from pipeline.progress import silent
+from pipeline.rows import Rows
 from pipeline.scan import memory_of, remembered, scan
 from pipeline.unchanged import fingerprint, specify, unchanged
 
