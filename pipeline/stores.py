@@ -11,11 +11,12 @@ from typing import Any
 import cache
 from pipeline import data, image_tap, pca, plots
 from pipeline import repair as damaged
+from pipeline.arguments import build_encoder, workers
 from pipeline.config import Config
 from pipeline.errors import ConfigError, DataError
 from pipeline.inputs import load_dataset, reading
 from pipeline.progress import Progress
-from pipeline.stages import Report, build_encoder, workers
+from pipeline.stages import Report
 
 KEY_BYTES = 32
 _NAMED = 10  # outliers that the map names; the report has them all

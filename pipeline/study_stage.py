@@ -10,6 +10,7 @@ from pipeline import run, stages
 from pipeline.config import Config
 from pipeline.errors import ConfigError, RunError
 from pipeline.progress import Progress
+from pipeline.shared import Shared
 from pipeline.stages import Report
 from pipeline.study import Planned, Row, alone, result_from, result_of, work_through
 from pipeline.study_config import Study
@@ -84,7 +85,7 @@ def _distinct(plan: Study) -> Iterator[Config]:
 
 
 def _make_runs(plan: Study, summary: Summary, progress: Progress) -> dict[str, str]:
-    shared, written = stages.Shared(), time.monotonic()
+    shared, written = Shared(), time.monotonic()
 
     def make(planned: Planned, tell: Progress) -> Row:
         config = plan.configs[planned.name]
@@ -107,7 +108,7 @@ def _make_runs(plan: Study, summary: Summary, progress: Progress) -> dict[str, s
         shared.close()
 
 
-def _check_inputs(plan: Study, shared: stages.Shared) -> None:
+def _check_inputs(plan: Study, shared: Shared) -> None:
     """Refuse at once what would fail hours later: no data set, no store, or a store without a tap."""
     for config in plan.configs.values():
         shared.dataset(config)

@@ -22,7 +22,10 @@ ONLY_IN = {
     "pipeline.config_check": ("pipeline/config.py", "pipeline/study_config.py"),
     "pipeline.config_file": ("pipeline/config.py", "pipeline/study_config.py"),
     "pipeline.config": (
+        "pipeline/arguments.py",
         "pipeline/inputs.py",
+        "pipeline/prepare.py",
+        "pipeline/shared.py",
         "pipeline/stages.py",
         "pipeline/stores.py",
         "pipeline/study_config.py",

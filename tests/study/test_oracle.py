@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import cache
-from pipeline import stages
+from pipeline import arguments, stages
 from pipeline.config import load_config
 from pipeline.data import load_medmnist, pixel_digest, read_image
 from pipeline.encoders import build_encoder, write_untrained_encoder
@@ -107,7 +107,7 @@ def test_a_store_of_masks_is_a_store_like_any_other(config):
 
 def test_new_images_have_no_mask(config):
     with pytest.raises(ConfigError, match=r"encoder.name: 'mask' reads the data set's own masks, so it encodes"):
-        stages.build_encoder(config(*MASK))
+        arguments.build_encoder(config(*MASK))
 
 
 def test_a_data_set_without_masks_is_refused(tmp_path):

@@ -1,0 +1,130 @@
+"""What the later stages read, made or fetched unless it is there: the data set, and the weights of the encoder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from pipeline import data, encoders, oracle, run
+from pipeline.config import Config, DemoData, MedMnistData, to_dict
+from pipeline.encoders.recipe import ARITHMETIC
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.inputs import checkpoint, load_dataset
+from pipeline.progress import Progress
+
+Report = dict[str, Any]
+
+
+def prepare_data(config: Config, progress: Progress) -> Report:
+    """Make the demo's images or fetch an official archive, and count what the data set holds.
+
+    Raises:
+        ConfigError: The archive was fetched, and has another name than the configured one.
+        DataError: The data set cannot be loaded.
+    """
+    match config.data:
+        case DemoData() as demo:
+            data.generate_demo(demo.path, count=demo.count, size_px=demo.size_px, seed=demo.seed, progress=progress)
+        case MedMnistData() as archive if not archive.path.exists():
+            fetched = data.fetch_medmnist(archive.name, archive.size_px, archive.path.parent, progress=progress)
+            if fetched != archive.path:
+                message = (
+                    f"data.path is {str(archive.path)!r}; the official archive is now at {str(fetched)!r}: name it"
+                )
+                raise ConfigError(message)
+        case _:
+            pass  # the person's own files: loading them below is the check
+    dataset = load_dataset(config)
+    return {
+        "path": str(config.data.path),
+        "classes": list(dataset.class_names),
+        **{split: len(dataset.indices(split)) for split in get_args(data.Split)},
+    }
+
+
+def prepare_encoder(config: Config, progress: Progress) -> Report:
+    """Make or fetch the encoder's weights; the known mask has none.
+
+    Raises:
+        CheckpointError: They cannot be had, or the file is a person's own where ours would go.
+    """
+    if config.encoder.name == oracle.NAME:
+        return {}  # the masks come with the data
+    if config.encoder.training.steps == 0:
+        return _draw_weights(config)
+    if config.encoder.name == "sam_demo":
+        return _train_demo(config, progress)
+    published = str(config.encoder.checkpoint)
+    path = (
+        encoders.fetch_checkpoint(published, progress=progress)
+        if published in encoders.PUBLISHED
+        else checkpoint(config)
+    )
+    if not path.is_file():
+        message = (
+            f"encoder.checkpoint: there is no {str(path)!r}; put a checkpoint of {config.encoder.name} there, "
+            f"or name a published one: {', '.join(encoders.PUBLISHED)}"
+        )
+        raise CheckpointError(message)
+    return {"checkpoint": str(path), "sha256": encoders.weights_sha256(path)}
+
+
+def _draw_weights(config: Config) -> Report:
+    """Draw the encoder's weights from the seed, unless these very ones are there."""
+    path, seed = config.encoder.checkpoint, config.encoder.training.seed
+    settings = {"encoder": config.encoder.name, "steps": 0, "seed": seed, "torch": torch.__version__}
+    known = _made_before(path, settings)
+    if known is not None:
+        return known
+    if path.is_file() and not _record_of(path).is_file():
+        message = f"{path}: holds weights that are not ours, and encoder.training.steps is 0: name another file"
+        raise CheckpointError(message)
+    parameters = encoders.write_untrained_encoder(config.encoder.name, path, seed=seed)
+    return _record(path, settings, {"parameters": parameters})
+
+
+def _train_demo(config: Config, progress: Progress) -> Report:
+    """Train the miniature SAM on images of another seed than the data set's, unless this very one is there."""
+    wanted, path = config.encoder.training, config.encoder.checkpoint
+    settings = {**to_dict(wanted), "arithmetic": ARITHMETIC, "torch": torch.__version__}
+    known = _made_before(path, settings)
+    if known is not None:
+        return known
+    images, masks, _ = data.demo_arrays(wanted.images, 128, seed=wanted.seed)
+    held_out_images, held_out_masks, _ = data.demo_arrays(64, 128, seed=wanted.seed + 1000)
+    trained = encoders.train_demo_encoder(
+        images,
+        masks,
+        held_out_images,
+        held_out_masks,
+        path,
+        seed=wanted.seed,
+        steps=wanted.steps,
+        progress=progress,
+    )
+    return _record(path, settings, asdict(trained))
+
+
+def _made_before(path: Path, settings: Report) -> Report | None:
+    """What is recorded of weights that were made with the same settings and are there as they were made."""
+    record = _record_of(path)
+    if not (path.is_file() and record.is_file()):
+        return None
+    known: Report = json.loads(record.read_text())
+    same = known.get("settings") == settings and known["sha256"] == encoders.weights_sha256(path)
+    return known if same else None
+
+
+def _record(path: Path, settings: Report, made: Report) -> Report:
+    """Leave beside the weights what they are and how they were made."""
+    report = {"checkpoint": str(path), "sha256": encoders.weights_sha256(path), **made, "settings": settings}
+    run.write_json(_record_of(path), report)
+    return report
+
+
+def _record_of(path: Path) -> Path:
+    return path.with_suffix(".json")
