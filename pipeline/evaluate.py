@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from cache import Store
 from pipeline import intervals, metrics, operating, plots, run
@@ -19,6 +18,7 @@ from pipeline.infer import infer
 from pipeline.progress import Progress, silent
 from pipeline.tasks import Task
 from pipeline.train import Machine
+from pipeline.trained import Trained
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -64,31 +64,22 @@ def evaluate(
         RunError: No finished run, other classes, or features of another fingerprint.
         DataError: AUC is not defined on the split.
     """
-    machine = machine or Machine()
-    device = torch.device(machine.device)
-    fingerprint = None if store is None else store.fingerprint
-    classifier, description = run.load_classifier(folder, fingerprint=fingerprint, device=device)
-    run.check_classes(folder, description, dataset)
+    trained = Trained(
+        folder,
+        dataset,
+        store,
+        machine=machine or Machine(),
+        allow_missing=allow_missing,
+        holdings=holdings,
+        progress=progress,
+    )
+    description = trained.description
     task, names = dataset.task, dataset.class_names
     metrics.check_labels(task, np.asarray(dataset.labels)[dataset.indices(split)], names, split)
 
     def score_split(name: Split) -> tuple[Feed, Floats]:
-        feed = Feed(
-            dataset,
-            name,
-            store,
-            taps=classifier.options.taps,
-            image_px=classifier.options.image_px,
-            device=device,
-            place=machine.place,
-            workers=machine.workers,
-            allow_missing=allow_missing,
-            holdings=holdings,
-            progress=progress,
-        )
-        return feed, infer(
-            classifier, description.head, feed, precision=description.training["precision"]
-        ).probabilities
+        feed = trained.feed(name)
+        return feed, infer(trained.classifier, description.head, feed, precision=trained.precision).probabilities
 
     feed, said = score_split(split)
     val = score_split("val") if dataset.indices("val") else None

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image as Pillow
 
 from cache import Store
@@ -30,6 +29,7 @@ from pipeline.pictures import Case, HeatMap, draw_case, draw_sheet
 from pipeline.progress import Progress, silent
 from pipeline.tasks import Task
 from pipeline.train import Machine
+from pipeline.trained import Trained
 
 FOLDER = "explain"
 _DRAWN_PX = 512  # longer sides are drawn smaller
@@ -113,28 +113,14 @@ def explain(
         DataError: An image or a mask cannot be read.
     """
     machine = machine or Machine()
-    device = torch.device(machine.device)
-    fingerprint = None if store is None else store.fingerprint
-    classifier, description = run.load_classifier(folder, fingerprint=fingerprint, device=device)
-    run.check_classes(folder, description, dataset)
-    feed = Feed(
-        dataset,
-        split,
-        store,
-        taps=classifier.options.taps,
-        image_px=classifier.options.image_px,
-        device=device,
-        place=machine.place,
-        workers=machine.workers,
-        allow_missing=allow_missing,
-        progress=progress,
-    )
+    trained = Trained(folder, dataset, store, machine=machine, allow_missing=allow_missing, progress=progress)
+    feed = trained.feed(split)
     if not len(feed):
         msg = f"Split {split!r} of {dataset.name!r} is empty: name another one."
         raise ConfigError(msg)
     chosen = [_find(name, feed.ids, dataset, split) for name in names]
     heat = heat_maps.look(
-        classifier, description.head, feed, precision=description.training["precision"], progress=progress
+        trained.classifier, trained.description.head, feed, precision=trained.precision, progress=progress
     )
     pictures = _Pictures(dataset, feed.ids, heat, _judge(dataset.task, feed, heat, dataset.class_names), masks, split)
     scratch = _fresh(folder / f"{FOLDER}-partial")
@@ -146,7 +132,7 @@ def explain(
         "localisation": _localise(
             scratch,
             pictures,
-            classifier,
+            trained.classifier,
             feed,
             resamples=resamples,
             seed=seed,

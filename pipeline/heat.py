@@ -16,11 +16,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from pipeline.backbones import standardise
 from pipeline.classifier import OWN, Classifier
 from pipeline.feed import Feed
-from pipeline.geometry import sample_gate, sample_image
-from pipeline.infer import autocast
+from pipeline.geometry import sample_gate
+from pipeline.infer import outputs
 from pipeline.progress import Progress, silent
 from pipeline.tasks import Head, losses, probabilities
 
@@ -133,9 +132,8 @@ def look(
     visible: list[list[Tensor | None]] = [[] for _ in names]
     with _watched(classifier) as seen:
         for batch in feed.batches(torch.split(torch.arange(len(feed)), batch_size)):
-            images = standardise(sample_image(batch.images, None, classifier.options.image_px))
-            with torch.no_grad(), autocast(precision, feed.device):
-                p = probabilities(head, classifier(images, batch.features, batch.extents))
+            with torch.no_grad():
+                p = probabilities(head, outputs(classifier, batch, precision))
             said.append(p.double().cpu().numpy())
             for number in range(len(names)):
                 gate, extents = seen.gates[number]

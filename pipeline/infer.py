@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from pipeline.backbones import standardise
 from pipeline.classifier import Classifier
-from pipeline.feed import Feed
+from pipeline.feed import Batch, Feed
 from pipeline.geometry import sample_image
 from pipeline.parallel import Team
 from pipeline.tasks import Head, losses, probabilities
@@ -48,9 +49,7 @@ def infer(
     mine = mine[team.share(mine)]
     said, cost = [], []
     for batch in feed.batches(torch.split(mine, batch_size)):
-        images = standardise(sample_image(batch.images, None, classifier.options.image_px))
-        with autocast(precision, feed.device):
-            logits = classifier(images, batch.features, batch.extents)
+        logits = outputs(classifier, batch, precision)
         said.append(probabilities(head, logits).double().cpu().numpy())
         cost.append(losses(head, logits, batch.labels).double().cpu().numpy())
     everyone = team.gather((said, cost))
@@ -58,6 +57,14 @@ def infer(
         np.concatenate([part for said, _ in everyone for part in said]),
         np.concatenate([part for _, cost in everyone for part in cost]),
     )
+
+
+def outputs(classifier: Classifier, batch: Batch, precision: str) -> Tensor:
+    """Give the classifier's outputs (B, outputs) for a batch without augmentation."""
+    images = standardise(sample_image(batch.images, None, classifier.options.image_px))
+    with autocast(precision, batch.images.device):
+        logits: Tensor = classifier(images, batch.features, batch.extents)
+    return logits
 
 
 def amp_dtype(precision: str, device: torch.device) -> torch.dtype | None:
