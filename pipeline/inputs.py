@@ -25,22 +25,12 @@ def load_dataset(config: Config) -> data.Dataset:
             if known is None:
                 return data.load_medmnist(path)
             return data.load_medmnist(path, class_names=known.class_names, task=known.task)
-        case FolderData() as folder:
-            return data.load_folder(
-                folder.path,
-                group_pattern=folder.group_pattern,
-                fractions=_fractions(folder.split),
-                seed=folder.split.seed,
-                reading=reading(config),
-            )
+        case FolderData(path=path, group_pattern=pattern, split=split):
+            return data.load_folder(path, group_pattern=pattern, reading=reading(config), **_drawn(split))
         case CsvData() as table:
+            columns = table.model_dump(exclude={"layout", "path", "images", "split", "reading"})
             return data.load_csv(
-                table.path,
-                root=table.images,
-                fractions=_fractions(table.split),
-                seed=table.split.seed,
-                reading=reading(config),
-                **table.model_dump(exclude={"layout", "path", "images", "split", "reading"}),
+                table.path, root=table.images, reading=reading(config), **columns, **_drawn(table.split)
             )
 
 
@@ -121,5 +111,6 @@ def finished(config: Config, progress: Progress) -> dict[str, Any] | None:
     }
 
 
-def _fractions(rule: SplitRule) -> dict[data.Split, float]:
-    return {"val": rule.val, "test": rule.test}
+def _drawn(rule: SplitRule) -> dict[str, Any]:
+    """How splits are drawn where the data set has none of its own."""
+    return {"fractions": {"val": rule.val, "test": rule.test}, "seed": rule.seed}
