@@ -290,7 +290,7 @@ class Store:
                 continue
             row = target[position]
             row[:] = data[offset : offset + size]
-            if expected is not None and crc32c(row.data) != expected[step]:
+            if expected is not None and crc32c(row) != expected[step]:
                 damaged.add(position)
         opened.rows.forget(name, slots[sorted(damaged)])
         return damaged
