@@ -9,6 +9,7 @@ import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported: see pipeline/__main__.py
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the suite runs as several processes
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each of many processes compiles torch again: twice the start
 
 
 @pytest.fixture(scope="session")

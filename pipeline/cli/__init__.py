@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -18,20 +20,39 @@ from pipeline.cli.study import compare, study
 from pipeline.cli.terminal import DONE, FAILED, INCOMPLETE, STOPPED, WRONG_USE, bars, examples, show
 
 
+@dataclass
+class _End:
+    """The last thing at exit: taking torch apart would cost another second, and what is left has been written."""
+
+    status: int = FAILED
+
+    def __call__(self) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(self.status)
+
+
 def main() -> None:
     """Run the command line; the exit status is 0 done, 1 failed, 2 wrong use, 3 done with samples set aside."""
+    end = _End()
+    atexit.register(end)  # first in, last out
+    end.status = _run()
+    sys.exit(end.status)
+
+
+def _run() -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         status = cli.main(standalone_mode=False)
     except click.ClickException as error:
         error.show()
-        sys.exit(WRONG_USE)
+        return WRONG_USE
     except (KeyboardInterrupt, click.Abort):
         click.echo("\nstopped: finished work is kept, and the same command continues from it", err=True)
-        os._exit(STOPPED)  # not sys.exit: the interpreter's end takes seconds, and what threads still do may be cut off
+        os._exit(STOPPED)  # at once: other threads may be at work, and what they do may be cut off
     except Exception as error:
         status = _explain(error)
-    sys.exit(status if isinstance(status, int) else DONE)
+    return status if isinstance(status, int) else DONE
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

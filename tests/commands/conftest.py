@@ -1,20 +1,19 @@
-"""The real command in a real process, and a demo small enough to run it many times."""
+"""The real command in a process of its own, and a demo small enough to run it many times."""
 
 from __future__ import annotations
 
 import json
 import os
 import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests import warm
+
 ROOT = Path(__file__).parents[2]
-Command = Callable[..., subprocess.CompletedProcess[str]]
 
 TINY = """\
 data: {layout: demo, path: data/demo, count: 48, size_px: 64, seed: 0}
@@ -38,10 +37,16 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
 
+def start_pipeline(folder: Path, *arguments: object) -> warm.Child:
+    """Start `pipeline` with arguments in a folder."""
+    return warm.start("pipeline", *arguments, cwd=folder, env=environment())
+
+
 def run_pipeline(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Run `pipeline` with arguments in a folder; its output is text and its errors are not raised."""
-    command = [sys.executable, "-m", "pipeline", *map(str, arguments)]
-    return subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
+    child = start_pipeline(folder, *arguments)
+    out, err = child.communicate()
+    return subprocess.CompletedProcess(arguments, child.wait(), out, err)
 
 
 def succeed(folder: Path, *arguments: object, status: int = 0) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 import cache
+from tests import warm
 
-from .conftest import complaint, copy_of, environment, succeed
+from .conftest import complaint, copy_of, environment, start_pipeline, succeed
 
 KILLS = 10
 SEVERAL_SHARDS = ("--set", "encoder.pool=1", "--set", "store.dtype=float32", "--set", "store.shard_mib=1")
@@ -28,8 +29,12 @@ def digests(store: Path) -> dict[str, str]:
     return {str(p.relative_to(store.parent)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "pipeline", "extract", "-c", "tiny.yaml", *SEVERAL_SHARDS, *arguments]
+def start_warm(folder: Path, *arguments: str) -> warm.Child:
+    return start_pipeline(folder, "extract", "-c", "tiny.yaml", *SEVERAL_SHARDS, *arguments)
+
+
+def start(folder: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "pipeline", "extract", "-c", "tiny.yaml", *SEVERAL_SHARDS]
     return subprocess.Popen(
         command, cwd=folder, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -59,7 +64,7 @@ def test_sigkill_at_random_moments_changes_no_byte(work: Path, suffix: str) -> N
     to_store = ("--set", f"store.path={name}")
     store = work / name
     began = time.perf_counter()
-    process = start(work, *to_store)
+    process = start_warm(work, *to_store)
     _, errors = process.communicate()
     assert process.returncode == 0, errors
     seconds = time.perf_counter() - began
@@ -69,9 +74,9 @@ def test_sigkill_at_random_moments_changes_no_byte(work: Path, suffix: str) -> N
     random.seed(suffix)
     killed = finished = 0
     while killed < KILLS // 2 or not finished:
-        process = start(work, *to_store)
+        process = start_warm(work, *to_store)
         if killed < KILLS // 2:
-            time.sleep(random.uniform(0.6, 1.0) * seconds)
+            time.sleep(random.uniform(0.1, 1.0) * seconds)
             process.send_signal(signal.SIGKILL)
         _, errors = process.communicate()
         if process.returncode == -signal.SIGKILL:

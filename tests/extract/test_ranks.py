@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 import cache
+from tests import warm
 
 from .run_rank import COUNT
 
-ROOT = Path(__file__).parents[2]
+
+def start(store: Path, rank: int, world: int, seconds: float) -> warm.Child:
+    return warm.start("tests.extract.run_rank", store, rank, world, seconds)
 
 
-def start(store: Path, rank: int, world: int, seconds: float) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "tests.extract.run_rank", str(store), str(rank), str(world), str(seconds)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> int:
+def finish(process: warm.Child) -> int:
     """How many images a process encoded."""
     return counts(process)[0]
 
 
-def counts(process: subprocess.Popen[str]) -> tuple[int, int]:
+def counts(process: warm.Child) -> tuple[int, int]:
     """How many images a process encoded and how many it read."""
     said, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors

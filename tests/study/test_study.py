@@ -7,8 +7,6 @@ import json
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -22,7 +20,7 @@ from pipeline.config import load_config
 from pipeline.errors import ConfigError, RunError
 from pipeline.study import Planned, result_of, work_through
 from pipeline.study_config import load_study
-from tests.commands.conftest import copy_of, environment, run_pipeline, succeed
+from tests.commands.conftest import copy_of, run_pipeline, start_pipeline, succeed
 
 STUDY = """\
 base: tiny.yaml
@@ -61,13 +59,6 @@ def fresh(studied, tmp_path):
     shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("studies"))
     (copy / "study.yaml").write_text(OF_ONE_SEED)
     return copy
-
-
-def start(folder):
-    command = [sys.executable, "-m", "pipeline", "study", "-c", "study.yaml"]
-    return subprocess.Popen(
-        command, cwd=folder, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
 
 
 def wait_for(process, there):
@@ -137,7 +128,7 @@ def test_done_runs_are_skipped_and_images_and_features_loaded_once(studied, fres
 
 
 def test_a_killed_study_gives_tables_of_what_is_there_and_continues(studied, fresh, monkeypatch):
-    process = start(fresh)
+    process = start_pipeline(fresh, "study", "-c", "study.yaml")
     wait_for(process, lambda: list(fresh.glob("studies/tiny/runs/*/result.json")))
     wait_for(process, lambda: list(fresh.glob("studies/tiny/runs/*/last.pt")))
     process.send_signal(signal.SIGKILL)
@@ -163,11 +154,11 @@ def test_a_killed_study_gives_tables_of_what_is_there_and_continues(studied, fre
 
 
 def test_processes_share_a_study_and_take_over_from_the_dead(studied, fresh):
-    first = start(fresh)
+    first = start_pipeline(fresh, "study", "-c", "study.yaml")
     wait_for(first, lambda: list(fresh.glob("studies/tiny/runs/*/last.pt")))  # it is at work on a run
     first.send_signal(signal.SIGSTOP)
     (claimed,) = (path.parent.name for path in fresh.glob("studies/tiny/runs/*/claim"))
-    second = start(fresh)
+    second = start_pipeline(fresh, "study", "-c", "study.yaml")
     wait_for(second, lambda: len(list(fresh.glob("studies/tiny/runs/*/result.json"))) == 3)
     time.sleep(0.5)
     assert not (fresh / "studies/tiny/runs" / claimed / "result.json").exists()  # claimed by one who takes his time
