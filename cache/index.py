@@ -9,6 +9,7 @@ holds nothing.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,8 @@ from cache.errors import FormatError, StoreError, UntrustedStoreError
 from cache.fingerprint import JSON, canonical
 
 UInt8 = npt.NDArray[np.uint8]
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True)
@@ -61,11 +64,12 @@ def check_rows(rows: Sequence[Row]) -> None:
 
 def _good_id(name: str) -> bool:
     """Whether an id is text that one line of UTF-8 can hold."""
-    return (
-        bool(name)
-        and (name.isprintable() or not any(ord(c) < 32 or 127 <= ord(c) < 160 for c in name))
-        and (name.encode("utf-8", "ignore").decode() == name)
-    )
+    return bool(name) and not _has_controls(name) and name.encode("utf-8", "ignore").decode() == name
+
+
+def _has_controls(text: str) -> bool:
+    """Whether there are control characters in a text."""
+    return not text.isprintable() and _CONTROL.search(text) is not None
 
 
 def encode_ids(ids: Sequence[str]) -> UInt8:
@@ -129,8 +133,10 @@ class Index:
     @cached_property
     def ids(self) -> tuple[str, ...]:
         """Sample ids in row order."""
-        ids = tuple(self.text("ids").split("\n"))
-        if len(ids) != self.description.rows or len(set(ids)) < len(ids) or not all(map(_good_id, ids)):
+        text = self.text("ids")
+        ids = tuple(text.split("\n"))
+        different = len(ids) == len(set(ids)) == self.description.rows
+        if not different or not all(ids) or _has_controls(text.replace("\n", "")):
             message = f"{self._where}: the ids are not {self.description.rows} different names"
             raise UntrustedStoreError(message)
         return ids

@@ -98,6 +98,7 @@ INDEX = {
     "extent of more than all": ("extent", np.float32, 1.5),
     "extent that is no number": ("extent", np.float32, np.nan),
     "id with a newline": ("ids", np.uint8, 10),
+    "id with a control character": ("ids", np.uint8, 7),
     "id that is no text": ("ids", np.uint8, 255),
     "reasons that are no JSON": ("set_aside", np.uint8, 0),
 }
