@@ -84,12 +84,11 @@ def cast(vit: ImageEncoderViT, dtype: torch.dtype) -> None:
 def _attention(block: Block, x: Tensor) -> Tensor:
     """Multi-head attention over the grid or within windows: (B, h, w, C) to the same."""
     attn, window = block.attn, block.window_size
-    qkv = _linear(attn.qkv, x, with_bias=False)
+    qkv = _linear(attn.qkv, x)
     if window > 0:  # a padding token is zero, so its query, key and value are the bias alone
-        qkv, windows = _partition(qkv, window)
+        qkv, windows = _partition(qkv, window, attn.qkv.bias)
     count, h, w, channels = qkv.shape
-    qkv = (qkv + attn.qkv.bias).view(count, h * w, 3, attn.num_heads, -1)
-    q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (count, heads, h * w, d) each
+    q, k, v = qkv.view(count, h * w, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)  # (count, heads, h * w, d) each
     rows, columns = relative_terms(q, attn.rel_pos_h, attn.rel_pos_w, (h, w))
     out = attend(q, k, v, rows, columns).reshape(count, h, w, channels // 3)
     if window > 0:
@@ -97,12 +96,14 @@ def _attention(block: Block, x: Tensor) -> Tensor:
     return _linear(attn.proj, out)
 
 
-def _partition(x: Tensor, window: int) -> tuple[Tensor, tuple[int, int]]:
-    """Pad with zeros and cut into windows: (B, h, w, C) to (B * rows * columns, window, window, C)."""
-    x = F.pad(x, (0, 0, 0, -x.shape[2] % window, 0, -x.shape[1] % window))
-    batch, rows, columns = x.shape[0], x.shape[1] // window, x.shape[2] // window
-    x = x.view(batch, rows, window, columns, window, -1).transpose(2, 3)
-    return x.reshape(batch * rows * columns, window, window, -1), (rows, columns)
+def _partition(x: Tensor, window: int, padding: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    """Pad with the token `padding` and cut into windows: (B, h, w, C) to (B * rows * columns, window, window, C)."""
+    batch, h, w, channels = x.shape
+    rows, columns = -(-h // window), -(-w // window)
+    padded = padding.repeat(batch, rows * window, columns * window, 1)
+    padded[:, :h, :w] = x
+    padded = padded.view(batch, rows, window, columns, window, channels).transpose(2, 3)
+    return padded.reshape(batch * rows * columns, window, window, channels), (rows, columns)
 
 
 def _join(x: Tensor, windows: tuple[int, int]) -> Tensor:
@@ -124,18 +125,18 @@ def _layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
     return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
 
-def _linear(layer: nn.Linear, x: Tensor, *, with_bias: bool = True) -> Tensor:
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
     """Apply a linear layer to the channels of a map (B, h, w, C).
 
     On a CPU in float32 torch multiplies matrices with MKL, but convolves with oneDNN, which is up to twice as fast on
     other makers' processors. On a single thread oneDNN is taken from 16 images on, so the tokens are cut into 16.
     """
-    shape, bias = x.shape[:-1], layer.bias if with_bias else None
+    shape = x.shape[:-1]
     tokens = x.reshape(-1, x.shape[-1]).to(layer.weight.dtype)
     if not x.is_cpu or tokens.dtype != torch.float32 or len(tokens) % _ONEDNN_IMAGES:
-        return F.linear(tokens, layer.weight, bias).view(*shape, -1)
+        return F.linear(tokens, layer.weight, layer.bias).view(*shape, -1)
     images = tokens.view(_ONEDNN_IMAGES, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
-    out = F.conv2d(images, layer.weight[:, :, None, None], bias)
+    out = F.conv2d(images, layer.weight[:, :, None, None], layer.bias)
     return out.permute(0, 2, 3, 1).reshape(*shape, -1)
 
 
