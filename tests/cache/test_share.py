@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 
 import cache
 from tests.cache.making import FORMATS, ROWS_PER_SHARD, assert_holds, build, feature, files, rows
@@ -84,6 +85,22 @@ def test_a_store_travels_through_a_folder(suffix: str, tmp_path: Path) -> None:
     assert_holds(pulled, WANTED)
     assert files(pulled.path) == files(store.path)
     assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_bucket_without_folders_holds_each_version(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEATURE_STORE_CACHE", str(tmp_path / "mirror"))
+    url = f"memory://{tmp_path.name}/store"
+    for wanted in (WANTED, WANTED[4:]):
+        store, _ = build(tmp_path / f"mine.{suffix}", wanted)
+        cache.push_store(store.path, url)
+        assert_holds(cache.open_store(url), wanted)
+        pulled = cache.pull_store(url, tmp_path / f"theirs.{suffix}")
+        assert files(pulled.path) == files(store.path)
+        there = MemoryFileSystem().find(f"/{tmp_path.name}/store")
+        assert len(there) == len(files(store.path)) + 1, "its files, the manifest, and nothing of an older version"
 
 
 def test_the_manifest_has_size_and_digest_of_every_file(tmp_path: Path) -> None:
