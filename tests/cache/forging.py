@@ -11,7 +11,6 @@ import numpy as np
 
 import cache
 from tests.cache.making import files
-from tests.cache.test_damage import restore
 
 Tree = Any
 
@@ -33,6 +32,7 @@ class Forged:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.sound = files(path)
+        self._changed: set[str] = set()
 
     def description(self) -> Tree:
         if self.path.is_dir():
@@ -48,7 +48,7 @@ class Forged:
         if self.path.is_dir():
             root = {"zarr_format": 3, "node_type": "group", "attributes": {"feature_store": description}}
             text = json.dumps(root, indent=2, sort_keys=True) + "\n"
-            (self.path / "zarr.json").write_text(text)
+            self._put("zarr.json", text.encode())
         else:
             self.write_header({**self.header(), "feature_store": description})
 
@@ -56,7 +56,7 @@ class Forged:
         content = self.sound["."]
         size = int(content[19:27])
         block = content[:28] + spell(sign(header))
-        self.path.write_bytes(block.ljust(size - 1) + b"\n" + content[size:] if len(block) < size else block)
+        self._put(".", block.ljust(size - 1) + b"\n" + content[size:] if len(block) < size else block)
 
     def index(self, name: str) -> np.ndarray[Any, Any]:
         """Bytes of an index array."""
@@ -76,7 +76,7 @@ class Forged:
         description = self.description()
         description["index"][name]["sha256"] = hashlib.sha256(data.tobytes()).hexdigest()
         if self.path.is_dir():
-            (self.path / self._chunk(name)).write_bytes(data.tobytes() + self.sound[self._chunk(name)][-4:])
+            self._put(self._chunk(name), data.tobytes() + self.sound[self._chunk(name)][-4:])
             self.write_description(sign(description))
             return
         header = self.header()
@@ -97,9 +97,16 @@ class Forged:
             position = first + length
         self.write_header({**header, "feature_store": sign(description), "structure_sha256": digest.hexdigest()})
 
+    def _put(self, name: str, content: bytes) -> None:
+        (self.path if name == "." else self.path / name).write_bytes(content)
+        self._changed.add(name)
+
     def restore(self, sound: dict[str, bytes]) -> None:
+        """Take back what was put in place, and that alone: reading a store changes none of its files."""
         self.sound = sound
-        restore(self.path, sound)
+        for name in self._changed.copy():
+            self._put(name, sound[name])
+        self._changed.clear()
 
 
 def exercise(path: Path) -> None:

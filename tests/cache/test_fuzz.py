@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 import cache
 from tests.cache.forging import Forged, Tree, exercise, sign
-from tests.cache.making import FORMATS, TAPS, build, rows
+from tests.cache.making import FORMATS, TAPS, build, files, rows
 
 COUNT = 6
-CASES = int(os.environ.get("STORE_FUZZ_CASES", "10000"))
+CASES = int(os.environ.get("STORE_FUZZ_CASES", "10000"))  # of each format
+PARTS = 4  # for as many workers
 AT_ONCE = 25
 SIZES: list[Any] = [-1, 0, 1, 2, COUNT, 2**31, 2**63, 10**15, 10**400, 0.5, True, None]
 SIZES += ["", "..", "/", [], {}, [[]], "\ud800", "x" * 99]
@@ -48,10 +49,11 @@ def mutate(tree: Tree, dice: random.Random) -> Tree:
     return tree
 
 
+@pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.parametrize("suffix", FORMATS)
-@settings(max_examples=CASES // AT_ONCE // 2, deadline=None)
+@settings(max_examples=CASES // PARTS // AT_ONCE, deadline=None)
 @given(seed=st.integers(0, 2**64))
-def test_fuzz(seed: int, suffix: str, fuzzed: dict[str, Forged]) -> None:
+def test_fuzz(seed: int, suffix: str, part: int, fuzzed: dict[str, Forged]) -> None:
     """Metadata and index changed at random, with the right checksums: no crash, no hang, no other error than ours."""
     forged, dice = fuzzed[suffix], random.Random(seed)
     sound = dict(forged.sound)
@@ -74,6 +76,7 @@ def test_fuzz(seed: int, suffix: str, fuzzed: dict[str, Forged]) -> None:
         finally:
             forged.restore(sound)
         assert time.monotonic() - start < 10
+    assert files(forged.path) == sound
     assert cache.verify(forged.path) == ()
 
 
