@@ -96,7 +96,6 @@ def main() -> None:
     for module in MODULES:
         importlib.import_module(module)
     requests = socket.socket(fileno=int(sys.argv[1]))
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
         message, handles, _, _ = socket.recv_fds(requests, LONGEST_REQUEST, 3)
         if not message:
@@ -105,8 +104,10 @@ def main() -> None:
             break
         for handle in handles:
             os.close(handle)
+        with suppress(ChildProcessError):  # there is none
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                continue
     requests.close()
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     _attend(*json.loads(message), *handles)
 
 
