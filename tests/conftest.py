@@ -11,6 +11,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported:
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the suite runs as several processes
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each of many processes compiles torch again: twice the start
 
+LONGEST = ("test_dvc.py", "test_official.py", "test_fuzz.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest runs first, so that at the end no worker is left alone with it."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
