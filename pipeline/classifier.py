@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.backbones import STAGES, build_backbone
 from pipeline.errors import ConfigError
+from pipeline.gating import gate_stage
 from pipeline.geometry import sample_gate
 from pipeline.slca import SLCA, Mix, factor, integrate, normalised_by_default
 
@@ -112,9 +113,7 @@ class Classifier(nn.Module):
         x = images
         for name, stage in zip(STAGES, self.backbone.stages, strict=True):
             x = stage(x)
-            gate = self._gate(name, x, features, extents, affine)
-            if gate is not None:
-                x = integrate(x, gate, identity_start=self.options.identity_start)
+            x = self._gated(name, x, features, extents, affine)
         logits: Tensor = self.backbone.head(x)
         return logits
 
@@ -163,22 +162,25 @@ class Classifier(nn.Module):
         self.train(training)
         return {"backbone": counts[0], "slca": counts[1] - counts[0]}
 
-    def _gate(
+    def _gated(
         self, stage: str, x: Tensor, features: Mapping[str, Tensor], extents: Tensor | None, affine: Tensor | None
-    ) -> Tensor | None:
-        """Compute the gate (B, C_stage, H, W) of a stage whose output is `x`; None for a stage without one."""
-        options, size = self.options, (x.shape[-2], x.shape[-1])
-        maps = []
+    ) -> Tensor:
+        """Gate the output `x` (B, C_stage, H, W) of a stage by its taps; without any it stays as it is."""
+        options, added = self.options, 0
+        laid = []  # (what to resize, affine, extents) of each gate
         for (tap, place), slca in zip(options.gates, self.gates, strict=True):
             if place != stage:
                 continue
             own = tap == OWN  # moved with the image already, and without padding
             gate, visible = slca(x, None) if own else slca(features[tap], extents)
-            gate = factor(gate, options.mix, identity_start=options.identity_start)
-            maps.append(sample_gate(gate, None if own else affine, visible, size))
-        if len(maps) < 2:
-            return maps[0] if maps else None
-        return torch.stack(maps).mean(dim=0)
+            part, added = factor(gate, options.mix, identity_start=options.identity_start)
+            laid.append((part, None if own else affine, visible))
+        if not laid:
+            return x
+        if len(laid) == 1:
+            return gate_stage(x, added, *laid[0])
+        maps = [sample_gate(*gate, (x.shape[-2], x.shape[-1])) for gate in laid]
+        return integrate(x, torch.stack(maps).mean(dim=0), added)
 
 
 def _check_gates(options: ModelOptions, taps: Mapping[str, Shape]) -> None:

@@ -7,6 +7,8 @@ bilinear with no smoothing first, which a gate finer than four times its stage's
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -73,13 +75,61 @@ def sample_gate(gate: Tensor, affine: Tensor | None, extents: Tensor | None, siz
         return gate.expand(-1, -1, *size)
     if affine is None and extents is None:
         return gate if cells == size else F.interpolate(gate, size=size, mode="bilinear", align_corners=False)
-    if affine is None:
-        affine = identity(len(gate), gate.device)
-    with torch.autocast(gate.device.type, enabled=False):  # bfloat16 has 8 bits: too few to name a place
-        places = _on_padded_grid(place_grid(affine.float(), *size), extents, cells)
+    places = gate_places(gate, affine, extents, size)
+    with torch.autocast(gate.device.type, enabled=False):
         if gate.device.type == "cpu":
             return _sample_cells(gate.float(), places)
         return F.grid_sample(gate.float(), places, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def gate_places(gate: Tensor, affine: Tensor | None, extents: Tensor | None, size: tuple[int, int]) -> Tensor:
+    """Find the places on gates that the cells of a stage come from; arguments as for `sample_gate`.
+
+    Returns:
+        (B, height, width, 2) float32, (x, y) in [-1, 1] over the encoder's padded square.
+    """
+    if affine is None:
+        affine = identity(len(gate), gate.device)
+    with torch.autocast(gate.device.type, enabled=False):  # bfloat16 has 8 bits: too few to name a place
+        return _on_padded_grid(place_grid(affine.float(), *size), extents, gate.shape[-2:])
+
+
+@dataclass(frozen=True)
+class Corners:
+    """The cells of maps between which places lie, four for each.
+
+    Attributes:
+        cells: (B, H W, 4) int64, cells in the order of rows, counted on from map to map of the batch.
+        shares: (B, H W, 4) float32, how much of each a place takes; 1 in all.
+    """
+
+    cells: Tensor
+    shares: Tensor
+
+
+def find_corners(places: Tensor, height: int, width: int) -> Corners:
+    """Find what bilinear sampling with continued borders takes from maps of `height` x `width` cells.
+
+    Args:
+        places: (B, H, W, 2) float32, as (x, y) in [-1, 1].
+        height: Cells of a map from top to bottom.
+        width: Cells of a map from left to right.
+    """
+    sides = places.new_tensor((width, height))
+    cell = torch.minimum((((places.flatten(1, 2) + 1) * sides - 1) / 2).clamp(min=0), sides - 1)
+    corner = cell.floor()
+    right, below = (cell - corner).unbind(-1)  # how far between a cell and the next: (B, H W) each
+    x, y = corner.long().unbind(-1)
+    after_x, after_y = (x + 1).clamp(max=width - 1), (y + 1).clamp(max=height - 1)
+    cells = torch.stack((y * width + x, y * width + after_x, after_y * width + x, after_y * width + after_x), -1)
+    cells += (torch.arange(len(places)) * height * width)[:, None, None]
+    shares = torch.stack(((1 - below) * (1 - right), (1 - below) * right, below * (1 - right), below * right), -1)
+    return Corners(cells, shares)
+
+
+def cell_rows(maps: Tensor) -> Tensor:
+    """Lay maps (B, C, h, w) out with a row for each cell: (B h w, C)."""
+    return maps.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def _sample_cells(maps: Tensor, places: Tensor) -> Tensor:
@@ -95,21 +145,11 @@ def _sample_cells(maps: Tensor, places: Tensor) -> Tensor:
     Returns:
         (B, C, H, W), differentiable in `maps`.
     """
-    batch, channels, h, w = maps.shape
-    sides = places.new_tensor((w, h))
-    cell = torch.minimum((((places + 1) * sides - 1) / 2).clamp(min=0), sides - 1)
-    corner = cell.floor()
-    right, below = (cell - corner).unbind(-1)  # how far between a cell and the next: (B, H, W) each
-    x, y = corner.long().unbind(-1)
-    after_x, after_y = (x + 1).clamp(max=w - 1), (y + 1).clamp(max=h - 1)
-    cells = torch.stack((y * w + x, y * w + after_x, after_y * w + x, after_y * w + after_x), -1)
-    cells += (torch.arange(batch) * h * w)[:, None, None, None]
-    shares = torch.stack(
-        ((1 - below) * (1 - right), (1 - below) * right, below * (1 - right), below * right), -1
-    )  # (B, H, W, 4)
-    table = maps.permute(0, 2, 3, 1).reshape(-1, channels)  # (B h w, C)
-    sums = F.embedding_bag(cells.view(-1, 4), table, mode="sum", per_sample_weights=shares.view(-1, 4))
-    return sums.view(*places.shape[:3], channels).permute(0, 3, 1, 2)
+    corners = find_corners(places, *maps.shape[-2:])
+    sums = F.embedding_bag(
+        corners.cells.view(-1, 4), cell_rows(maps), mode="sum", per_sample_weights=corners.shares.view(-1, 4)
+    )
+    return sums.view(*places.shape[:3], -1).permute(0, 3, 1, 2)
 
 
 def identity(count: int, device: torch.device) -> Tensor:

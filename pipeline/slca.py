@@ -85,13 +85,12 @@ class SLCA(nn.Module):
             A (B, C_stage, ceil(h / k), ceil(w / k)), and the part of *its* grid that is image.
         """
         pooled, extents = self._pooled(feature.to(self.squeeze.weight.dtype), extents)
+        cells = pooled.flatten(2).transpose(1, 2)  # (B, h' w', C)
         if self.norm is not None:
-            pooled = self.norm(pooled.movedim(1, -1)).movedim(-1, 1)  # (B, C, h', w') -> (B, h', w', C) and back
-        hidden = torch.relu(self.squeeze(pooled)).flatten(2)  # (B, C // r, h' w')
-        weight, bias = self.excite.weight.flatten(1), self.excite.bias
-        assert bias is not None
-        logits = torch.baddbmm(bias[:, None], weight.expand(len(hidden), -1, -1), hidden)  # (B, C_stage, h' w')
-        return torch.sigmoid(logits).view(len(hidden), -1, *pooled.shape[-2:]), extents
+            cells = self.norm(cells)
+        hidden = torch.relu(_on_cells(self.squeeze, cells))  # (B, h' w', C // r)
+        gate = _on_cells(self.excite, hidden).sigmoid_()  # (B, h' w', C_stage)
+        return gate.transpose(1, 2).view(len(gate), -1, *pooled.shape[-2:]), extents
 
     def _pooled(self, feature: Tensor, extents: Tensor | None) -> tuple[Tensor, Tensor | None]:
         h, w = feature.shape[-2:]
@@ -108,12 +107,12 @@ class SLCA(nn.Module):
         return pooled, extents
 
 
-def factor(gate: Tensor, mix: Mix = "residual", *, identity_start: bool = False) -> Tensor:
-    """Turn a gate A into what `integrate` multiplies a stage by, still on the gate's own coarse grid.
+def factor(gate: Tensor, mix: Mix = "residual", *, identity_start: bool = False) -> tuple[Tensor, int]:
+    """Turn a gate A into what a stage is multiplied by, in two parts: one to resize, and a number to add to it then.
 
-    The residual mix is x + x * A, as PHG-Net gates the same classifiers, so its factor is 1 + A; the other is x * A.
-    With the identity start they are x + x * (A - 1/2) and x * 2A, which is ours, and the 1 is left for later: a resized
-    0 is 0, bit for bit, while a resized 1 is 1 to rounding.
+    The residual mix is x + x * A, as PHG-Net gates the same classifiers; the other is x * A. With the identity start
+    they are x + x * (A - 1/2) and x * 2A, which is ours. The number is added last because a resized 0 is 0, bit for
+    bit, while a resized 1 is 1 to rounding.
 
     Args:
         gate: A (B, C_stage, h, w) in (0, 1).
@@ -121,25 +120,25 @@ def factor(gate: Tensor, mix: Mix = "residual", *, identity_start: bool = False)
         identity_start: Whether A = 1/2 means no change.
 
     Returns:
-        (B, C_stage, h, w): the factor, or with the identity start the factor less 1.
+        (B, C_stage, h, w) and the number: for `integrate`, once the first is on the stage's grid.
     """
     if mix == "residual":
-        return gate - 0.5 if identity_start else gate + 1
-    return 2 * gate - 1 if identity_start else gate
+        return (gate - 0.5 if identity_start else gate), 1
+    return (2 * gate - 1, 1) if identity_start else (gate, 0)
 
 
-def integrate(stage: Tensor, resized: Tensor, *, identity_start: bool = False) -> Tensor:
+def integrate(stage: Tensor, resized: Tensor, added: int) -> Tensor:
     """Let a gate change a stage: x times its factor.
 
     Args:
         stage: x (B, C_stage, H, W).
         resized: (B, C_stage, H, W), what `factor` gave, on the stage's grid.
-        identity_start: As it was for `factor`.
+        added: The number that `factor` gave.
 
     Returns:
         (B, C_stage, H, W) in the dtype of `stage`.
     """
-    return stage * (1 + resized if identity_start else resized).to(stage.dtype)
+    return stage * (resized + added if added else resized).to(stage.dtype)
 
 
 def normalised_by_default(tap: str) -> bool:
@@ -161,6 +160,11 @@ def _image_mean(feature: Tensor, extents: Tensor | None) -> Tensor:
 def _cell_shares(extent: Tensor, cells: int) -> Tensor:
     """Give the share of each of `cells` cells that is image, from the part (B,) of the axis that is: (B, cells)."""
     return (extent[:, None] * cells - torch.arange(cells, device=extent.device)).clamp(0, 1)
+
+
+def _on_cells(layer: nn.Conv2d, cells: Tensor) -> Tensor:
+    """Apply a convolution of 1 x 1 to cells (B, h w, C) whose channels lie together: (B, h w, its channels)."""
+    return F.linear(cells, layer.weight.flatten(1), layer.bias)
 
 
 def _bias(layer: nn.Conv2d) -> Tensor:

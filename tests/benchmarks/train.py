@@ -1,6 +1,6 @@
 """What an epoch on cached features costs: beside the plain classifier, and beside running the encoder in the loop.
 
-    python -m tests.benchmarks.train [--json] [--device cuda] [--rounds 3]
+    python -m tests.benchmarks.train [--json] [--device cuda] [--rounds 3] [--only resnet50]
 
 Images and features are random, as the cost does not depend on them; their shapes are those of ViT-B at 1024 px (on a
 GPU: ViT-H), pooled by 4. Plain and gated epochs take turns, and the fastest step of each is compared, since a shared
@@ -136,9 +136,10 @@ def seconds_to_encode(encoder: str, images: np.ndarray, folder: Path, device: to
     return min(times)
 
 
-def measure(device: torch.device, rounds: int, count: int) -> dict[str, object]:
+def measure(device: torch.device, rounds: int, count: int, only: str | None) -> dict[str, object]:
     encoder = "sam_vit_h" if device.type == "cuda" else "sam_vit_b"
     backbones = ("resnet18", "resnet50", *(("resnet152",) if device.type == "cuda" else ()))
+    backbones = (only,) if only else backbones
     dataset = make_dataset(count)
     result: dict[str, object] = {"device": str(device), "threads": torch.get_num_threads(), "encoder": encoder}
     with tempfile.TemporaryDirectory() as temporary:
@@ -161,6 +162,8 @@ def measure(device: torch.device, rounds: int, count: int) -> dict[str, object]:
         result["peak_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         if device.type == "cuda":
             result["peak_device_memory_mib"] = torch.cuda.max_memory_allocated(device) / 2**20
+        if only:
+            return result
         encode = seconds_to_encode(encoder, dataset.source.images[:2], folder, device)
         result["seconds_to_encode_an_image"] = encode
         result["online_over_cached"] = (encode + per_image["resnet18"]) / per_image["resnet18"]
@@ -173,8 +176,9 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=3, help="epochs of each kind that are timed")
     parser.add_argument("--count", type=int, default=128, help="images, three batches at least")
+    parser.add_argument("--only", metavar="BACKBONE", help="time this backbone, and leave out the encoder")
     arguments = parser.parse_args()
-    result = measure(torch.device(arguments.device), arguments.rounds, arguments.count)
+    result = measure(torch.device(arguments.device), arguments.rounds, arguments.count, arguments.only)
     if arguments.json:
         json.dump(result, sys.stdout, indent=2)
         print()

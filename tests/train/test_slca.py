@@ -122,8 +122,8 @@ def test_half_precision_features_are_taken():
     ],
 )
 def test_the_ways_to_integrate(mix, identity_start, expected):
-    resized = factor(torch.tensor(0.25), mix, identity_start=identity_start)
-    assert integrate(torch.tensor(2.0), resized, identity_start=identity_start).item() == expected
+    resized, added = factor(torch.tensor(0.25), mix, identity_start=identity_start)
+    assert integrate(torch.tensor(2.0), resized, added).item() == expected
 
 
 @pytest.mark.parametrize("mix", ["residual", "multiply"])
@@ -131,7 +131,7 @@ def test_the_identity_start_leaves_the_stage_alone_and_still_learns(mix):
     torch.manual_seed(0)
     slca = SLCA(6, 5, pool=2, identity_start=True)
     stage, feature = torch.randn(2, 5, 4, 4), torch.randn(2, 6, 8, 8)
-    gated = integrate(stage, factor(slca(feature)[0], mix, identity_start=True), identity_start=True)
+    gated = integrate(stage, *factor(slca(feature)[0], mix, identity_start=True))
     assert torch.equal(gated, stage)
     gated.square().sum().backward()
     assert slca.excite.weight.grad.abs().sum() > 0
