@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported:
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the suite runs as several processes
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each of many processes compiles torch again: twice the start
 
-LONGEST = ("test_dvc.py", "test_official.py", "test_fuzz.py")
+LONGEST = ("test_dvc.py", "test_fuzz.py", "test_job.py", "test_official.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

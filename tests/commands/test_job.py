@@ -125,13 +125,13 @@ def test_a_sam_of_full_size_on_real_x_rays(real_data: Path, tmp_path: Path) -> N
     )
     for name in ("No_findings", "Pneumonia"):
         files = sorted((real_data / "nih_cxr" / name).glob("*.png"))
-        for split, few in {"train": files[:2], "val": files[2:3], "test": files[3:4]}.items():
+        for split, few in {"train": files[:1], "val": files[1:2], "test": files[2:3]}.items():
             (tmp_path / "images" / split / name).mkdir(parents=True)
             for file in few:
                 shutil.copy(file, tmp_path / "images" / split / name)
     (tmp_path / "x_rays.yaml").write_text(X_RAYS)
     report = succeed(tmp_path, "extract", "-c", "x_rays.yaml")
-    assert (report["encoded"], report["set_aside"]) == (8, {})
+    assert (report["encoded"], report["set_aside"]) == (6, {})
     with cache.open_store(tmp_path / "features/x_rays.zarr") as store:
         shapes = {tap: (spec.channels, spec.height, spec.width) for tap, spec in store.taps.items()}
         assert shapes == {"early": (768, 16, 16), "neck": (256, 16, 16)}
