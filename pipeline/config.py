@@ -39,6 +39,16 @@ class ReadingConfig(Section):
     frame: Annotated[int, Field(ge=0)] = 0
 
 
+class DifficultyConfig(Section):
+    """How hard the shape is to see in the demo's images; see `pipeline.data.Difficulty`."""
+
+    shape: Fraction = 0.40
+    contrast: tuple[float, float] = (6.0, 17.0)
+    speckle: Annotated[float, Field(ge=0)] = 0.33
+    structures: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] = (1, 3)
+    radius: tuple[Annotated[float, Field(gt=0, le=0.3)], Annotated[float, Field(gt=0, le=0.3)]] = (0.13, 0.20)
+
+
 class DemoData(Section):
     """Ultrasound-like images made on the spot (`layout: demo`)."""
 
@@ -47,6 +57,7 @@ class DemoData(Section):
     count: Positive = 360
     size_px: Annotated[int, Field(ge=32)] = 128
     seed: int = 0
+    difficulty: DifficultyConfig = DifficultyConfig()
 
 
 class MedMnistData(Section):

@@ -28,7 +28,14 @@ def prepare_data(config: Config, progress: Progress) -> Report:
     """
     match config.data:
         case DemoData() as demo:
-            data.generate_demo(demo.path, count=demo.count, size_px=demo.size_px, seed=demo.seed, progress=progress)
+            data.generate_demo(
+                demo.path,
+                count=demo.count,
+                size_px=demo.size_px,
+                seed=demo.seed,
+                difficulty=data.Difficulty(**demo.difficulty.model_dump()),
+                progress=progress,
+            )
         case MedMnistData() as archive if not archive.path.exists():
             fetched = data.fetch_medmnist(archive.name, archive.size_px, archive.path.parent, progress=progress)
             if fetched != archive.path:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.errors import ConfigError
 from pipeline.progress import Progress, silent
 
 CLASS_NAMES = ("lobed", "round", "spiked")  # in the order of their names, as a table numbers them
@@ -34,6 +35,9 @@ class Difficulty:
         speckle: Strength of the speckle; 1 is fully developed, 0 is none.
         structures: Smallest and largest number of bright structures around the lesion.
         radius: Smallest and largest radius of the disc of the lesion's area, as a share of the side.
+
+    Raises:
+        ConfigError: A range does not begin with its smaller end.
     """
 
     shape: float = 0.40
@@ -41,6 +45,13 @@ class Difficulty:
     speckle: float = 0.33
     structures: tuple[int, int] = (1, 3)
     radius: tuple[float, float] = (0.13, 0.20)
+
+    def __post_init__(self) -> None:
+        for name in ("contrast", "structures", "radius"):
+            low, high = getattr(self, name)
+            if low > high:
+                message = f"data.difficulty.{name}: got {[low, high]!r}; the smaller number comes first"
+                raise ConfigError(message)
 
 
 STANDARD = Difficulty()

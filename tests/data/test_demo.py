@@ -19,9 +19,12 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import cross_val_predict
 
+from pipeline.config import DemoData, load_config
 from pipeline.data import Difficulty, demo_arrays, generate_demo, load_demo
-from pipeline.data.demo_images import draw, roll
-from pipeline.errors import DataError
+from pipeline.data.demo_images import STANDARD, draw, roll
+from pipeline.errors import ConfigError, DataError
+from pipeline.prepare import prepare_data
+from pipeline.progress import silent
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +125,20 @@ def test_parameters_are_beside_the_images(tmp_path: Path) -> None:
     found: dict[str, Any] = json.loads((tmp_path / "demo" / "demo.json").read_text())
     assert (found["count"], found["size_px"], found["seed"]) == (6, 32, 9)
     assert found["difficulty"]["speckle"] == Difficulty().speckle
+
+
+def test_difficulty_is_configured_and_its_defaults_are_the_standard_ones(tmp_path: Path) -> None:
+    config = load_config(Path("configs/default.yaml"))
+    assert isinstance(config.data, DemoData)
+    assert Difficulty(**config.data.difficulty.model_dump()) == STANDARD
+    overrides = [f"data.path={tmp_path / 'faint'}", "data.count=6", "data.size_px=32"]
+    prepare_data(load_config(Path("configs/default.yaml"), [*overrides, "data.difficulty.contrast=[1, 2]"]), silent)
+    images, _, _ = demo_arrays(6, 32, 0, difficulty=Difficulty(contrast=(1, 2)))
+    np.testing.assert_array_equal(load_demo(tmp_path / "faint").read(5)[..., 0], images[5])
+    with pytest.raises(
+        ConfigError, match=r"difficulty\.structures: got \[3, 1\]; the smaller number comes first"
+    ):
+        Difficulty(structures=(3, 1))
 
 
 def separability(features: npt.NDArray[Any], labels: npt.NDArray[np.int64]) -> float:
