@@ -135,9 +135,7 @@ def test_difficulty_is_configured_and_its_defaults_are_the_standard_ones(tmp_pat
     prepare_data(load_config(Path("configs/default.yaml"), [*overrides, "data.difficulty.contrast=[1, 2]"]), silent)
     images, _, _ = demo_arrays(6, 32, 0, difficulty=Difficulty(contrast=(1, 2)))
     np.testing.assert_array_equal(load_demo(tmp_path / "faint").read(5)[..., 0], images[5])
-    with pytest.raises(
-        ConfigError, match=r"difficulty\.structures: got \[3, 1\]; the smaller number comes first"
-    ):
+    with pytest.raises(ConfigError, match=r"difficulty\.structures: got \[3, 1\]; the smaller number comes first"):
         Difficulty(structures=(3, 1))
 
 
