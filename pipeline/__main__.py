@@ -10,7 +10,9 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from pipeline.cli import main
+from pipeline.memory import keep_freed_memory
 
+keep_freed_memory()
 # torch makes a million objects when it is imported; to look for garbage after every 700 takes a sixth of the start.
 gc.set_threshold(10_000)
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from pipeline.encoders import ARCHITECTURES, Architecture, Encoder, build_encoder, vit
 from pipeline.encoders.preprocessing import normalise
+from pipeline.memory import keep_freed_memory
 from tests.encoders.seeded import hooked, image_like, official_encoder, relative_error, seeded_state
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -206,6 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, help="images a call: 1 on a CPU, 8 on a GPU by default")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args(arguments)
+    keep_freed_memory()  # as the command does
     figures = summary(
         measure(
             options.model,

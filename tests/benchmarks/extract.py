@@ -33,6 +33,7 @@ from pipeline.data import Dataset, Image, Mask, Sample, pixel_digest, read_image
 from pipeline.encoders import ARCHITECTURES, Encoder, Prepared, build_encoder
 from pipeline.extract import extract
 from pipeline.inputs import load_dataset, reading
+from pipeline.memory import keep_freed_memory
 from tests.encoders.seeded import image_like, seeded_state
 
 ROOT = Path(__file__).parents[2]
@@ -390,6 +391,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--million", type=int, default=1_000_000, help="images of the simulation; 0 leaves it out")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     options = parser.parse_args(arguments)
+    keep_freed_memory()  # as the command does
     figures = measure(options.rounds, options.images, options.million, options.device)
     sys.stdout.write((json.dumps(figures, indent=2) if options.json else "\n".join(table(figures))) + "\n")
 

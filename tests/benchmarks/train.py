@@ -30,6 +30,7 @@ from pipeline.data import Dataset, Sample, pixel_digest
 from pipeline.encoders import build_encoder
 from pipeline.feed import Feed
 from pipeline.loop import Loop
+from pipeline.memory import keep_freed_memory
 from pipeline.optimise import TrainOptions
 
 SIDE_PX = 224
@@ -178,6 +179,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=128, help="images, three batches at least")
     parser.add_argument("--only", metavar="BACKBONE", help="time this backbone, and leave out the encoder")
     arguments = parser.parse_args()
+    keep_freed_memory()  # as the command does
     result = measure(torch.device(arguments.device), arguments.rounds, arguments.count, arguments.only)
     if arguments.json:
         json.dump(result, sys.stdout, indent=2)
