@@ -104,7 +104,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> T
         scores = ((q * q.shape[3] ** -0.5) @ k.mT).float().unflatten(3, (rows.shape[3], columns.shape[3]))
         scores += rows[..., :, None]
         scores += columns[..., None, :]
-        out = scores.flatten(3).softmax(3).to(v.dtype) @ v
+        scores = scores.flatten(3)
+        out = torch.softmax(scores, 3, out=scores).to(v.dtype) @ v
     return out.transpose(1, 2)
 
 

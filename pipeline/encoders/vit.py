@@ -40,7 +40,8 @@ def feature_maps(
     Yields:
         float32 (B, h, w, C) after the position embedding, after each block, and after the neck.
     """
-    x = _convolve(vit.patch_embed.proj, images.permute(0, 2, 3, 1)) + vit.pos_embed
+    # Sums keep the order in memory of their first term, which is that of all maps from here on.
+    x = _convolve(vit.patch_embed.proj, images.permute(0, 2, 3, 1)).contiguous() + vit.pos_embed
     yield x
     for block in vit.blocks:
         x = run_block(block, x)
