@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,9 @@ import pytest
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported: see pipeline/__main__.py
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the suite runs as several processes
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each of many processes compiles torch again: twice the start
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background, whose children would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LONGEST = ("test_dvc.py", "test_fuzz.py", "test_job.py", "test_official.py")
 
