@@ -78,7 +78,7 @@ def test_the_fingerprint_names_everything_that_changes_the_numbers(build: Build,
         "taps": {"early": "block:1", "neck": "neck"},
         "views": {},
         "pool": 2,
-        "arithmetic": 1,
+        "arithmetic": 2,
     }
     others = [build(("early", "neck"), pool=2, **change) for change in CHANGES]
     fingerprints = [json.dumps(e.fingerprint()) for e in (encoder, build(("early", "neck")), *others)]
