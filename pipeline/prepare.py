@@ -87,7 +87,7 @@ def _draw_weights(config: Config) -> Report:
     known = _made_before(path, settings)
     if known is not None:
         return known
-    if path.is_file() and not _record_of(path).is_file():
+    if path.is_file() and not _recorded(path):
         message = f"{path}: holds weights that are not ours, and encoder.training.steps is 0: name another file"
         raise CheckpointError(message)
     parameters = encoders.write_untrained_encoder(config.encoder.name, path, seed=seed)
@@ -118,12 +118,18 @@ def _train_demo(config: Config, progress: Progress) -> Report:
 
 def _made_before(path: Path, settings: Report) -> Report | None:
     """What is recorded of weights that were made with the same settings and are there as they were made."""
-    record = _record_of(path)
-    if not (path.is_file() and record.is_file()):
-        return None
-    known: Report = json.loads(record.read_text())
-    same = known.get("settings") == settings and known["sha256"] == encoders.weights_sha256(path)
-    return known if same else None
+    known = _recorded(path)
+    same = path.is_file() and known.get("settings") == settings
+    return known if same and known.get("sha256") == encoders.weights_sha256(path) else None
+
+
+def _recorded(path: Path) -> Report:
+    """What `_record` left beside weights; nothing if the file there is somebody else's."""
+    try:
+        known = json.loads(_record_of(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) and "settings" in known else {}
 
 
 def _record(path: Path, settings: Report, made: Report) -> Report:

@@ -136,9 +136,13 @@ def test_an_untrained_encoder_is_made_once_and_told_by_its_seed(config):
     assert another["sha256"] != first["sha256"]
 
 
-def test_weights_of_ones_own_are_not_overwritten_by_random_ones(config):
-    target = Path("weights/mine.pth")
+@pytest.mark.parametrize("beside", [None, b'{"epochs": 3}', b"[1, 2]", b"{torn", b"\xff"])
+def test_weights_of_ones_own_are_not_overwritten_by_random_ones(config, beside):
+    target, record = Path("weights/mine.pth"), Path("weights/mine.json")
     target.write_bytes(Path("weights/sam_demo.pth").read_bytes())
+    record.unlink(missing_ok=True)
+    if beside is not None:
+        record.write_bytes(beside)
     with pytest.raises(CheckpointError, match=r"holds weights that are not ours, and encoder.training.steps is 0"):
         stages.prepare(config("encoder.checkpoint=weights/mine.pth", "encoder.training.steps=0"), silent)
     assert target.read_bytes() == Path("weights/sam_demo.pth").read_bytes()
