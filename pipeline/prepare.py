@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
@@ -81,62 +82,66 @@ def prepare_encoder(config: Config, progress: Progress) -> Report:
 
 
 def _draw_weights(config: Config) -> Report:
-    """Draw the encoder's weights from the seed, unless these very ones are there."""
-    path, seed = config.encoder.checkpoint, config.encoder.training.seed
-    settings = {"encoder": config.encoder.name, "steps": 0, "seed": seed, "torch": torch.__version__}
-    known = _made_before(path, settings)
-    if known is not None:
-        return known
-    if path.is_file() and not _recorded(path):
-        message = f"{path}: holds weights that are not ours, and encoder.training.steps is 0: name another file"
-        raise CheckpointError(message)
-    parameters = encoders.write_untrained_encoder(config.encoder.name, path, seed=seed)
-    return _record(path, settings, {"parameters": parameters})
+    """Draw the encoder's weights from the seed."""
+    name, path, seed = config.encoder.name, config.encoder.checkpoint, config.encoder.training.seed
+    settings = {"encoder": name, "steps": 0, "seed": seed, "torch": torch.__version__}
+    return _made_once(path, settings, lambda: {"parameters": encoders.write_untrained_encoder(name, path, seed=seed)})
 
 
 def _train_demo(config: Config, progress: Progress) -> Report:
-    """Train the miniature SAM on images of another seed than the data set's, unless this very one is there."""
+    """Train the miniature SAM on images of another seed than the data set's."""
     wanted, path = config.encoder.training, config.encoder.checkpoint
-    settings = {**to_dict(wanted), "arithmetic": ARITHMETIC, "torch": torch.__version__}
-    known = _made_before(path, settings)
-    if known is not None:
-        return known
-    images, masks, _ = data.demo_arrays(wanted.images, 128, seed=wanted.seed)
-    held_out_images, held_out_masks, _ = data.demo_arrays(64, 128, seed=wanted.seed + 1000)
-    trained = encoders.train_demo_encoder(
-        images,
-        masks,
-        held_out_images,
-        held_out_masks,
-        path,
-        seed=wanted.seed,
-        steps=wanted.steps,
-        progress=progress,
-    )
-    return _record(path, settings, asdict(trained))
+
+    def train() -> Report:
+        images, masks, _ = data.demo_arrays(wanted.images, 128, seed=wanted.seed)
+        held_out_images, held_out_masks, _ = data.demo_arrays(64, 128, seed=wanted.seed + 1000)
+        trained = encoders.train_demo_encoder(
+            images,
+            masks,
+            held_out_images,
+            held_out_masks,
+            path,
+            seed=wanted.seed,
+            steps=wanted.steps,
+            progress=progress,
+        )
+        return asdict(trained)
+
+    return _made_once(path, {**to_dict(wanted), "arithmetic": ARITHMETIC, "torch": torch.__version__}, train)
 
 
-def _made_before(path: Path, settings: Report) -> Report | None:
-    """What is recorded of weights that were made with the same settings and are there as they were made."""
+def _made_once(path: Path, settings: Report, make: Callable[[], Report]) -> Report:
+    """Make weights unless these very ones are there, and leave beside them what they are and how they were made.
+
+    Raises:
+        CheckpointError: The file there is none that was made here.
+    """
     known = _recorded(path)
-    same = path.is_file() and known.get("settings") == settings
-    return known if same and known.get("sha256") == encoders.weights_sha256(path) else None
+    if path.is_file():
+        found = encoders.weights_sha256(path)
+        if known.get("sha256", found if known else None) != found:
+            message = (
+                f"{path}: holds weights that were not made here, and encoder.training.steps is {settings['steps']}, "
+                f"which would make others in their place: name another file as encoder.checkpoint"
+            )
+            raise CheckpointError(message)
+        if known.get("settings") == settings and "sha256" in known:
+            return known
+    path.parent.mkdir(parents=True, exist_ok=True)
+    run.write_json(_record_of(path), {"settings": settings})  # whatever a kill leaves behind was made here
+    report = {"checkpoint": str(path), **make(), "settings": settings}
+    report["sha256"] = encoders.weights_sha256(path)
+    run.write_json(_record_of(path), report)
+    return report
 
 
 def _recorded(path: Path) -> Report:
-    """What `_record` left beside weights; nothing if the file there is somebody else's."""
+    """What `_made_once` left beside weights; nothing if the file there is somebody else's."""
     try:
         known = json.loads(_record_of(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return known if isinstance(known, dict) and "settings" in known else {}
-
-
-def _record(path: Path, settings: Report, made: Report) -> Report:
-    """Leave beside the weights what they are and how they were made."""
-    report = {"checkpoint": str(path), "sha256": encoders.weights_sha256(path), **made, "settings": settings}
-    run.write_json(_record_of(path), report)
-    return report
 
 
 def _record_of(path: Path) -> Path:

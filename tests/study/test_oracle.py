@@ -136,16 +136,33 @@ def test_an_untrained_encoder_is_made_once_and_told_by_its_seed(config):
     assert another["sha256"] != first["sha256"]
 
 
-@pytest.mark.parametrize("beside", [None, b'{"epochs": 3}', b"[1, 2]", b"{torn", b"\xff"])
-def test_weights_of_ones_own_are_not_overwritten_by_random_ones(config, beside):
+@pytest.mark.parametrize("steps", [0, 1])
+@pytest.mark.parametrize("beside", [None, b'{"epochs": 3}', b"[1, 2]", b"{torn", b"\xff", "another's"])
+def test_weights_of_ones_own_are_not_overwritten(config, beside, steps):
     target, record = Path("weights/mine.pth"), Path("weights/mine.json")
     target.write_bytes(Path("weights/sam_demo.pth").read_bytes())
     record.unlink(missing_ok=True)
-    if beside is not None:
+    if beside == "another's":  # what was made here was swapped for a file of one's own
+        made = json.loads(Path("weights/sam_demo.json").read_text())
+        record.write_text(json.dumps({**made, "sha256": "0" * 64}))
+    elif beside is not None:
         record.write_bytes(beside)
-    with pytest.raises(CheckpointError, match=r"holds weights that are not ours, and encoder.training.steps is 0"):
-        stages.prepare(config("encoder.checkpoint=weights/mine.pth", "encoder.training.steps=0"), silent)
+    with pytest.raises(CheckpointError, match=rf"were not made here, and encoder.training.steps is {steps}, which"):
+        stages.prepare(config("encoder.checkpoint=weights/mine.pth", f"encoder.training.steps={steps}"), silent)
     assert target.read_bytes() == Path("weights/sam_demo.pth").read_bytes()
+
+
+def test_weights_that_a_kill_left_half_recorded_are_made_again(config, monkeypatch):
+    wanted = config("encoder.checkpoint=weights/half.pth", "encoder.training={steps: 0, seed: 5}")
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.encoders.weights_sha256", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):  # after the weights were written, before their digest was
+            stages.prepare(wanted, silent)
+    left = Path("weights/half.pth").read_bytes()
+    assert "sha256" not in json.loads(Path("weights/half.json").read_text())
+    made = stages.prepare(wanted, silent)["encoder"]
+    assert Path("weights/half.pth").read_bytes() == left
+    assert json.loads(Path("weights/half.json").read_text())["sha256"] == made["sha256"]
 
 
 def test_the_same_seed_draws_the_same_weights_without_touching_torchs_own(tmp_path):
