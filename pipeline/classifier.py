@@ -33,6 +33,7 @@ class ModelOptions:
         reduction: SLCA's r.
         normalise: SLCA's LayerNorm on all taps or on none; None for block taps only.
         mix: `"residual"` for x + x * A, `"multiply"` for x * A.
+        gain: Factor on the first weights of SLCA's W1; above 1, gates start as clear maps.
         identity_start: Start as the plain classifier, bit for bit.
     """
 
@@ -46,6 +47,7 @@ class ModelOptions:
     reduction: int = 16
     normalise: bool | None = None
     mix: Mix = "residual"
+    gain: float = 1.0
     identity_start: bool = False
 
     @property
@@ -87,6 +89,7 @@ class Classifier(nn.Module):
                 pool=options.pool,
                 reduction=options.reduction,
                 normalise=normalised_by_default(tap) if options.normalise is None else options.normalise,
+                gain=options.gain,
                 identity_start=options.identity_start,
             )
             for tap, stage in options.gates

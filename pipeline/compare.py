@@ -18,7 +18,7 @@ from pipeline.intervals import interval, resample
 from pipeline.metrics import Bools, Floats, Ints, Scorer, by_name, one_hot
 from pipeline.tasks import Task
 
-_OF_GATES = ("pool", "reduction", "normalise", "mix", "identity_start")  # options of a model that are of its gates
+_OF_GATES = ("pool", "reduction", "normalise", "mix", "gain", "identity_start")  # options of its gates
 
 
 @dataclass(frozen=True)

@@ -150,6 +150,7 @@ class SlcaConfig(Section):
     reduction: Positive = 16
     normalise: bool | None = None
     mix: Literal["residual", "multiply"] = "residual"
+    gain: Annotated[float, Field(gt=0)] = 1.0
     identity_start: bool = False
 
 

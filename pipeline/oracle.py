@@ -3,8 +3,7 @@
 The store is like any other: rows of the same ids and pixel digests, so that everything downstream takes it. Which
 channels it has is ours: `inside` is the share of a cell that the finding covers, `edge` how much of its outline runs
 through the cell (1 for a straight line across), `around` the share of a cell that lies outside but within a tenth of
-the image's longer side of the finding, and `outside` the share that the finding does not cover; all of them times
-`SCALE`, so that gates begin as sure of themselves as the mask is.
+the image's longer side of the finding, and `outside` the share that the finding does not cover.
 """
 
 from __future__ import annotations
@@ -31,8 +30,7 @@ from pipeline.scan import memory_of, scan
 
 NAME = "mask"  # of the encoder that is none, and of its one tap
 CHANNELS = ("inside", "edge", "around", "outside")
-SCALE = 16.0  # with SLCA's random start, shares as they are give gates that differ by some hundredths
-_VERSION = 2  # raise when the same masks give other numbers
+_VERSION = 1  # raise when the same masks give other numbers
 _PATCH_PX = 16  # as SAM's, so that `input_px` and `pool` give the grid that they give there
 _INPUT_PX = 256
 _AROUND = 0.1  # of the longer side
@@ -147,7 +145,7 @@ def map_of(mask: Mask, grid: int) -> Tensor:
         grid: Cells along each side.
 
     Returns:
-        float32 (4, grid, grid) in [0, `SCALE`]: `CHANNELS`.
+        float32 (4, grid, grid) in [0, 1]: `CHANNELS`.
     """
     finding = torch.from_numpy(mask.astype(np.float32))[None, None]  # (1, 1, H, W)
     reach = max(1, round(_AROUND * max(mask.shape)))
@@ -155,7 +153,7 @@ def map_of(mask: Mask, grid: int) -> Tensor:
     around = F.adaptive_avg_pool2d(_grown(finding, reach) - finding, grid)
     outline = F.adaptive_avg_pool2d(_grown(finding, 1) - finding, grid)  # one pixel wide
     side = sum(mask.shape) / 2 / grid  # pixels of an outline that crosses a cell
-    return SCALE * torch.cat([inside, (outline * side).clamp(max=1), around, 1 - inside], dim=1)[0]
+    return torch.cat([inside, (outline * side).clamp(max=1), around, 1 - inside], dim=1)[0]
 
 
 def _grown(finding: Tensor, reach: int) -> Tensor:

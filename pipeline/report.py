@@ -30,7 +30,7 @@ from pipeline.report_tables import (
 FILE = "report.html"
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _LEAKS_SHOWN = 10
-_GATE_OPTIONS = ("pool", "reduction", "normalise", "mix", "identity_start")
+_GATE_OPTIONS = ("pool", "reduction", "normalise", "mix", "gain", "identity_start")
 _IDENTITY = {
     "encoder": "encoder",
     "weights_sha256": "weights (SHA-256)",

@@ -31,7 +31,7 @@ class SLCA(nn.Module):
     Source: the idea (attention weights of a frozen SAM gate a classifier) is Gu et al., CBMS 2025, arXiv 2505.06217.
     The skeleton, k = 4 and r = 16 are inferred from re-implementations of its ancestor, not from the paper's text.
     Ours: C_stage outputs, so that every channel of the stage has a map of its own; the norm and its place after the
-    pool; the identity start; and leaving SAM's padding out of the mean when k covers the grid.
+    pool; the gain; the identity start; and leaving SAM's padding out of the mean when k covers the grid.
 
     Args:
         channels: C, channels of the tap.
@@ -39,10 +39,12 @@ class SLCA(nn.Module):
         pool: k in cells of the tap's grid; 1 where the store is pooled already.
         reduction: r, so that the hidden layer has max(1, C // r) channels.
         normalise: LayerNorm over the channels of each pooled cell, with its own scale and shift.
+        gain: Factor on W1 at the start. torch's own start (1) gives gates that are flat to some hundredths whatever the
+            feature, and a short training leaves them so; a larger one starts them as clear maps of random sign.
         identity_start: Start with W2 and its bias at 0, so A = 1/2 everywhere: no change, to `factor`.
 
     Raises:
-        ConfigError: A size is below one.
+        ConfigError: A size is below one, or the gain is not above 0.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class SLCA(nn.Module):
         pool: int = 4,
         reduction: int = 16,
         normalise: bool = True,
+        gain: float = 1.0,
         identity_start: bool = False,
     ) -> None:
         super().__init__()
@@ -64,11 +67,16 @@ class SLCA(nn.Module):
             if value < 1:
                 msg = f"SLCA's {name} is {value!r}: give a whole number of at least 1."
                 raise ConfigError(msg)
+        if not gain > 0:
+            msg = f"SLCA's gain is {gain!r}: give a number above 0."
+            raise ConfigError(msg)
         self.pool = pool
         hidden = max(1, channels // reduction)
         self.norm = nn.LayerNorm(channels) if normalise else None
         self.squeeze = nn.Conv2d(channels, hidden, kernel_size=1)
         self.excite = nn.Conv2d(hidden, stage_channels, kernel_size=1)
+        with torch.no_grad():
+            self.squeeze.weight *= gain
         if identity_start:
             nn.init.zeros_(self.excite.weight)
             nn.init.zeros_(_bias(self.excite))

@@ -18,7 +18,7 @@ from pipeline.data import load_medmnist, pixel_digest, read_image
 from pipeline.encoders import build_encoder, write_untrained_encoder
 from pipeline.errors import CheckpointError, ConfigError, DataError
 from pipeline.inputs import finished
-from pipeline.oracle import CHANNELS, SCALE, extract_masks, grid_cells, map_of
+from pipeline.oracle import CHANNELS, extract_masks, grid_cells, map_of
 from pipeline.progress import silent
 
 MASK = (
@@ -47,7 +47,7 @@ def config(work, monkeypatch):
 def test_channels_by_hand():
     mask = np.zeros((40, 80), bool)
     mask[10:20, 20:40] = True  # the second quarter across, the second quarter down
-    channels = dict(zip(CHANNELS, map_of(mask, 4).numpy() / SCALE, strict=True))
+    channels = dict(zip(CHANNELS, map_of(mask, 4).numpy(), strict=True))
     inside = np.zeros((4, 4))
     inside[1, 1] = 1
     np.testing.assert_array_equal(channels["inside"], inside)
@@ -64,7 +64,7 @@ def test_a_mask_that_fills_the_image_or_none_of_it_stays_finite():
     for value in (0.0, 1.0):
         channels = map_of(np.full((30, 20), bool(value)), 8)
         assert channels.shape == (4, 8, 8)
-        assert (channels[0] == SCALE * value).all()
+        assert (channels[0] == value).all()
         assert (channels[1] == 0).all()
 
 

@@ -137,6 +137,19 @@ def test_the_identity_start_leaves_the_stage_alone_and_still_learns(mix):
     assert slca.excite.weight.grad.abs().sum() > 0
 
 
+def test_the_gain_starts_gates_as_clear_maps():
+    feature = torch.randn(4, 64, 16, 16)
+    spreads, weights = [], []
+    for gain in (1, 16):
+        torch.manual_seed(0)
+        slca = SLCA(64, 32, pool=1, gain=gain)
+        spreads.append(slca(feature)[0].std(dim=(2, 3)).mean().item())
+        weights.append(slca.squeeze.weight)
+    torch.testing.assert_close(weights[1], 16 * weights[0])
+    assert spreads[0] < 0.05
+    assert spreads[1] > 0.25  # a map of 0 and 1 in equal parts has 0.5
+
+
 def test_block_taps_are_normalised_by_default():
     taps = ["patch", "early", "middle", "late", "block:31", "neck", "own"]
     assert [tap for tap in taps if normalised_by_default(tap)] == ["early", "middle", "late", "block:31"]
@@ -150,3 +163,9 @@ def test_more_reduction_than_channels_keeps_one_hidden_channel():
 def test_impossible_sizes_are_refused(wrong):
     with pytest.raises(ConfigError, match="is 0: give a whole number of at least 1"):
         SLCA(3, 5, **wrong)
+
+
+@pytest.mark.parametrize("wrong", [0, -1.0, float("nan")])
+def test_an_impossible_gain_is_refused(wrong):
+    with pytest.raises(ConfigError, match=r"gain is .*: give a number above 0"):
+        SLCA(3, 5, gain=wrong)
