@@ -29,7 +29,7 @@ def caveats(
         data: See `provenance.data_in_numbers`; empty where that was not recorded.
         generated: Whether the images are drawn by a program.
         untrained: Whether the encoder's weights are drawn from a seed.
-        compared: Whether other runs stand beside this one.
+        compared: Whether a run that differs from this one in the gates alone stands beside it.
         leaks: Sets of identical images that span splits; None where that was not looked for.
     """
     found = [*_of_data(data, generated, leaks), *_of_test(figures), *_of_training(description, compared)]

@@ -32,6 +32,7 @@ class Predictions:
         probabilities: (n, K).
         class_names: The K names.
         task: What the labels mean.
+        pixels: SHA-256 of the pixels of the n images; empty where that was not recorded.
     """
 
     ids: tuple[str, ...]
@@ -40,6 +41,7 @@ class Predictions:
     probabilities: Floats
     class_names: tuple[str, ...]
     task: Task
+    pixels: tuple[str, ...]
 
 
 def read_predictions(folder: Path) -> Predictions:
@@ -66,6 +68,7 @@ def read_predictions(folder: Path) -> Predictions:
         probabilities=np.array([[float(row[f"p_{name}"]) for name in names] for row in rows]),
         class_names=names,
         task=description.task,
+        pixels=tuple(row.get("pixels_sha256") or "" for row in rows),
     )
 
 
@@ -111,10 +114,16 @@ def compare(first: Path, second: Path, *, resamples: int = 2000, seed: int = 0) 
         "n": len(one.ids),
         "groups": groups,
         "resamples": resamples,
-        "other_settings": other_settings(first, second),
+        "other_settings": _what_else(first, second, all(one.pixels) and all(two.pixels)),
         "scores": scores,
         "delong": delong,
     }
+
+
+def _what_else(first: Path, second: Path, pixels_known: bool) -> list[dict[str, Any]] | None:
+    """Give `other_settings`; None where there are none but nobody knows whether the pixels are the same."""
+    found = other_settings(first, second)
+    return found if found or pixels_known else None
 
 
 def other_settings(first: Path, second: Path) -> list[dict[str, Any]] | None:
@@ -130,6 +139,8 @@ def other_settings(first: Path, second: Path) -> list[dict[str, Any]] | None:
         follows |= {f"model.{name}" for name in _OF_GATES}
     if one["features"] is None or two["features"] is None:
         follows.add("features")
+    if not (one["data"].get("pixels_sha256") and two["data"].get("pixels_sha256")):
+        follows.add("data.pixels_sha256")  # known of runs that read a store
     return [
         {"setting": found.field, "first": found.ours, "second": found.theirs}
         for found in Fingerprint(one).differences(Fingerprint(two))
@@ -150,7 +161,7 @@ def delong_test(
     DeLong, DeLong and Clarke-Pearson (Biometrics 1988): the variance comes from how far each sample's placement among
     the other kind lies from the AUC. Samples of one group are summed before squaring, as Obuchowski (Biometrics 1997)
     does for clusters; with a group per sample this is DeLong's own variance. The mean over the classes is tested by the
-    mean of the classes' placements, which is ours.
+    mean of the classes' placements, which is ours; two classes have one AUC, that of the last.
 
     Args:
         task: What the labels mean.
@@ -161,7 +172,8 @@ def delong_test(
         class_names: The K names.
 
     Returns:
-        For `auc` (the mean over the classes) and each class name: `difference`, `low`, `high`, `p`.
+        For `auc` (the mean over the classes; for `binary` that of the last) and each class name: `difference`, `low`,
+        `high`, `p`.
     """
     hits = one_hot(task, labels, first.shape[1])
     auc = np.array([[_placements(hits[:, k], p[:, k])[0] for k in range(len(class_names))] for p in (first, second)])
@@ -173,7 +185,8 @@ def delong_test(
         axis=1,
     )
     differences = auc[1] - auc[0]
-    result = {"auc": _normal_test(differences.mean(), influence.mean(axis=1), groups)}
+    ranked = slice(-1, None) if task == "binary" else slice(None)
+    result = {"auc": _normal_test(differences[ranked].mean(), influence[:, ranked].mean(axis=1), groups)}
     for k, name in enumerate(class_names):
         result[name] = _normal_test(differences[k], influence[:, k], groups)
     return result
@@ -214,11 +227,22 @@ def _check_same_samples(one: Predictions, two: Predictions, first: Path, second:
             f"compare runs on the same classes."
         )
         raise RunError(msg)
-    differing = set(one.ids) ^ set(two.ids)
-    if differing or one.ids != two.ids or not np.array_equal(one.labels, two.labels) or one.groups != two.groups:
-        what = f"{len(differing)} samples are in one of them only" if differing else "their labels or groups differ"
+    what = what_differs(one, two)
+    if what is not None:
         msg = (
             f"{str(first)!r} and {str(second)!r} were scored on other samples ({what}): "
             f"evaluate both on the same data set and split."
         )
         raise RunError(msg)
+
+
+def what_differs(one: Predictions, two: Predictions) -> str | None:
+    """Say in what the samples of two runs differ; None where they are the same, as far as their pixels are known."""
+    alone = set(one.ids) ^ set(two.ids)
+    if alone:
+        return f"{len(alone)} samples are in one of them only"
+    if one.ids != two.ids or one.groups != two.groups or not np.array_equal(one.labels, two.labels):
+        return "their labels or groups differ"
+    pairs = zip(one.pixels, two.pixels, strict=True)
+    other = sum(bool(ours) and bool(theirs) and ours != theirs for ours, theirs in pairs)
+    return f"{other} of {len(one.ids)} images have other pixels" if other else None

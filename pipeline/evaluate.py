@@ -40,7 +40,8 @@ def evaluate(
     """Score a finished run on a split, and leave the figures in its folder.
 
     Writes `metrics.json`; `predictions.csv`, one row per sample; `roc.csv`, `precision_recall.csv`, `reliability.csv`,
-    one row per point; for people the same three as PNG, `loss.png` and, where a sample has one class, `confusion.png`.
+    one row per point, the last with intervals; for people the same three as PNG, `loss.png` and, where a sample has one
+    class, `confusion.png`.
 
     Args:
         folder: A finished run.
@@ -63,7 +64,10 @@ def evaluate(
     Raises:
         RunError: No finished run, other classes, or features of another fingerprint.
         DataError: AUC is not defined on the split.
+        ConfigError: There is no such operating point.
     """
+    for point in points:
+        operating.read_point(point)
     trained = Trained(
         folder,
         dataset,
@@ -102,7 +106,8 @@ def evaluate(
     }
     run.write_json(folder / "metrics.json", figures)
     run.write_csv(folder / "predictions.csv", _prediction_rows(task, feed, said, names))
-    _draw(folder, task, feed.labels, said, names, figures)
+    steps = intervals.reliability(task, feed.labels, said, feed.groups, resamples=resamples, seed=seed)
+    _draw(folder, task, feed.labels, said, names, steps, figures)
     return figures
 
 
@@ -138,13 +143,13 @@ def _draw(
     labels: npt.NDArray[np.int64],
     said: Floats,
     names: Sequence[str],
+    steps: Sequence[Mapping[str, float]],
     figures: Mapping[str, Any],
 ) -> None:
     """Write the curves, each as a table and as a picture."""
     hits = metrics.one_hot(task, labels, len(names))
     roc = {name: metrics.roc_curve(hits[:, k], said[:, k]) for k, name in enumerate(names)}
     recall = {name: metrics.precision_recall(hits[:, k], said[:, k]) for k, name in enumerate(names)}
-    steps = metrics.reliability(task, labels, said)
     run.write_csv(folder / "roc.csv", _curve_rows(roc, ("fpr", "tpr")))
     run.write_csv(folder / "precision_recall.csv", _curve_rows(recall, ("recall", "precision")))
     run.write_csv(folder / "reliability.csv", steps)
@@ -157,7 +162,10 @@ def _draw(
 
 
 def _prediction_rows(task: Task, feed: Feed, said: Floats, class_names: Sequence[str]) -> list[dict[str, object]]:
-    """One row per sample: id, group, label, predicted, probabilities; for `multilabel` also 0 or 1 per true class."""
+    """One row per sample: id, group, label, predicted, probabilities, digest of the pixels.
+
+    For `multilabel` also 0 or 1 per true class.
+    """
 
     def spell(label: npt.NDArray[np.int64] | np.int64) -> str:
         """Name a class, or all labels that are set, joined by `|`."""
@@ -174,6 +182,7 @@ def _prediction_rows(task: Task, feed: Feed, said: Floats, class_names: Sequence
             "predicted": spell(predicted[i]),
             **{f"p_{name}": float(p) for name, p in zip(class_names, said[i], strict=True)},
             **({f"y_{name}": int(y) for name, y in zip(class_names, feed.labels[i], strict=True)} if several else {}),
+            "pixels_sha256": (feed.pixel_digest(i) or b"").hex(),
         }
         for i in range(len(feed))
     ]

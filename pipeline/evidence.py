@@ -13,12 +13,13 @@ from typing import Any
 
 import cache
 from pipeline import run
-from pipeline.compare import Predictions, read_predictions
+from pipeline.compare import Predictions, other_settings, read_predictions, what_differs
 from pipeline.data import Dataset, identical_across_splits
 from pipeline.errors import RunError
 from pipeline.image_tap import of_features
 from pipeline.progress import Progress, silent
 from pipeline.provenance import data_in_numbers, samples_sha256
+from pipeline.reproduce import Commands
 from pipeline.scan import Scan, scan
 
 
@@ -30,11 +31,14 @@ class Study:
         name: Of the study.
         rows: Of its table, as text by column.
         curve: Its picture; None if there is none.
+        compares: Whether one of its runs is this one, and another differs from it in having gates or none, and in
+            nothing else.
     """
 
     name: str
     rows: Sequence[Mapping[str, str]]
     curve: Path | None
+    compares: bool
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ class Evidence:
         pictures: Where it looked.
         generated: Whether the images are drawn by a program.
         untrained: Whether the encoder's weights are drawn from a seed.
-        commands: That give the run again.
+        commands: That give the run again, or why there are none.
         notes: What could not be shown, and why.
     """
 
@@ -93,7 +97,7 @@ class Evidence:
     pictures: Pictures | None
     generated: bool
     untrained: bool
-    commands: Sequence[str]
+    commands: Commands
     notes: Sequence[str] = field(default_factory=tuple)
 
 
@@ -105,7 +109,7 @@ def collect(
     study: Path | None = None,
     generated: bool = False,
     untrained: bool = False,
-    commands: Sequence[str] = (),
+    commands: Commands | None = None,
     workers: int = 2,
     progress: Progress = silent,
 ) -> Evidence:
@@ -118,12 +122,13 @@ def collect(
         study: Folder of a study to show beside it.
         generated: Whether the images are drawn by a program.
         untrained: Whether the encoder's weights are drawn from a seed.
-        commands: That give the run again.
+        commands: That give the run again, or why there are none.
         workers: Decoding threads, for images whose digest is not remembered.
         progress: Called while images are read.
 
     Raises:
-        RunError: The run is not finished or not evaluated, was trained on other samples, or the study has no table.
+        RunError: The run is not finished, not evaluated or without its weights, was trained on other samples, or the
+            study has no table.
     """
     description = run.load_description(folder)
     figures = read_figures(folder, description)
@@ -133,7 +138,7 @@ def collect(
     found = changed = None
     if description.fingerprint is not None and store is not None:
         found, changed = _look_at_store(store, description.fingerprint, dataset, seen, notes)
-    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    digest = hashlib.sha256(run.weights_file(folder).read_bytes()).hexdigest()
     return Evidence(
         name=str(folder),
         description=description,
@@ -148,11 +153,11 @@ def collect(
         changed=changed or 0,
         extraction=None if found is None else _read_json(extraction_record(found.path)),
         weights_sha256=digest,
-        study=None if study is None else read_study(study),
+        study=None if study is None else read_study(study, folder),
         pictures=_read_pictures(folder / "explain", digest, notes),
         generated=generated,
         untrained=untrained,
-        commands=commands,
+        commands=commands or Commands(),
         notes=tuple(notes),
     )
 
@@ -162,8 +167,8 @@ def extraction_record(store: Path) -> Path:
     return store.with_name(store.name + ".extract.json")
 
 
-def read_study(folder: Path) -> Study:
-    """Read the table and the curve that a study left.
+def read_study(folder: Path, beside: Path) -> Study:
+    """Read the table and the curve that a study left, to stand beside an evaluated run.
 
     Raises:
         RunError: There is no table.
@@ -175,7 +180,32 @@ def read_study(folder: Path) -> Study:
         msg = f"There is no study at {str(folder)!r} ({error.strerror}): name the folder that has its table.csv."
         raise RunError(msg) from None
     curve = folder / "curve.png"
-    return Study(folder.name, rows, curve if curve.is_file() else None)
+    return Study(folder.name, rows, curve if curve.is_file() else None, _compares(folder, beside))
+
+
+def _compares(study: Path, ours: Path) -> bool:
+    """Whether a study has a run, and its counterpart with gates where it has none or without where it has some."""
+    has_it = has_counterpart = False
+    gated, settings, said = bool(run.load_description(ours).model.gates), settings_of(ours), read_predictions(ours)
+    for folder in _runs_of(study):
+        try:
+            is_it = settings_of(folder) == settings
+            of_other_kind = bool(run.load_description(folder).model.gates) != gated
+            is_counterpart = of_other_kind and other_settings(ours, folder) == []
+            if (is_it or is_counterpart) and what_differs(said, read_predictions(folder)) is None:
+                has_it, has_counterpart = has_it or is_it, has_counterpart or is_counterpart
+        except RunError:
+            continue  # its files are gone, or of an older version
+    return has_it and has_counterpart
+
+
+def _runs_of(study: Path) -> list[Path]:
+    """Folders of the finished runs of a study, wherever it lies by now."""
+    try:
+        with (study / "results.csv").open(newline="", encoding="utf-8") as lines:
+            return [study / "runs" / Path(row["run"]).name for row in csv.DictReader(lines)]
+    except (OSError, KeyError):
+        return []
 
 
 def read_figures(folder: Path, description: run.Description) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def explain(
     Raises:
         RunError: No finished run, other classes, or features of another fingerprint.
         ConfigError: A name is no sample's of the split.
-        DataError: An image or a mask cannot be read.
+        DataError: An image or a mask cannot be read, or which mask is whose is not clear.
     """
     machine = machine or Machine()
     trained = Trained(folder, dataset, store, machine=machine, allow_missing=allow_missing, progress=progress)
@@ -119,10 +119,11 @@ def explain(
         msg = f"Split {split!r} of {dataset.name!r} is empty: name another one."
         raise ConfigError(msg)
     chosen = [_find(name, feed.ids, dataset, split) for name in names]
+    lesions = Masks(dataset, masks)
     heat = heat_maps.look(
         trained.classifier, trained.description.head, feed, precision=trained.precision, progress=progress
     )
-    pictures = _Pictures(dataset, feed.ids, heat, _judge(dataset.task, feed, heat, dataset.class_names), masks, split)
+    pictures = _Pictures(dataset, feed.ids, heat, _judge(dataset.task, feed, heat, dataset.class_names), lesions, split)
     scratch = _fresh(folder / f"{FOLDER}-partial")
     found: dict[str, Any] = {
         "split": split,
@@ -149,13 +150,12 @@ class _Pictures:
     """The samples of a split as cases to draw."""
 
     def __init__(
-        self, dataset: Dataset, ids: Sequence[str], heat: Heat, verdicts: _Verdicts, masks: Path | None, split: Split
+        self, dataset: Dataset, ids: Sequence[str], heat: Heat, verdicts: _Verdicts, masks: Masks, split: Split
     ) -> None:
         place = {sample.id: index for index, sample in enumerate(dataset.samples)}
         self.indices = [place[name] for name in ids]
-        self.masks = Masks(dataset, masks)
         self.heat, self.ids, self.split, self.ranges = heat, ids, split, {n: heat.range(n) for n in heat.names}
-        self._dataset, self._verdicts = dataset, verdicts
+        self.masks, self._dataset, self._verdicts = masks, dataset, verdicts
 
     def case(self, position: int, kinds: Sequence[str]) -> Case:
         """A sample with the maps of some kinds, all of a size to draw."""

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from pipeline.evidence import read_figures
 from pipeline.model_card import render_card
 from pipeline.onnx_file import write_onnx
 from pipeline.predict import predict
+from pipeline.reproduce import sections
 
 SCRIPT = '''\
 """Class probabilities of image files, one JSON object a line; needs the package slca-pipeline."""
@@ -112,23 +113,25 @@ def export(
         JSON values: `folder`, `files`, whether it was `unchanged`, and `onnx` (see `write_onnx`).
 
     Raises:
-        RunError: The run is not evaluated, reads masks that no new image has, or `target` holds something else.
+        RunError: The run is not evaluated or without its weights, reads masks that no new image has, or `target` holds
+            something else.
     """
     description = run.load_description(folder)
-    figures = read_figures(folder, description)
+    figures, weights = read_figures(folder, description), run.weights_file(folder)
     if description.fingerprint is not None and "masks_sha256" in description.fingerprint.fields:
         msg = f"The model in {str(folder)!r} reads the known masks, which new images do not have: export another run."
         raise RunError(msg)
-    narrowed = replace(description, fingerprint=_narrowed(description))
+    narrowed = _without_paths(replace(description, fingerprint=_narrowed(description)))
     scratch = target.with_name(f"{target.name}.{os.getpid()}.partial")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     try:
         report = write_onnx(folder, scratch / "model.onnx") if onnx else None
         with run.replacing(scratch / "model.safetensors") as file:
-            file.write((folder / "model.safetensors").read_bytes())
+            file.write(weights.read_bytes())
         run.save_description(scratch, narrowed)
         run.write_json(scratch / "classes.json", list(description.class_names))
+        run.write_json(scratch / "config.json", _configuration(narrowed, facts, reading))
         run.write_json(scratch / "metrics.json", figures)
         run.write_json(scratch / "preprocessing.json", _preprocessing(narrowed, reading))
         card = render_card(
@@ -201,6 +204,32 @@ def _narrowed(description: run.Description) -> Fingerprint | None:
         if key in fields:
             fields[key] = {tap: value for tap, value in fields[key].items() if tap in description.taps}
     return Fingerprint(fields)
+
+
+def _without_paths(description: run.Description) -> run.Description:
+    """The same, but of a file of first weights only its name: where it lies is nobody's business."""
+    name, provenance = Path(description.model.weights).name, dict(description.provenance)
+    if "settings" in provenance:
+        settings = provenance["settings"]
+        provenance["settings"] = {**settings, "model": {**settings["model"], "weights": name}}
+    return replace(description, model=replace(description.model, weights=name), provenance=provenance)
+
+
+def _configuration(description: run.Description, facts: Mapping[str, Any], reading: data.Reading) -> dict[str, Any]:
+    """What the run was configured as, under the keys of a configuration, as far as the run knows."""
+    changes = description.provenance.get("settings", {}).get("augmentation", {})
+    fields = description.fingerprint.fields if description.fingerprint is not None else {}
+    encoder = {key: fields[key] for key in ("weights_sha256", "input_px", "pool", "precision") if key in fields}
+    if fields:
+        encoder |= {"name": fields["encoder"], "taps": list(fields["taps"])}
+    if "preprocessing" in fields:
+        encoder["preprocessing"] = fields["preprocessing"]["name"]
+    return {
+        "data": {"name": facts["name"], "task": description.task, "reading": data.reading_rules(reading)},
+        "encoder": encoder or None,
+        "store": {"dtype": fields["dtype"]} if "dtype" in fields else None,
+        **sections({"model": asdict(description.model), "train": description.training, "augmentation": changes}),
+    }
 
 
 def _preprocessing(description: run.Description, reading: data.Reading) -> dict[str, Any]:

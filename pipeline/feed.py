@@ -109,6 +109,7 @@ class Feed:
         self._all = dataset.indices(split) if among is None else list(among)
         self._indices, self._rows = self._match(allow_missing, progress)
         self.images_stored = self._store_has_images()
+        self._digests = self._stored_digests()
         samples = [dataset.samples[i] for i in self._indices]
         self.ids = tuple(sample.id for sample in samples)
         self.groups = tuple(sample.group for sample in samples)
@@ -177,9 +178,13 @@ class Feed:
             RunError: Its pixels are not those that the store's features were made from.
         """
         image = self._dataset.read(self._indices[position])  # (H, W, 3)
-        if self._store is not None:
-            self._check_digest(position, pixel_digest(image))
+        if self._store is not None or not self._digests[position].any():
+            self._see(position, pixel_digest(image))
         return squared(image, self._image_px)
+
+    def pixel_digest(self, position: int) -> bytes | None:
+        """Digest of the pixels of one image; None while it has not been read, as when images are read ahead."""
+        return self._digests[position].tobytes() if self._digests[position].any() else None
 
     def read_features(self, positions: npt.NDArray[np.int64], out: Mapping[str, npt.NDArray[np.generic]]) -> None:
         """Read what is stored of samples into `out`: tap to (B, C, h, w)."""
@@ -290,9 +295,8 @@ class Feed:
             for done, (position, (digest, image)) in enumerate(zip(lacking, decoded, strict=True), start=1):
                 held.put(self._at[[position]], image[None], [digest])
                 progress(f"decode {self._split}", done, len(lacking))
-        if self._store is not None:
-            for position, place in enumerate(self._at):
-                self._check_digest(position, held.digests[place].tobytes())
+        for position, place in enumerate(self._at):
+            self._see(position, held.digests[place].tobytes())
         return held.values
 
     def _take_stored_images(self, held: Held, lacking: npt.NDArray[np.int64], chunk: int = 256) -> None:
@@ -325,9 +329,18 @@ class Feed:
         """Positions in this feed of the samples that are not held yet."""
         return np.searchsorted(self._at, held.lacking(self._at))
 
-    def _check_digest(self, position: int, digest: bytes) -> None:
-        """Refuse features that were made from other pixels than those of this digest."""
-        assert self._store is not None
+    def _stored_digests(self) -> npt.NDArray[np.uint8]:
+        """Digests (n, 32) of the pixels that stored images were made from; zeros where images are yet to be read."""
+        if self.images_stored:
+            assert self._store is not None
+            return np.array(self._store.digests[self._rows])
+        return np.zeros((len(self._indices), 32), np.uint8)
+
+    def _see(self, position: int, digest: bytes) -> None:
+        """Note the digest of an image's pixels; refuse features that were made from other pixels."""
+        self._digests[position] = np.frombuffer(digest, np.uint8)
+        if self._store is None:
+            return
         recorded = self._store.digests  # none in a copy with pseudonyms
         if len(recorded) and digest != recorded[self._rows[position]].tobytes():
             msg = (

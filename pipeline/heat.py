@@ -133,8 +133,8 @@ def look(
     with _watched(classifier) as seen:
         for batch in feed.batches(torch.split(torch.arange(len(feed)), batch_size)):
             with torch.no_grad():
-                p = probabilities(head, outputs(classifier, batch, precision))
-            said.append(p.double().cpu().numpy())
+                p = probabilities(head, outputs(classifier, batch, precision).cpu().double())
+            said.append(p.numpy())
             for number in range(len(names)):
                 gate, extents = seen.gates[number]
                 gates[number].append(gate.float().mean(dim=1, keepdim=True).cpu())

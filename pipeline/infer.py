@@ -50,7 +50,7 @@ def infer(
     said, cost = [], []
     for batch in feed.batches(torch.split(mine, batch_size)):
         logits = outputs(classifier, batch, precision)
-        said.append(probabilities(head, logits).double().cpu().numpy())
+        said.append(probabilities(head, logits.cpu().double()).numpy())
         cost.append(losses(head, logits, batch.labels).double().cpu().numpy())
     everyone = team.gather((said, cost))
     return Scores(

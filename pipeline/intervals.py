@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline import metrics
 from pipeline.overlap import ahead, threads
+from pipeline.tasks import Task
 
 Floats = npt.NDArray[np.floating[Any]]
 LEVEL = 0.95
@@ -69,6 +71,31 @@ def interval(draws: Floats, level: float = LEVEL) -> tuple[Floats, Floats]:
     tail = (1 - level) / 2
     low, high = np.nanquantile(draws, [tail, 1 - tail], axis=0)
     return low, high
+
+
+def reliability(
+    task: Task,
+    labels: metrics.Ints,
+    probabilities: Floats,
+    groups: Sequence[str],
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> list[dict[str, float]]:
+    """Compare confidence with truth, with an interval for each step of confidence.
+
+    A draw that has no sample of a step tells nothing of it and is left out: the interval of a step with few groups is
+    too narrow, and that of a single group is a point.
+
+    Returns:
+        The rows of `metrics.reliability`, each with `low` and `high` of its accuracy.
+    """
+    scorer = metrics.ReliabilityScorer(task, labels, probabilities)
+    low, high = interval(resample(scorer, groups, resamples=resamples, seed=seed)["accuracy"])
+    return [
+        {**row, "low": float(low[number]), "high": float(high[number])}
+        for number, row in enumerate(metrics.reliability(task, labels, probabilities))
+    ]
 
 
 def named_intervals(draws: Mapping[str, Floats], class_names: Sequence[str]) -> dict[str, Any]:

@@ -20,7 +20,8 @@ of the map's highest are equal: they differ by rounding. A map that is zero thro
 
 from __future__ import annotations
 
-from collections import Counter
+import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -33,8 +34,9 @@ from torch.nn import functional as F
 
 from pipeline import intervals
 from pipeline.classifier import Classifier
-from pipeline.data import Dataset, read_image
+from pipeline.data import Dataset, Reading, read_image
 from pipeline.data.dataset import Mask
+from pipeline.data.files import Files
 from pipeline.data.image import SUFFIXES
 from pipeline.errors import DataError
 from pipeline.feed import Feed
@@ -46,23 +48,29 @@ CENTRE = "centre of the image"
 SCORES = ("mass", "lift", "pointing", "auc", "auc_elsewhere")
 _AT_ONCE = 64
 _UNTRAINED = 256
+_SUFFIX_WORD = re.compile(r"(_[A-Za-z]+(_?\d+)?)?")  # `_mask`; and `_mask_1`, lest a second mask be overlooked
+_LOSSY = (".jpg", ".jpeg")
+_ANY_VALUE = Reading("window", window=(1.0, 2.0))  # of 16 bits, too: 0 is 0, and 1 and more is 255
 
 Floats = npt.NDArray[np.floating[Any]]
 Cells = npt.NDArray[np.float16]
 
 
 class Masks:
-    """Where the lesions of a data set are: its own masks, or the PNG files of a folder.
+    """Where the lesions of a data set are: its own masks, or the image files of a folder.
 
-    A file belongs to the sample whose id is its path below the folder (without suffix), or to the one whose id ends
-    with its name, if there is one such sample and one such file.
+    A file belongs to the sample whose id is its path below the folder (both without suffix), or else to the one whose
+    id ends with its name, if there is only one such sample. A word may follow the id, as in `a_mask.png` and
+    `a_segmentation.png` of sample `a`, and a number the word; a file named as a sample itself is nobody else's. The
+    data set's own images are no masks, where they lie in the same folder.
 
     Args:
         dataset: The samples.
-        folder: PNG files, in which what is not zero is lesion; None for the data set's own masks.
+        folder: Image files, in which what is not zero is lesion (in a JPEG file, which is not exact, what is above
+            127); None for the data set's own masks.
 
     Raises:
-        DataError: There is no such folder, or no file in it is of a sample.
+        DataError: There is no such folder, no file in it is of a sample, or several are of one.
     """
 
     def __init__(self, dataset: Dataset, folder: Path | None = None) -> None:
@@ -79,7 +87,7 @@ class Masks:
             return self._dataset.mask(index)
         if index not in self._files:
             return None
-        mask: Mask = np.asarray(read_image(self._files[index]).any(axis=2))
+        mask = _read(self._files[index])
         size = self._dataset.read(index).shape[:2]
         if mask.shape != size:
             message = (
@@ -271,29 +279,61 @@ def _centre(count: int) -> Floats:
     return np.broadcast_to(1 - distance / distance.max(), (count, SIDE, SIDE))
 
 
+def _read(file: Path) -> Mask:
+    """What is lesion in a mask file, bool (H, W)."""
+    least = 128 if file.suffix.lower() in _LOSSY else 1
+    return np.asarray((read_image(file, _ANY_VALUE) >= least).any(axis=2))
+
+
 def _match(dataset: Dataset, folder: Path) -> dict[int, Path]:
     """Find the mask file of each sample."""
     if not folder.is_dir():
-        message = f"{folder}: there is no such folder; name one that holds a PNG file per sample"
+        message = f"{folder}: there is no such folder; name one that holds an image file per sample"
         raise DataError(message)
-    files = {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.png"))}
+    files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES]
     keys = [_without_suffix(sample.id) for sample in dataset.samples]
-    file_names, sample_names = (Counter(PurePosixPath(key).name for key in some) for some in (files, keys))
-    by_name = {PurePosixPath(key).name: path for key, path in files.items()}
-    found = {}
+    of_key, of_name = defaultdict[str, list[int]](list), defaultdict[str, list[int]](list)
     for index, key in enumerate(keys):
-        name = PurePosixPath(key).name
-        if key in files:
-            found[index] = files[key]
-        elif file_names[name] == 1 == sample_names[name]:
-            found[index] = by_name[name]
+        of_key[key].append(index)
+        of_name[PurePosixPath(key).name].append(index)
+    by_path, by_name = defaultdict[int, list[Path]](list), defaultdict[int, list[Path]](list)
+    for path in _without_images(files, dataset):
+        key = path.relative_to(folder).with_suffix("").as_posix()
+        if (owner := _owner(key, of_key)) is not None:
+            by_path[owner].append(path)
+        elif (owner := _owner(PurePosixPath(key).name, of_name)) is not None:
+            by_name[owner].append(path)
+    found = {**by_name, **by_path}
+    for index, fitting in found.items():
+        if len(fitting) > 1:
+            message = (
+                f"{folder}: both {str(fitting[0])!r} and {str(fitting[1])!r} may be the mask of sample "
+                f"{dataset.samples[index].id!r}; leave one file per sample, with all of its lesions in it"
+            )
+            raise DataError(message)
     if not found:
         message = (
-            f"{folder}: none of its {len(files)} PNG files is named as a sample; the mask of sample "
-            f"{dataset.samples[0].id!r} would be {keys[0] + '.png'!r}"
+            f"{folder}: none of its {len(files)} image files is named as a sample; the mask of sample "
+            f"{dataset.samples[0].id!r} would be {keys[0] + '.png'!r} or {keys[0] + '_mask.png'!r}"
         )
         raise DataError(message)
-    return found
+    return {index: fitting[0] for index, fitting in found.items()}
+
+
+def _without_images(files: Sequence[Path], dataset: Dataset) -> list[Path]:
+    """Those of the files that are not the data set's own images."""
+    source = dataset.source
+    images = {(source.root / name).resolve() for name in source.names} if isinstance(source, Files) else set()
+    return [path for path in files if path.resolve() not in images]
+
+
+def _owner(name: str, samples: Mapping[str, Sequence[int]]) -> int | None:
+    """The sample a mask is named after: the longest name that the mask's is, or begins with before a word."""
+    stem = name
+    while stem not in samples and "_" in stem:
+        stem = stem.rpartition("_")[0]
+    found = samples.get(stem, ())
+    return found[0] if len(found) == 1 and _SUFFIX_WORD.fullmatch(name[len(stem) :]) else None
 
 
 def _without_suffix(name: str) -> str:

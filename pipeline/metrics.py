@@ -1,8 +1,9 @@
 """What a classifier is worth on a split: ranking, decisions and calibration, for one weighting of the samples or many.
 
 MedMNIST's conventions: AUC is the unweighted mean of one-vs-rest over the classes, accuracy is that of the likeliest
-class; for several labels at once both are means over the labels, cut at a half. Everything is computed from weights of
-samples, so that a bootstrap is the same code on many weightings; what does not depend on them is computed once.
+class; of two classes the last one alone is ranked, and called above a half; for several labels at once both are means
+over the labels, each called above a half. Everything is computed from weights of samples, so that a bootstrap is the
+same code on many weightings; what does not depend on them is computed once.
 """
 
 from __future__ import annotations
@@ -59,9 +60,14 @@ def one_hot(task: Task, labels: Ints, classes: int) -> Bools:
 
 
 def predictions(task: Task, probabilities: Floats) -> Ints:
-    """Decide: the likeliest class (n,), or every label of at least a half (n, K)."""
+    """Decide: the likeliest class (n,), of two the last above a half (n,), or every label above a half (n, K).
+
+    Exactly a half is a no, as in MedMNIST's evaluator.
+    """
     if task == "multilabel":
-        return (probabilities >= 0.5).astype(np.int64)
+        return (probabilities > 0.5).astype(np.int64)
+    if task == "binary":
+        return (probabilities[:, -1] > 0.5).astype(np.int64)
     return np.asarray(probabilities.argmax(axis=1), dtype=np.int64)
 
 
@@ -96,9 +102,14 @@ class Scorer:
         Returns:
             By name, (R,), or (R, K) for what each class has: `class_auc`, `class_ap`, `sensitivity`, `specificity`.
             Where a weighting leaves a class empty, what needs it is NaN.
+
+            `ece` is never negative: chance alone parts confidence from truth in every step, the more so in a draw that
+            repeats samples. The ends of its percentile interval therefore lie too high, and for a well calibrated
+            classifier both may lie above the value itself.
         """
         curves = [ranking.areas(weights) for ranking in self._rankings]
         auc, ap = (np.stack([curve[number] for curve in curves], axis=1) for number in (0, 1))
+        ranked = slice(-1, None) if self.task == "binary" else slice(None)  # the first of two may tie by rounding to 1
         hit_called, hits = _sums(weights, self._hits & self._called), _sums(weights, self._hits)
         called, total = _sums(weights, self._called), weights.sum(axis=1)
         misses = total[:, None] - hits
@@ -106,11 +117,11 @@ class Scorer:
         specificity = _ratio(misses - called + hit_called, misses)
         right = (sensitivity + specificity) / 2 if self.task == "multilabel" else sensitivity
         result = {
-            "auc": auc.mean(axis=1),
-            "ap": ap.mean(axis=1),
+            "auc": auc[:, ranked].mean(axis=1),
+            "ap": ap[:, ranked].mean(axis=1),
             "acc": self._accuracy(weights, total),
             "balanced_acc": right.mean(axis=1),
-            "f1": np.nan_to_num(_ratio(2 * hit_called, hits + called)).mean(axis=1),
+            "f1": _ratio(2 * hit_called, np.where(hits > 0, hits + called, 0)).mean(axis=1),
         }
         if self.task == "ordinal" and self.cells is not None:
             result["kappa"] = _quadratic_kappa(_sums(weights, self.cells).reshape(-1, self.classes, self.classes))
@@ -141,7 +152,8 @@ def score(task: Task, labels: Ints, probabilities: Floats, class_names: Sequence
     Returns:
         JSON values: `n`; `auc`, `ap` (average precision), `acc`, `balanced_acc`, macro `f1`, quadratic `kappa` (for
         `ordinal`), `ece` (expected calibration error), `brier`; `class_auc`, `class_ap`, `sensitivity`, `specificity`
-        by class name; and `confusion` (rows true, columns predicted; not for `multilabel`).
+        by class name; and `confusion` (rows true, columns predicted; not for `multilabel`). `auc` and `ap` are means
+        over the classes, for `binary` those of the last class.
     """
     scorer = Scorer(task, labels, probabilities)
     weights = np.ones((1, len(labels)))
@@ -168,9 +180,7 @@ def reliability(task: Task, labels: Ints, probabilities: Floats) -> list[dict[st
     Returns:
         One row per step that has samples: `confidence` and `accuracy` (means), `count`.
     """
-    hits = one_hot(task, labels, probabilities.shape[1])
-    called = one_hot(task, predictions(task, probabilities), probabilities.shape[1])
-    confidence, right = _confidence(task, hits, called, probabilities)
+    confidence, right = _decisions(task, labels, probabilities)
     step = _step(confidence)
     return [
         {
@@ -180,6 +190,29 @@ def reliability(task: Task, labels: Ints, probabilities: Floats) -> list[dict[st
         }
         for number in np.unique(step)
     ]
+
+
+class ReliabilityScorer:
+    """The accuracies of `reliability`, for any weights of the samples.
+
+    Args:
+        task: What the labels mean.
+        labels: (n,) class numbers, or (n, K) of 0 and 1 for `multilabel`.
+        probabilities: (n, K).
+    """
+
+    def __init__(self, task: Task, labels: Ints, probabilities: Floats) -> None:
+        confidence, right = _decisions(task, labels, probabilities)
+        steps, column = np.unique(_step(confidence), return_inverse=True)
+        row = np.repeat(np.arange(len(labels)), len(confidence) // len(labels))  # one decision, or one per label
+        self._made, self._right = (np.zeros((len(labels), len(steps))) for _ in range(2))
+        np.add.at(self._made, (row, column), 1)
+        np.add.at(self._right, (row, column), right)
+
+    def __call__(self, weights: Floats) -> dict[str, Floats]:
+        """Score under weightings (R, n): `accuracy` (R, steps that have samples), NaN where none of them is drawn."""
+        right, made = (_sums(weights, of).astype(np.float64) for of in (self._right, self._made))
+        return {"accuracy": _ratio(right, made)}
 
 
 def roc_curve(hits: Bools, scores: Floats) -> tuple[Floats, Floats, Floats]:
@@ -245,6 +278,13 @@ def _quadratic_kappa(counts: Floats) -> Floats:
     cost = (grades[:, None] - grades) ** 2
     expected = counts.sum(axis=2)[:, :, None] * counts.sum(axis=1)[:, None, :] / counts.sum(axis=(1, 2))[:, None, None]
     return 1 - _ratio((counts * cost).sum(axis=(1, 2)), (expected * cost).sum(axis=(1, 2)))
+
+
+def _decisions(task: Task, labels: Ints, probabilities: Floats) -> tuple[Floats, Bools]:
+    """Give the confidence of each decision and whether it is right, both flat, those of a sample side by side."""
+    hits = one_hot(task, labels, probabilities.shape[1])
+    called = one_hot(task, predictions(task, probabilities), probabilities.shape[1])
+    return _confidence(task, hits, called, probabilities)
 
 
 def _confidence(task: Task, hits: Bools, called: Bools, probabilities: Floats) -> tuple[Floats, Bools]:

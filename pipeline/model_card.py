@@ -124,7 +124,8 @@ def _how(fields: Mapping[str, Any], onnx: Mapping[str, Any] | None) -> str:
         )
     lines.append(
         "`model.safetensors` holds the weights, `model.json` what to build around them and the fingerprint of the "
-        "features, `classes.json` the class names, `preprocessing.json` what happens to an image first."
+        "features, `config.json` how the run was configured, `classes.json` the class names, `preprocessing.json` what "
+        "happens to an image first."
     )
     return "\n\n".join(lines)
 

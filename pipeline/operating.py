@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,25 @@ from pipeline.errors import ConfigError
 from pipeline.metrics import Bools, Floats, roc_curve
 
 POINTS = ("youden", "sensitivity=0.95", "specificity=0.95")
+_POINT = re.compile(r"(sensitivity|specificity)=(0?\.[0-9]+|1(?:\.0+)?)")
+
+
+def read_point(point: str) -> tuple[str, float]:
+    """Read what an operating point asks for: its name, and the value to reach (0 for `"youden"`, which names none).
+
+    Raises:
+        ConfigError: No such point.
+    """
+    if point == "youden":
+        return point, 0.0
+    found = _POINT.fullmatch(point)
+    if found is None or not float(found[2]):
+        msg = (
+            f"There is no operating point {point!r}: write 'youden', 'sensitivity=0.95' or 'specificity=0.95', the "
+            f"number above 0 and at most 1."
+        )
+        raise ConfigError(msg)
+    return found[1], float(found[2])
 
 
 def choose_threshold(hits: Bools, scores: Floats, point: str) -> float:
@@ -26,22 +46,15 @@ def choose_threshold(hits: Bools, scores: Floats, point: str) -> float:
     Raises:
         ConfigError: No such point.
     """
+    name, wanted = read_point(point)
     false, true, thresholds = roc_curve(hits, scores)
     thresholds = np.minimum(thresholds, np.nextafter(1, 2))  # just above every probability: nothing is called
     thresholds[0] = np.nextafter(scores.max(), np.inf)  # the point that calls nothing, as a number that JSON has
-    name, _, value = point.partition("=")
-    try:
-        wanted = float(value) if value else None
-    except ValueError:
-        wanted = None
-    if point == "youden":
+    if name == "youden":
         return float(thresholds[np.argmax(true - false)])
-    if name in {"sensitivity", "specificity"} and wanted is not None and 0 < wanted <= 1:
-        if name == "sensitivity":
-            return float(thresholds[np.argmax(true >= wanted)])
-        return float(thresholds[np.flatnonzero(1 - false >= wanted)[-1]])
-    msg = f"There is no operating point {point!r}: write 'youden', 'sensitivity=0.95' or 'specificity=0.95'."
-    raise ConfigError(msg)
+    if name == "sensitivity":
+        return float(thresholds[np.argmax(true >= wanted)])
+    return float(thresholds[np.flatnonzero(1 - false >= wanted)[-1]])
 
 
 class PointScorer:

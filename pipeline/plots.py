@@ -69,21 +69,29 @@ def draw_precision_recall(path: Path, curves: Mapping[str, Sequence[Floats]], pr
 
 
 def draw_reliability(path: Path, steps: Sequence[Mapping[str, float]], error: float) -> None:
-    """Draw how often decisions of each confidence are right, the dots as large as the samples are many.
+    """Draw how often decisions of each confidence are right, the dots as large as the samples are many, with intervals.
 
     Args:
         path: The PNG file.
-        steps: Rows of `metrics.reliability`.
+        steps: Rows of `intervals.reliability`.
         error: The expected calibration error, for the title.
     """
     most = max(step["count"] for step in steps)
     with _figure(path, width_in=4.2, height_in=4.2) as (axes,):
         axes.plot((0, 1), (0, 1), color="#999999", linewidth=0.8, linestyle=":")
         confidence, accuracy = ([step[key] for step in steps] for key in ("confidence", "accuracy"))
+        axes.vlines(
+            confidence,
+            [step["low"] for step in steps],
+            [step["high"] for step in steps],
+            color=_COLOURS[0],
+            alpha=0.5,
+            linewidth=1.5,
+        )
         axes.plot(confidence, accuracy, color=_COLOURS[0], linewidth=1.0)
         axes.scatter(confidence, accuracy, [8 + 80 * step["count"] / most for step in steps], color=_COLOURS[0])
         axes.set(xlabel="confidence", ylabel="share that is right", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
-        axes.set_title(f"expected calibration error {error:.3f}", fontsize=9)
+        axes.set_title(f"expected calibration error {error:.3f}; bars: 95 % intervals", fontsize=9)
         axes.set_aspect("equal")
 
 

@@ -69,7 +69,7 @@ def predict(
                 {tap: features[tap].to(where) for tap in taps},
                 None if extents is None else extents.to(where),
             )
-        yield from probabilities(description.head, logits).double().cpu().numpy()
+        yield from probabilities(description.head, logits.cpu().double()).numpy()
 
 
 def _encode(encoder: Encoder, images: list[Image], dtype: str) -> tuple[dict[str, Tensor], Tensor]:

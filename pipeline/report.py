@@ -230,7 +230,7 @@ def _results(evidence: Evidence) -> Iterator[Markup]:
     )
     head = ["class", "AUC", "average precision", "sensitivity", "specificity"]
     yield table(
-        head, class_rows(figures), caption="Scores by class; the likeliest class, or a probability of a half, decides"
+        head, class_rows(figures), caption="Scores by class; the likeliest class, or a probability above .5, decides"
     )
     yield from point_tables(figures)
 
@@ -254,6 +254,8 @@ def _study(evidence: Evidence) -> Iterator[Markup]:
         return
     yield tag("h2", "Beside other runs")
     yield tag("p", f"The study {study.name}: the mean over seeds, and the paired difference to its baseline.")
+    if not study.compares:
+        yield tag("p", "It does not hold this run together with one that differs from it in the gates alone.")
     drawn = report_figures.efficiency(study)
     if drawn is not None:
         yield drawn
@@ -279,7 +281,7 @@ def _limits(evidence: Evidence) -> Iterator[Markup]:
         evidence.data,
         generated=evidence.generated,
         untrained=evidence.untrained,
-        compared=evidence.study is not None,
+        compared=evidence.study is not None and evidence.study.compares,
         leaks=len(evidence.leaks),
     )
     yield tag("ul", *(tag("li", *_prose(sentence)) for sentence in found))
@@ -310,9 +312,13 @@ def _costs(evidence: Evidence) -> Iterator[Markup]:
 
 
 def _reproduce(evidence: Evidence) -> Iterator[Markup]:
-    if evidence.commands:
+    commands = evidence.commands
+    if commands.lines or commands.why_none:
         yield tag("h2", "How to do it again")
-        yield tag("pre", tag("code", "\n".join(evidence.commands)), tabindex="0")
+    if commands.lines:
+        yield tag("pre", tag("code", "\n".join(commands.lines)), tabindex="0")
+    elif commands.why_none:
+        yield tag("p", commands.why_none)
     citation = evidence.store.provenance.get("citation") if evidence.store is not None else None
     yield tag("h2", "Sources")
     known: list[Markup] = [

@@ -26,11 +26,13 @@ class Line:
         name: For the legend.
         points: (x, y), in order.
         sizes: Radius of a dot at each point; empty for none.
+        bars: Low and high end of an upright bar at each point; empty for none.
     """
 
     name: str
     points: Sequence[Point]
     sizes: Sequence[float] = ()
+    bars: Sequence[Point] = ()
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,9 @@ def _grid(across: Axis, up: Axis) -> Iterable[Markup]:
 def _line(number: int, line: Line, across: Axis, up: Axis) -> Iterable[Markup]:
     places = [(across.place(x, _LEFT, _RIGHT), up.place(y, _BOTTOM, _TOP)) for x, y in line.points]
     kind = f"c{number % COLOURS}"
+    for (x, _), ends in zip(places, line.bars, strict=False):
+        low, high = (_number(up.place(end, _BOTTOM, _TOP)) for end in ends)
+        yield tag("line", x1=_number(x), y1=low, x2=_number(x), y2=high, class_=f"line bar {kind}", stroke_opacity=0.5)
     path = "M" + "L".join(f"{_number(x)} {_number(y)}" for x, y in _thinned(places))
     yield tag("path", d=path, class_=f"line {kind}", stroke_dasharray=_dash(number))
     for (x, y), radius in zip(places, line.sizes, strict=False):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from pipeline import metrics
+from pipeline import intervals, metrics
 from pipeline.evidence import Evidence, Pictures, Study
 from pipeline.markup import Markup, picture, tag
 from pipeline.report_charts import Axis, Line, chart, legend
@@ -52,22 +52,26 @@ def precision_recall(evidence: Evidence) -> Markup:
 
 
 def calibration(evidence: Evidence) -> Markup:
-    """Draw how often decisions of each confidence are right."""
+    """Draw how often decisions of each confidence are right, with an interval for each step of confidence."""
     said, figures = evidence.said, evidence.figures
-    steps = metrics.reliability(said.task, said.labels, said.probabilities)
+    drawn_as = {key: figures["bootstrap"][key] for key in ("resamples", "seed")}
+    steps = intervals.reliability(said.task, said.labels, said.probabilities, said.groups, **drawn_as)
     most = max(step["count"] for step in steps)
     points = [(step["confidence"], step["accuracy"]) for step in steps]
-    line = Line("this model", points, [3 + 7 * (step["count"] / most) ** 0.5 for step in steps])
+    ends = [(step["low"], step["high"]) for step in steps]
+    line = Line("this model", points, [3 + 7 * (step["count"] / most) ** 0.5 for step in steps], ends)
     weights = [step["count"] for step in steps]
+    within = sum(low <= step["confidence"] <= high for step, (low, high) in zip(steps, ends, strict=True))
     confidence, right = (float(np.average(means, weights=weights)) for means in zip(*points, strict=True))
     finding = (
         f"Mean confidence {confidence:.2f}, and {right:.2f} of the decisions are right: the model is "
-        f"{_sureness(confidence - right)}. Expected calibration error {figures['ece']:.3f}."
+        f"{_sureness(confidence - right)}. Expected calibration error {figures['ece']:.3f}. In {within} of "
+        f"{len(steps)} steps of confidence the 95 % interval of that share holds the mean confidence."
     )
     what = f"Calibration on {figures['n']} {figures['split']} images: share of right decisions over confidence."
     axes = Axis("confidence"), Axis("share that is right")
     drawn = chart([line], *axes, alt=f"{what} {finding}", diagonal=True)
-    caption = f"{finding} Larger dots hold more images."
+    caption = f"{finding} Larger dots hold more images; bars are the intervals, by bootstrap over groups."
     return _figure(drawn, legend(["this model"], reference="perfect"), "Calibration", caption)
 
 
@@ -140,13 +144,14 @@ def sheet(pictures: Pictures) -> Markup:
 
 
 def efficiency(study: Study) -> Markup | None:
-    """Show the curve of a study; None if it has none."""
+    """Show the curve of a study, which is that of the first score; None if it has none."""
     if study.curve is None:
         return None
-    rows = [row for row in study.rows if row.get("mean")]
+    first = study.rows[0]["score"] if study.rows else ""
+    rows = [row for row in study.rows if row["score"] == first and row.get("mean")]
     best, worst = (choose(rows, key=lambda row: float(row["mean"])) for choose in (max, min)) if rows else ({}, {})
     finding = f"Highest mean: {_setting(best)}. Lowest: {_setting(worst)}." if rows else "No run is done yet."
-    alt = f"Curves of the study {study.name}: mean score over the share of the training set. {finding}"
+    alt = f"Curves of the study {study.name}: mean {first or 'score'} over the share of the training set. {finding}"
     return _figure(picture(study.curve, alt), None, "Data efficiency", finding, wide=True)
 
 

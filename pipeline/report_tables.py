@@ -70,15 +70,22 @@ def point_tables(figures: Mapping[str, Any]) -> Iterator[Markup]:
 
 
 def localisation_table(found: Mapping[str, Any]) -> Markup:
-    """One row per map, and one for chance."""
+    """One row per map, and one for chance; beside a gate's AUC the range of that gate with weights just drawn."""
+    drawn = found.get("untrained_auc", {})
     names = [name for name in _LOCALISATION if any(name in scores for scores in found["maps"].values())]
     rows: list[list[object]] = [
         ["chance", *(f"{found['chance'][n]:.3f}" if n in found["chance"] else "" for n in names)]
     ]
     for kind, scores in found["maps"].items():
         rows.append([kind, *(cell(scores[name]["value"], scores[name]) if name in scores else "" for name in names)])
+    head = ["map", *(_LOCALISATION[name] for name in names)]
+    if drawn:
+        head.append(f"AUC, weights just drawn ({max(map(len, drawn.values()))} seeds)")
+        for row in rows:
+            aucs = drawn.get(row[0], ())
+            row.append(f"{min(aucs):.3f} to {max(aucs):.3f}" if aucs else "")
     caption = f"How well the maps find the lesion, on {found['images']} images whose lesion is known"
-    return table(["map", *(_LOCALISATION[name] for name in names)], rows, caption=caption)
+    return table(head, rows, caption=caption)
 
 
 def study_table(study: Study) -> Markup:

@@ -5,6 +5,10 @@
     settings.json       everything that the result depends on; a folder takes one run
     history.csv, .json  one row per epoch
 
+once it is evaluated, what `evaluate` found of this very model:
+
+    metrics.json, predictions.csv, and curves as tables and pictures
+
 and, until the run is done:
 
     last.pt             all that continuing needs, replaced at the end of each epoch; tensors and plain values, no code
@@ -39,6 +43,9 @@ from pipeline.weights import TORN
 
 _VERSION = 1
 _LONGEST = 80  # characters of a setting in a message
+_OF_TRAINING = ("last.pt", "model.*", "best-*.safetensors", "history.*")
+_OF_EVALUATION = ("metrics.json", "predictions.csv", "roc.*", "precision_recall.*", "reliability.*", "loss.png",
+                  "confusion.png")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -141,7 +148,7 @@ def load_description(folder: Path) -> Description:
         msg = f"There is no trained model in {str(folder)!r}: run `pipeline train` first, or name another run."
         raise RunError(msg) from error
     except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
-        msg = f"{str(file)!r} is no description of a model ({error}): train again."
+        msg = f"{str(file)!r} is no description of a model ({error}): delete the folder and train again."
         raise RunError(msg) from error
 
 
@@ -170,21 +177,40 @@ def load_classifier(
         device: Where it goes.
 
     Raises:
-        RunError: No finished run, damaged weights, or features of another fingerprint.
+        RunError: No finished run, weights that are damaged or were not kept, or features of another fingerprint.
     """
     description = load_description(folder)
     if fingerprint is not None:
         check_fingerprint(description, fingerprint, folder)
     outputs = outputs_of(description.head, len(description.class_names))
     classifier = Classifier(replace(description.model, weights="none"), description.taps, outputs)
-    file = folder / "model.safetensors"
+    file = weights_file(folder)
     try:
         classifier.load_state_dict(safetensors.torch.load_file(file))
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
         first = str(error).splitlines()[0]
-        msg = f"{str(file)!r} does not hold the weights that model.json describes ({first}): train again."
+        msg = (
+            f"{str(file)!r} does not hold the weights that model.json describes ({first}): "
+            f"delete the folder {str(folder)!r} and train again."
+        )
         raise RunError(msg) from error
     return classifier.to(device or torch.device("cpu")).eval(), description
+
+
+def weights_file(folder: Path) -> Path:
+    """The file of a finished run's weights, which is there.
+
+    Raises:
+        RunError: It is not, as after a study that keeps no weights.
+    """
+    file = folder / "model.safetensors"
+    if not file.is_file():
+        msg = (
+            f"The weights of the run {str(folder)!r} were not kept: delete this folder and run its study again with "
+            f"`keep_weights: true`, or train that configuration on its own (`--set run=runs/NAME`)."
+        )
+        raise RunError(msg)
+    return file
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
@@ -217,7 +243,7 @@ def begin(folder: Path, settings: Mapping[str, Any], *, replace: bool) -> None:
     Args:
         folder: Made if it is not there.
         settings: JSON values; everything that the result depends on.
-        replace: Remove a run with other settings instead of refusing.
+        replace: Remove a run with other settings, and what `evaluate` found of it, instead of refusing.
 
     Raises:
         RunError: The folder holds a run with other settings, which the message lists.
@@ -240,7 +266,7 @@ def begin(folder: Path, settings: Mapping[str, Any], *, replace: bool) -> None:
                 f"Name another folder (`--set run=runs/NAME`), or start over with `--replace`."
             )
             raise RunError(msg)
-        for pattern in ("last.pt", "model.*", "best-*.safetensors", "history.*"):
+        for pattern in (*_OF_EVALUATION, *_OF_TRAINING):
             for old in folder.glob(pattern):
                 old.unlink()
     write_json(file, wanted.fields)

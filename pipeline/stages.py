@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import cache
-from pipeline import data, evidence, oracle, provenance, reproduce, run
+from pipeline import data, evidence, operating, oracle, provenance, reproduce, run
 from pipeline import evaluate as test_set
 from pipeline import explain as pictures
 from pipeline import export as handing_on
@@ -19,6 +19,7 @@ from pipeline import extract as stage_one
 from pipeline import predict as on_the_fly
 from pipeline import report as report_page
 from pipeline import train as stage_two
+from pipeline.agreement import check_store
 from pipeline.arguments import augmentation, build_encoder, device, machine, model_options, train_options, workers
 from pipeline.config import Config, DemoData, to_dict
 from pipeline.errors import ConfigError
@@ -110,6 +111,8 @@ def train(config: Config, progress: Progress, *, replace: bool = False, shared: 
     model, options, changes = model_options(config), train_options(config), augmentation(config)
     dataset = load_dataset(config) if shared is None else shared.dataset(config)
     with _features(config, bool(model.taps), shared) as store:
+        if store is not None:
+            check_store(config, store)
         report = stage_two.train(
             dataset,
             store,
@@ -126,7 +129,9 @@ def train(config: Config, progress: Progress, *, replace: bool = False, shared: 
     return {"run": str(report.folder), "data": list(report.feeds), **report.metrics}
 
 
-def evaluate(config: Config, progress: Progress, *, shared: Shared | None = None) -> Report:
+def evaluate(
+    config: Config, progress: Progress, *, points: Sequence[str] = operating.POINTS, shared: Shared | None = None
+) -> Report:
     """Read the test set once and leave metrics, predictions and plots in the folder `run`."""
     description = run.load_description(config.run)
     with _features(config, bool(description.model.taps), shared) as store:
@@ -134,6 +139,7 @@ def evaluate(config: Config, progress: Progress, *, shared: Shared | None = None
             config.run,
             load_dataset(config) if shared is None else shared.dataset(config),
             store,
+            points=points,
             machine=machine(config),
             allow_missing=config.train.allow_missing,
             holdings=None if shared is None else shared.holdings,

@@ -96,6 +96,7 @@ def draw_plane(
         axis_labels=(f"PC 1 ({plane.explained[0]:.0%} of variance)", f"PC 2 ({plane.explained[1]:.0%})"),
     )
     apart = f"{len(plane.outliers)} lie apart: {', '.join(named)}" if named else "none lies apart"
+    coloured = "" if labels is None else ", coloured by class and by split"
     return {
         "file": str(picture),
         "tap": plane.tap,
@@ -103,7 +104,7 @@ def draw_plane(
         "outliers": plane.outliers,
         "alt": (
             f"Map of {len(plane.rows)} images by the first two principal components of the averaged features of "
-            f"{plane.tap}, coloured by class and by split; {apart}."
+            f"{plane.tap}{coloured}; {apart}."
         ),
     }
 

@@ -52,6 +52,11 @@ def result_of(planned: Planned) -> Row | None:
     return result
 
 
+def forget_result(planned: Planned) -> None:
+    """Have a run count as not done."""
+    (planned.folder / _RESULT).unlink(missing_ok=True)
+
+
 def result_from(metrics: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> Row:
     """Take what a study needs from the metrics of an evaluated run and from its history."""
     return {

@@ -6,31 +6,34 @@ import os
 import time
 from collections.abc import Iterator
 
-from pipeline import run, stages
+from pipeline import evidence, run, stages
+from pipeline.agreement import check_store
 from pipeline.config import Config
 from pipeline.errors import ConfigError, RunError
 from pipeline.progress import Progress
 from pipeline.shared import Shared
 from pipeline.stages import Report
-from pipeline.study import Planned, Row, alone, result_from, result_of, work_through
+from pipeline.study import Planned, Row, alone, forget_result, result_from, result_of, work_through
 from pipeline.study_config import Study
 from pipeline.study_files import write_files
 from pipeline.study_table import Summary
+from pipeline.train import data_settings
 
 TABLES_EVERY_SECONDS = 30.0  # while runs are made, so that a study that is killed leaves tables
 
 
-def study(plan: Study, progress: Progress, *, tables_only: bool = False) -> Report:
+def study(plan: Study, progress: Progress, *, tables_only: bool = False, replace: bool = False) -> Report:
     """Make the runs of a study that are not done, and its tables.
 
     Args:
         plan: The study.
         progress: Called after each run, and by each run.
         tables_only: Make no run: only the tables of those that are done.
+        replace: Make runs again that rest on other samples or other source pixels than are there now.
 
     Raises:
         ConfigError: It was started as one process of several that train together.
-        RunError: No run is done, and none was to be made.
+        RunError: No run is done, and none was to be made; or runs rest on other inputs than are there now.
         cache.StoreError: A store that some run reads is not there.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -39,7 +42,7 @@ def study(plan: Study, progress: Progress, *, tables_only: bool = False) -> Repo
     summary = Summary(plan.runs, plan.baseline, plan.scores)
     failed: dict[str, str] = {}
     if not tables_only:
-        failed = _make_runs(plan, summary, progress)
+        failed = _make_runs(plan, summary, progress, replace=replace)
     table = _write(plan, summary)
     done = sum(result_of(planned) is not None for planned in plan.runs)
     if not done:
@@ -84,12 +87,12 @@ def _distinct(plan: Study) -> Iterator[Config]:
             yield config
 
 
-def _make_runs(plan: Study, summary: Summary, progress: Progress) -> dict[str, str]:
+def _make_runs(plan: Study, summary: Summary, progress: Progress, *, replace: bool) -> dict[str, str]:
     shared, written = Shared(), time.monotonic()
 
     def make(planned: Planned, tell: Progress) -> Row:
         config = plan.configs[planned.name]
-        stages.train(config, tell, shared=shared)
+        stages.train(config, tell, replace=replace, shared=shared)
         metrics = stages.evaluate(config, tell, shared=shared)
         return result_from(metrics, run.read_history(planned.folder))
 
@@ -103,6 +106,9 @@ def _make_runs(plan: Study, summary: Summary, progress: Progress) -> dict[str, s
 
     try:
         _check_inputs(plan, shared)
+        plan.folder.mkdir(parents=True, exist_ok=True)
+        with alone(plan.folder / "preparing", plan.folder):
+            _look_for_stale(plan, shared, replace=replace)
         return work_through(plan.runs, make, after_each=tidy, progress=progress)
     finally:
         shared.close()
@@ -112,6 +118,8 @@ def _check_inputs(plan: Study, shared: Shared) -> None:
     """Refuse at once what would fail hours later: no data set, no store, or a store without a tap."""
     for config in plan.configs.values():
         shared.dataset(config)
+        if config.reads_store:
+            check_store(config, shared.store(config))
         for gate in config.model.gates if config.reads_store else ():
             held = shared.store(config).taps
             if gate.tap != "own" and gate.tap not in held:
@@ -120,6 +128,26 @@ def _check_inputs(plan: Study, shared: Shared) -> None:
                     f"change the gates, or encoder.taps and extract again"
                 )
                 raise RunError(message)
+
+
+def _look_for_stale(plan: Study, shared: Shared, *, replace: bool) -> None:
+    """Find done runs whose samples or source pixels have changed since: forget their results, or refuse."""
+    stale = []
+    for planned in plan.runs:
+        if result_of(planned) is not None:
+            config = plan.configs[planned.name]
+            store = shared.store(config) if config.reads_store else None
+            then = evidence.settings_of(planned.folder)["data"]
+            if then != data_settings(shared.dataset(config), store):
+                stale.append(planned)
+    if stale and not replace:
+        message = (
+            f"{len(stale)} of the finished runs of {str(plan.folder)!r}, among them {stale[0].name!r}, rest on other "
+            f"samples or images than are there now: make them again with --replace, or give the study another folder"
+        )
+        raise RunError(message)
+    for planned in stale:
+        forget_result(planned)
 
 
 def _write(plan: Study, summary: Summary) -> list[Row]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.compare import Predictions, read_predictions
+from pipeline.compare import Predictions, read_predictions, what_differs
 from pipeline.intervals import LEVEL, resample
 from pipeline.metrics import Scorer
 from pipeline.study import Planned, Row, result_of
@@ -97,7 +97,7 @@ class Summary:
             return nothing
         drawn = [(self._draws(first), self._draws(second)) for first, second in pairs]
         tested = drawn[0][0][0]
-        if any(not _same_samples(tested, one[0]) for pair in drawn for one in pair):
+        if any(what_differs(tested, one[0]) is not None for pair in drawn for one in pair):
             return nothing
         points = np.array([_points(first, score) - _points(second, score) for first, second in pairs])
         draws = np.stack([one[1][score] - other[1][score] for one, other in drawn], axis=1)
@@ -181,7 +181,3 @@ def _points(planned: Planned, score: str) -> float:
     result = result_of(planned)
     assert result is not None
     return float(result["scores"][score])
-
-
-def _same_samples(one: Predictions, two: Predictions) -> bool:
-    return one.ids == two.ids and one.groups == two.groups and np.array_equal(one.labels, two.labels)

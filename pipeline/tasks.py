@@ -37,10 +37,12 @@ def outputs_of(head: Head, classes: int) -> int:
 
 
 def probabilities(head: Head, logits: Tensor) -> Tensor:
-    """Turn outputs (B, outputs) into probabilities (B, K) float32: rows sum to one, except for `sigmoid`."""
-    if head == "sigmoid":
-        return torch.sigmoid(logits.float())
-    return _log_probabilities(head, logits).exp()
+    """Turn outputs (B, outputs) into probabilities (B, K): rows sum to one, except for `sigmoid`.
+
+    They are float64 where the outputs are, else float32, in which all above 1 - 3e-8 are the same.
+    """
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return torch.sigmoid(logits) if head == "sigmoid" else _log_probabilities(head, logits).exp()
 
 
 def losses(
@@ -63,7 +65,7 @@ def losses(
         return F.binary_cross_entropy_with_logits(
             logits.float(), targets, pos_weight=class_weights, reduction="none"
         ).mean(dim=1)
-    log_p = _log_probabilities(head, logits)
+    log_p = _log_probabilities(head, logits.float())
     loss = -log_p.gather(1, labels[:, None]).squeeze(1)
     if smoothing:
         loss = (1 - smoothing) * loss - smoothing * log_p.mean(dim=1)
@@ -84,7 +86,6 @@ def balancing_weights(head: Head, labels: npt.NDArray[np.int64], classes: int) -
 
 
 def _log_probabilities(head: Head, logits: Tensor) -> Tensor:
-    logits = logits.float()
     if head == "softmax":
         return F.log_softmax(logits, dim=1)
     reached = F.pad(F.logsigmoid(logits).cumsum(dim=1), (1, 0))  # (B, K): log P(y >= k)

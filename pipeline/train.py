@@ -6,6 +6,7 @@ continuing needs no more than a checkpoint at the end of each epoch, at the pric
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -249,16 +250,28 @@ def _costs(classifier: Classifier) -> Row:
     }
 
 
+def data_settings(dataset: Dataset, store: Store | None) -> dict[str, Any]:
+    """What a run rests on that its configuration does not say, as JSON values: samples, and a store's source pixels.
+
+    Args:
+        dataset: The samples.
+        store: Whose rows are read; None if none are, and then the pixels are not looked at.
+    """
+    told = store is not None and len(store.digests) > 0
+    return {
+        "samples_sha256": provenance.samples_sha256(dataset),
+        "pixels_sha256": hashlib.sha256(store.digests.tobytes()).hexdigest() if store is not None and told else None,
+        "task": dataset.task,
+        "class_names": list(dataset.class_names),
+    }
+
+
 def _settings(
     dataset: Dataset, store: Store | None, model: ModelOptions, options: TrainOptions, augmentation: Augmentation
 ) -> dict[str, Any]:
     """Everything that the result depends on, as JSON values."""
     return {
-        "data": {
-            "samples_sha256": provenance.samples_sha256(dataset),
-            "task": dataset.task,
-            "class_names": list(dataset.class_names),
-        },
+        "data": data_settings(dataset, store if model.taps else None),
         "features": of_features(store.fingerprint).fields if store is not None and model.taps else None,
         "model": asdict(model),
         "train": asdict(options),

@@ -22,6 +22,7 @@ ONLY_IN = {
     "pipeline.config_check": ("pipeline/config.py", "pipeline/study_config.py"),
     "pipeline.config_file": ("pipeline/config.py", "pipeline/study_config.py"),
     "pipeline.config": (
+        "pipeline/agreement.py",
         "pipeline/arguments.py",
         "pipeline/inputs.py",
         "pipeline/prepare.py",

@@ -142,15 +142,32 @@ def train(config_path: Path, overrides: tuple[str, ...], as_json: bool, replace:
     return show(report, as_json)
 
 
-@cli.command(epilog=examples("pipeline evaluate", "pipeline evaluate --json"))
+@cli.command(
+    epilog=examples(
+        "pipeline evaluate",
+        "pipeline evaluate --json",
+        "pipeline evaluate --point sensitivity=0.9 --point specificity=0.8",
+    )
+)
 @configured
-def evaluate(config_path: Path, overrides: tuple[str, ...], as_json: bool) -> int:
+@click.option(
+    "--point",
+    "points",
+    multiple=True,
+    metavar="POINT",
+    default=("youden", "sensitivity=0.95", "specificity=0.95"),  # of `operating`, whose import takes long
+    show_default=True,
+    help="An operating point at which to read sensitivity and specificity: `sensitivity=X` or `specificity=X` (above "
+    "0, at most 1), whose threshold reaches X on val at the least cost of the other; or `youden`, the highest sum of "
+    "both. Repeatable; takes the place of the default ones.",
+)
+def evaluate(config_path: Path, overrides: tuple[str, ...], as_json: bool, points: tuple[str, ...]) -> int:
     """Read the test set once: metrics, predictions and plots in the run folder."""
     from pipeline import stages
 
     config = load(config_path, overrides)
     with bars() as progress:
-        report = stages.evaluate(config, progress)
+        report = stages.evaluate(config, progress, points=points)
     return show(report, as_json)
 
 

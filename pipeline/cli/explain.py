@@ -32,7 +32,7 @@ from pipeline.cli.terminal import bars, examples, show
 @click.option(
     "--masks",
     type=click.Path(path_type=Path, file_okay=False),
-    help="A folder of PNG masks named as the samples; by default the data set's own, if it has any.",
+    help="A folder of masks named as the samples (a.png, a_mask.png); by default the data set's own, if it has any.",
 )
 def explain(
     config_path: Path,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from pipeline.cli.options import configured, load
 from pipeline.cli.terminal import DONE, INCOMPLETE, bars, examples, show
@@ -78,16 +80,28 @@ def repair(path: Path, config_path: Path, overrides: tuple[str, ...], as_json: b
 def inspect(
     path: Path, config_path: Path, overrides: tuple[str, ...], as_json: bool, plot: Path | None, tap: str | None
 ) -> int:
-    """Rows that cannot be right, identical images across splits or with other labels, counts by split and class."""
+    """Rows that cannot be right, identical images across splits or with other labels, counts by split and class.
+
+    Labels are those that travel with the store, else those of the configuration's data set; where that is not here and
+    no configuration is named, the store is looked at without.
+    """
     import cache
     from pipeline import stores
+    from pipeline.errors import ConfigError, DataError
 
+    report: dict[str, Any] = {}
     with cache.open_store(path) as found:
         labels = found.labels
-    if labels is None:  # labels that travel with a store need no data set here
-        labels = stores.labels_of(load(config_path, overrides), path)
+    if labels is None:
+        try:
+            labels = stores.labels_of(load(config_path, overrides), path)
+        except (ConfigError, DataError) as error:
+            source = click.get_current_context().get_parameter_source("config_path")
+            if overrides or source is not ParameterSource.DEFAULT:
+                raise
+            report["without_labels"] = f"no splits, classes or counts of them: {error}"
     with bars() as progress:
-        report = stores.inspect(path, progress, labels)
+        report |= stores.inspect(path, progress, labels)
         if plot is not None:
             report["plot"] = stores.draw_plane(path, plot, progress, labels, tap)
     return show(report, as_json)

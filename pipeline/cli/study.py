@@ -65,6 +65,7 @@ def compare(first: Path, second: Path, resamples: int, seed: int, as_json: bool)
 @click.option("--prepare", "prepare_first", is_flag=True, help="First make what the runs read: data, weights, stores.")
 @click.option("--prepare-only", is_flag=True, help="Make what the runs read, and no run.")
 @click.option("--tables-only", is_flag=True, help="Make no run: only the tables of those that are done.")
+@click.option("--replace", is_flag=True, help="Make runs again whose samples or images have changed since.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
 def study(
     config_path: Path,
@@ -72,6 +73,7 @@ def study(
     prepare_first: bool,
     prepare_only: bool,
     tables_only: bool,
+    replace: bool,
     as_json: bool,
 ) -> int:
     """Train and evaluate many variants, fractions and seeds; put them into one table.
@@ -91,7 +93,7 @@ def study(
             prepared = study_stage.prepare(plan, progress)
             if prepare_only:
                 return show({"study": str(plan.folder), "stores": prepared}, as_json)
-        report = study_stage.study(plan, progress, tables_only=tables_only)
+        report = study_stage.study(plan, progress, tables_only=tables_only, replace=replace)
     if as_json:
         show(report, as_json)
     else:

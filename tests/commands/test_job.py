@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -15,9 +16,10 @@ import zarr
 
 import cache
 from pipeline.encoders import ARCHITECTURES
+from pipeline.operating import POINTS
 from tests.encoders.seeded import seeded_state
 
-from .conftest import ROOT, TINY, copy_of, run_pipeline, succeed
+from .conftest import ROOT, TINY, complaint, copy_of, run_pipeline, succeed
 
 X_RAYS = """\
 data: {layout: folder, path: images}
@@ -32,8 +34,8 @@ run: runs/x_rays
 """
 
 
-def metrics(folder: Path, run: str = "runs/demo") -> dict[str, object]:
-    found: dict[str, object] = json.loads((folder / run / "metrics.json").read_text())
+def metrics(folder: Path, run: str = "runs/demo") -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / run / "metrics.json").read_text())
     return found
 
 
@@ -68,6 +70,27 @@ def test_extracting_again_encodes_nothing_and_keeps_every_byte(trained: Path, tm
     assert before == {
         p: (p.stat().st_ino, p.read_bytes()) for p in folder.glob("features/demo.zarr/**/*") if p.is_file()
     }
+
+
+def test_operating_points_are_chosen_on_the_command_line(trained: Path, tmp_path: Path) -> None:
+    assert list(metrics(trained)["operating_points"]) == list(POINTS)
+    said = " ".join(run_pipeline(trained, "evaluate", "--help").stdout.split())
+    assert f"[default: {', '.join(POINTS)}]" in said
+    assert "pipeline evaluate --point sensitivity=0.9 --point specificity=0.8" in said
+    folder = copy_of(trained, tmp_path / "points")
+    chosen = ("--point", "sensitivity=0.9", "--point", "specificity=0.8")
+    report = succeed(folder, "evaluate", "-c", "tiny.yaml", *chosen)
+    assert list(report["operating_points"]) == ["sensitivity=0.9", "specificity=0.8"]
+    assert metrics(folder)["operating_points"] == report["operating_points"]
+    for names in report["operating_points"].values():
+        for found in names.values():
+            assert 0 <= found["sensitivity"]["low"] <= found["sensitivity"]["high"] <= 1
+    said = complaint(folder, "evaluate", "-c", "tiny.yaml", "--point", "sensitivity=95", status=2)
+    assert said == (
+        "error: There is no operating point 'sensitivity=95': write 'youden', 'sensitivity=0.95' or "
+        "'specificity=0.95', the number above 0 and at most 1.\n"
+    )
+    assert metrics(folder)["operating_points"] == report["operating_points"]
 
 
 def test_predict_agrees_with_evaluate(trained: Path) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from pipeline import run
 from pipeline.classifier import ModelOptions
@@ -111,3 +113,16 @@ def gated_run(lesions, lesion_store, tmp_path_factory):
 def oracle_run(lesions, lesion_store, tmp_path_factory):
     """A run whose gate is highest on the lesion."""
     return knowing_run(tmp_path_factory.mktemp("oracle") / "run", lesions, lesion_store)
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that are written during a test, in order, by the name of their file."""
+    written, save = {}, Figure.savefig
+
+    def remember(figure, file, **options):
+        written[Path(file.name).name.removesuffix(".partial")] = figure
+        save(figure, file, **options)
+
+    monkeypatch.setattr(Figure, "savefig", remember)
+    return written

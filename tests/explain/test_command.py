@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import json
+from pathlib import PurePosixPath
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline.classifier import ModelOptions
 from pipeline.data import generate_demo, load_demo
@@ -50,6 +53,25 @@ def test_pictures_for_people_and_for_programs(folder):
     auc = report["localisation"]["maps"]["neck → stage4"]["auc"]
     assert f"AUC {auc['value']:.3f} ({auc['low']:.3f} to {auc['high']:.3f})" in done.stdout
     assert "sheet.png" in {path.name for path in (folder / "run/explain").iterdir()}
+
+
+def test_masks_of_a_folder(folder):
+    """The demo's own masks, named as the masks of a public data set, for four images of the split."""
+    dataset = load_demo(folder / "data")
+    (folder / "masks").mkdir()
+    shares = {}
+    for index in dataset.indices("val")[:4]:
+        shares[dataset.samples[index].id] = dataset.mask(index).mean()
+        stem = PurePosixPath(dataset.samples[index].id).stem
+        Image.fromarray(dataset.mask(index)).save(folder / f"masks/{stem}_segmentation.png")
+    options = ("explain", "-c", "c.yaml", "--count", "1", "--split", "val", "--masks", "masks")
+    found = succeed(folder, *options)["localisation"]
+    assert (found["images"], found["left_out"]) == (4, len(dataset.indices("val")) - 4)
+    with (folder / "run/explain/localisation_samples.csv").open() as file:
+        assert {row["id"]: float(row["share"]) for row in csv.DictReader(file)} == pytest.approx(shares, rel=1e-3)
+    Image.fromarray(dataset.mask(index)).save(folder / f"masks/{stem}_segmentation_1.png")
+    said = " ".join(complaint(folder, *options, status=1).split())
+    assert f"both 'masks/{stem}_segmentation.png' and 'masks/{stem}_segmentation_1.png' may be the mask of" in said
 
 
 def test_what_a_person_reads_when_it_cannot_be(folder):

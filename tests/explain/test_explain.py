@@ -6,17 +6,20 @@ import csv
 import dataclasses
 import hashlib
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline import run
 from pipeline.data import Sample
 from pipeline.errors import ConfigError, DataError, RunError
 from pipeline.evaluate import evaluate
 from pipeline.explain import explain, file_name
 from pipeline.train import train
-from tests.explain.conftest import GATED, PLAIN, knowing_run, knowing_store, lesion_dataset
+from tests.explain.conftest import GATED, HEIGHT, PLAIN, WIDTH, knowing_run, knowing_store, lesion_dataset
 from tests.train.scenes import QUICK
 
 QUICKLY = {"resamples": 200, "count": 2}
@@ -98,6 +101,99 @@ def test_the_sheet_shows_the_surest_hits_and_the_worst_misses(lesions, lesion_st
         (row,) = [row for row in rows if row["id"] == image["id"]]
         assert (image["true"], image["predicted"]) == (row["label"], row["predicted"])
         assert image["probability"] == pytest.approx(float(row[f"p_{row['predicted']}"]))
+
+
+@pytest.fixture(scope="module")
+def seeing_run(gated_run, tmp_path_factory):
+    """A run with two gates of which none is flat: the one of `neck` rises with the lesion's part of a cell."""
+    folder = shutil.copytree(gated_run, tmp_path_factory.mktemp("seeing") / "run")
+    state = run.load_classifier(folder)[0].state_dict()
+    for number in range(2):
+        for name, value in (("squeeze", 0.0), ("excite", 0.1)):
+            state[f"gates.{number}.{name}.weight"].fill_(value)
+            state[f"gates.{number}.{name}.bias"].zero_()
+        state[f"gates.{number}.squeeze.weight"][:, 0] = 1
+    run.save_weights(folder / "model.safetensors", state)
+    return folder
+
+
+def layers(axes):
+    """The arrays that axes show, from the lowest to the highest, each over the whole of the image."""
+    assert len({tuple(layer.get_extent()) for layer in axes.images}) == 1
+    left, right, bottom, top = axes.images[0].get_extent()
+    assert (left, right, bottom, top) == (0, WIDTH, HEIGHT, 0)
+    assert (axes.get_xlim(), axes.get_ylim()) == ((left, right), (bottom, top))
+    return axes.images
+
+
+def test_a_picture_shows_every_gate_their_mean_and_grad_cam_over_the_image(lesions, lesion_store, seeing_run, figures):
+    found = explain(seeing_run, lesions, lesion_store, **QUICKLY)
+    maps = ["early → stage1", "neck → stage4", "mean of the gates", "Grad-CAM"]
+    place = {sample.id: index for index, sample in enumerate(lesions.samples)}
+    for image in found["images"]:
+        figure = figures[image["file"]]
+        name, truth, said = figure.get_suptitle().replace("   ", "\n").split("\n")
+        assert (name, truth) == (image["id"], f"true: {image['true']}")
+        verdict = "right" if image["true"] == image["predicted"] else "wrong"
+        assert said == f"predicted: {image['predicted']} ({image['probability']:.0%}, {verdict})"
+        panels = {axes.get_title(): axes for axes in figure.axes if axes.images}
+        assert [*panels] == ["image, lesion outlined", *maps]
+        pixels = lesions.read(place[image["id"]])
+        (shown,) = layers(panels.pop("image, lesion outlined"))
+        np.testing.assert_array_equal(shown.get_array(), pixels)
+        heat = {}
+        for title, axes in panels.items():
+            _, below, over = layers(axes)
+            np.testing.assert_array_equal(below.get_array(), pixels.mean(axis=2))
+            heat[title] = np.asarray(over.get_array())
+            assert heat[title].shape == (HEIGHT, WIDTH)
+            assert np.ptp(heat[title]) > 1e-3
+            assert 0.3 < over.get_alpha() < 1  # the image is to be seen through it
+            ends = found["ranges"][title]
+            low, high = (0, heat[title].max()) if title == "Grad-CAM" else (ends["low"], ends["high"])
+            assert over.get_clim() == pytest.approx((low, high))
+        np.testing.assert_allclose(heat[maps[2]], (heat[maps[0]] + heat[maps[1]]) / 2, atol=1e-6)
+        assert not np.allclose(heat[maps[0]], heat[maps[1]])
+
+
+def test_heat_lies_where_the_lesion_is(lesions, lesion_store, oracle_run, figures):
+    found = explain(oracle_run, lesions, lesion_store, **QUICKLY)
+    place = {sample.id: index for index, sample in enumerate(lesions.samples)}
+    for image in found["images"]:
+        (axes,) = (axes for axes in figures[image["file"]].axes if axes.get_title() == "neck → stage4")
+        _, _, over = layers(axes)  # above the image and its grey levels
+        heat, mask = np.asarray(over.get_array()), lesions.mask(place[image["id"]])
+        assert mask[np.unravel_index(heat.argmax(), heat.shape)]
+        outlines = [path for line in axes.collections for path in line.get_paths()]
+        assert outlines
+        for path in outlines:
+            rows, columns = np.nonzero(mask)
+            assert path.get_extents().extents == pytest.approx(
+                (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1), abs=0.51
+            )
+
+
+def test_the_sheet_labels_what_it_shows(lesions, lesion_store, seeing_run, figures):
+    found = explain(seeing_run, lesions, lesion_store, **QUICKLY)
+    known = {image["id"]: image for image in found["images"]}
+    hits, misses = figures["sheet.png"].subfigs
+    assert re.fullmatch(r"Surest hits \(\d+ of 12 test images are right\)", hits.get_suptitle())
+    assert re.fullmatch(r"Worst misses \(\d+ of 12 are wrong\)", misses.get_suptitle())
+    for part, ids in ((hits, found["sheet"]["hits"]), (misses, found["sheet"]["misses"])):
+        panels = [axes for axes in part.axes if axes.images]
+        images, mean, cam = panels[0::3], panels[1::3], panels[2::3]  # a column for each sample
+        assert [axes.get_xlabel() for axes in cam] == ids
+        assert [axes.get_title() for axes in images] == [
+            f"true {known[i]['true']}\nsaid {known[i]['predicted']}\n{known[i]['probability']:.0%}" for i in ids
+        ]
+        for axes in images:
+            assert len(layers(axes)) == 1
+        for axes in (*mean, *cam):
+            _, _, over = layers(axes)
+            heat = np.asarray(over.get_array())
+            assert heat.shape == (HEIGHT, WIDTH)
+            assert np.ptp(heat) > 1e-3
+        assert [axes.get_ylabel() for axes in part.axes if axes.get_ylabel()] == ["mean of the gates", "Grad-CAM"]
 
 
 def test_again_gives_the_same_bytes_and_another_choice_nothing_of_the_last(lesions, lesion_store, gated_run):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import sklearn.metrics
 from PIL import Image
 
+from pipeline.data.files import Files
 from pipeline.errors import DataError
 from pipeline.localise import Masks, _partners, score_map, summarise
 from tests.explain.conftest import lesion_dataset
@@ -83,26 +86,97 @@ def write_masks(folder, dataset, names):
         Image.fromarray(dataset.mask(index).astype(np.uint8)).save(file)  # 1 is lesion: not zero is enough
 
 
-@pytest.mark.parametrize("name", ["ward/{}.png", "{}.png", "elsewhere/deep/{}.png"])
-def test_masks_are_found_by_the_name_of_the_sample(tmp_path, name):
+def named(*ids):
+    """A data set whose first samples are called so, in place of `ward/p00_0.png` and its like."""
     dataset = lesion_dataset()
-    write_masks(tmp_path, dataset, {i: name.format(dataset.samples[i].id[5:-4]) for i in (0, 7)})
+    first = [dataclasses.replace(sample, id=name) for sample, name in zip(dataset.samples, ids, strict=False)]
+    return dataclasses.replace(dataset, samples=(*first, *dataset.samples[len(first) :]))
+
+
+@pytest.mark.parametrize("suffix", [".png", "_segmentation.png", "_mask.PNG", "_mask_1.bmp", ".tiff"])
+@pytest.mark.parametrize("name", ["ward/{}", "{}", "elsewhere/deep/{}"])
+def test_masks_are_found_by_the_name_of_the_sample(tmp_path, name, suffix):
+    dataset = lesion_dataset()
+    write_masks(tmp_path, dataset, {i: name.format(dataset.samples[i].id[5:-4]) + suffix for i in (0, 7)})
     masks = Masks(dataset, tmp_path)
     for index in (0, 7):
         np.testing.assert_array_equal(masks(index), dataset.mask(index))
     assert masks(1) is None
 
 
-def test_two_masks_of_one_name_are_for_nobody(tmp_path):
-    dataset = lesion_dataset()
-    write_masks(tmp_path, dataset, {0: "x/p00_0.png", 1: "y/p00_0.png", 2: "p01_0.png"})
+@pytest.mark.parametrize(("image", "mask"), [("ISIC_0000000.jpg", "ISIC_0000000_segmentation.png"),
+                                             ("benign/benign (1).png", "benign (1)_mask.png")])  # fmt: skip
+def test_masks_of_public_data_sets_are_found(tmp_path, image, mask):
+    dataset = named(image)
+    write_masks(tmp_path, dataset, {0: mask})
+    np.testing.assert_array_equal(Masks(dataset, tmp_path)(0), dataset.mask(0))
+
+
+def test_a_mask_goes_to_the_longest_name_that_it_begins_with(tmp_path):
+    dataset = named("a", "a_1", "a_left", "b", "c.png", "c.jpg")
+    files = ["a_1.png", "a_left_mask.png", "b_1.png", "b_two_words.png", "bmask.png", "c_mask.png"]
+    write_masks(tmp_path, dataset, dict(enumerate(files)))
     masks = Masks(dataset, tmp_path)
-    assert masks(0) is None
-    assert masks(2) is not None
+    np.testing.assert_array_equal(masks(1), dataset.mask(0))
+    np.testing.assert_array_equal(masks(2), dataset.mask(1))
+    for index in (0, 3, 4, 5):  # no file of its own, none with one word after its name, and two samples of one name
+        assert masks(index) is None
+    write_masks(tmp_path, dataset, {0: "a_mask.png", 1: "a_1_mask.png"})
+    (tmp_path / "a_1.png").unlink()
+    masks = Masks(dataset, tmp_path)
+    np.testing.assert_array_equal(masks(0), dataset.mask(0))
+    np.testing.assert_array_equal(masks(1), dataset.mask(1))
+
+
+@pytest.mark.parametrize(
+    "both",
+    [
+        ("p00_0.png", "p00_0_mask.png"),
+        ("p00_0_mask.png", "p00_0_mask_1.png"),
+        ("p00_0.png", "p00_0.tif"),
+        ("x/p00_0.png", "y/p00_0.png"),
+        ("ward/p00_0_a.png", "ward/p00_0_b.png"),
+    ],
+)
+def test_two_masks_of_one_sample_are_refused_with_their_names(tmp_path, both):
+    dataset = lesion_dataset()
+    for name in both:
+        write_masks(tmp_path, dataset, {0: name})
+    with pytest.raises(DataError, match="leave one file per sample") as caught:
+        Masks(dataset, tmp_path)
+    for said in (*(str(tmp_path / name) for name in both), "'ward/p00_0.png'"):
+        assert said in str(caught.value)
+
+
+def test_a_mask_where_the_name_of_the_sample_says_is_taken_before_one_elsewhere(tmp_path):
+    dataset = lesion_dataset()
+    write_masks(tmp_path, dataset, {0: "ward/p00_0_mask.png", 1: "other/p00_0_mask.png"})
+    np.testing.assert_array_equal(Masks(dataset, tmp_path)(0), dataset.mask(0))
+
+
+def test_images_beside_their_masks_are_no_masks(tmp_path):
+    dataset = lesion_dataset()
+    names = tuple(sample.id for sample in dataset.samples)
+    write_masks(tmp_path, dataset, dict(enumerate(names)))
+    dataset = dataclasses.replace(dataset, source=Files(tmp_path, names))
+    with pytest.raises(DataError, match="is named as a sample"):
+        Masks(dataset, tmp_path)
+    write_masks(tmp_path, lesion_dataset(), {3: "ward/p01_1_mask.png"})
+    np.testing.assert_array_equal(Masks(dataset, tmp_path)(3), lesion_dataset().mask(3))
+
+
+def test_masks_of_sixteen_bits_and_of_jpeg(tmp_path):
+    dataset = lesion_dataset()
+    Image.fromarray(dataset.mask(0).astype(np.uint16)).save(tmp_path / "p00_0.tif")
+    Image.fromarray(dataset.mask(1).astype(np.uint8) * 255).save(tmp_path / "p00_1.jpg", quality=75)
+    masks = Masks(dataset, tmp_path)
+    for index in (0, 1):
+        np.testing.assert_array_equal(masks(index), dataset.mask(index))
 
 
 def test_a_folder_without_masks_says_what_they_would_be_called(tmp_path):
-    with pytest.raises(DataError, match=r"none of its 0 PNG files .* 'ward/p00_0.png' would be 'ward/p00_0.png'"):
+    would = "'ward/p00_0.png' would be 'ward/p00_0.png' or 'ward/p00_0_mask.png'"
+    with pytest.raises(DataError, match=rf"none of its 0 image files .* {would}"):
         Masks(lesion_dataset(), tmp_path)
     with pytest.raises(DataError, match="there is no such folder"):
         Masks(lesion_dataset(), tmp_path / "nothing")

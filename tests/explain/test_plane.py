@@ -11,8 +11,10 @@ import pytest
 from PIL import Image
 
 import cache
-from pipeline import pca
+from pipeline import pca, stores
+from pipeline.progress import silent
 from tests.commands.conftest import complaint, environment, succeed
+from tests.explain.test_command import CONFIG
 
 COUNT = 300
 
@@ -113,8 +115,6 @@ def test_the_command_draws_the_labels_that_travel_with_a_store(planted, tmp_path
     assert "2 lie apart: s017, s250" in report["plot"]["alt"]
     with Image.open(tmp_path / "maps/plane.png") as picture:
         assert min(picture.size) > 500
-        colours = {c[:3] for _, c in picture.convert("RGB").quantize(64).convert("RGB").getcolors(4096)}
-    assert len(colours) > 10
     said = complaint(tmp_path, "store", "inspect", "labelled.zarr", "--plot", "p.png", "--tap", "late", status=2)
     assert "has no tap 'late'; it has neck" in said
     done = subprocess.run(
@@ -122,3 +122,55 @@ def test_the_command_draws_the_labels_that_travel_with_a_store(planted, tmp_path
         cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert "plot" not in json.loads(done.stdout)
+
+
+def test_a_panel_by_class_and_one_by_split_and_the_outliers_named(planted, tmp_path, figures):
+    classes, _, features = planted
+    splits = tuple("train" if i % 3 else "test" for i in range(COUNT))
+    labels = cache.Labels(("x", "y", "z"), tuple(classes.tolist()), splits)
+    with write_store(tmp_path / "s.zarr", features) as store:
+        at = pca.project(store).at
+    report = stores.draw_plane(tmp_path / "s.zarr", tmp_path / "plane.png", silent, labels)
+    assert "coloured by class and by split" in report["alt"]
+    top, bottom = figures["plane.png"].subfigs
+    expected = {"by class": np.array(labels.class_names)[classes], "by split": np.array(splits)}
+    assert [axes.get_title() for axes in top.axes] == [*expected]
+    for axes in top.axes:
+        names = expected[axes.get_title()]
+        *groups, first, second = axes.collections
+        colours = set()
+        for group in groups:
+            name = group.get_label().split(" (")[0]
+            assert group.get_label() == f"{name} ({(names == name).sum()})"
+            np.testing.assert_array_equal(group.get_offsets(), at[names == name])
+            colours.add(tuple(group.get_facecolor()[0]))
+        assert len(colours) == len(groups) == len(set(names))
+        assert {text.get_text() for text in axes.get_legend().get_texts()} == {group.get_label() for group in groups}
+        for number, (ring, index) in enumerate(((first, 17), (second, 250))):
+            np.testing.assert_array_equal(ring.get_offsets(), at[index : index + 1])
+            assert axes.texts[number].get_text() == str(number + 1)
+            assert axes.texts[number].xy == pytest.approx(at[index])
+        assert "PC 1" in axes.get_xlabel()
+    assert "PC 2" in top.axes[0].get_ylabel()
+    assert [text.get_text() for text in bottom.texts] == ["apart from the others:\n1  s017\n2  s250"]
+
+
+def test_a_store_without_labels_or_data_is_looked_at_without(planted, tmp_path, figures):
+    _, _, features = planted
+    write_store(tmp_path / "s.zarr", features).close()
+    report = succeed(tmp_path, "store", "inspect", "s.zarr", "--plot", "plane.png")
+    assert "no splits, classes or counts of them: " in report["without_labels"]
+    assert "configs/default.yaml" in report["without_labels"]
+    assert (report["rows"], report["counts"]) == (COUNT, {})
+    assert "coloured" not in report["plot"]["alt"]
+    assert [*report["plot"]["outliers"]] == ["s017", "s250"]
+    (tmp_path / "configs").mkdir()
+    config = CONFIG.replace("layout: demo, path: data, count: 36, size_px: 64", "layout: folder, path: nowhere")
+    (tmp_path / "configs/default.yaml").write_text(config)
+    assert "nowhere" in succeed(tmp_path, "store", "inspect", "s.zarr")["without_labels"]
+    said = complaint(tmp_path, "store", "inspect", "s.zarr", "-c", "configs/default.yaml", status=1)
+    assert "nowhere: there is no such folder" in said  # who names a configuration wants its labels
+    complaint(tmp_path, "store", "inspect", "s.zarr", "--set", "data.path=elsewhere", status=1)
+    stores.draw_plane(tmp_path / "s.zarr", tmp_path / "again.png", silent)
+    (axes,) = figures["again.png"].subfigs[0].axes
+    assert axes.get_title() == "no labels"

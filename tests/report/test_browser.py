@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from pipeline import report, report_tables
+from pipeline.reproduce import Commands
 from tests.report.browser import Browser, chromium, needs_chromium
 from tests.report.conftest import HOSTILE, Case
 
@@ -72,7 +73,9 @@ def page(gated: Case, tmp_path_factory) -> Path:
     (folder / "study").mkdir()
     (folder / "study/table.csv").write_text("variant,fraction,score,mean\nplain,0.1,auc,0.7\noracle,0.1,auc,0.8\n")
     Image.new("RGB", (900, 600), "white").save(folder / "study/curve.png")
-    return report.write(case.folder, case.collect(study=folder / "study", commands=["pipeline train " + "x" * 300]))
+    return report.write(
+        case.folder, case.collect(study=folder / "study", commands=Commands(["pipeline train " + "x" * 300]))
+    )
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])

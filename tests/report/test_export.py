@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch import nn
 
 from pipeline import data, export, run
 from pipeline.backbones import standardise
+from pipeline.classifier import Classifier, ModelOptions
 from pipeline.errors import CheckpointError, ConfigError, RunError
 from pipeline.evaluate import evaluate
 from pipeline.onnx_file import write_onnx
@@ -27,6 +30,12 @@ def hand_on(case: Case, target: Path, **changes: Any) -> dict[str, Any]:
     return export.export(case.folder, target, facts, **{"reading": data.Reading(), **changes})
 
 
+def copied(case: Case, folder: Path) -> Case:
+    """A copy of a run, to change."""
+    shutil.copytree(case.folder, folder)
+    return Case(folder, case.dataset, case.store)
+
+
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory) -> Case:
     """A plain run on three grades, whose head is not a softmax."""
@@ -38,8 +47,8 @@ def plain(tmp_path_factory) -> Case:
 
 def test_the_folder_holds_what_is_promised(gated: Case, tmp_path: Path) -> None:
     found = hand_on(gated, tmp_path / "out", license_name="CC BY 4.0", citation="Somebody | 2026")
-    names = ["README.md", "classes.json", "metrics.json", "model.json", "model.safetensors", "predict.py"]
-    assert found["files"] == [*names, "preprocessing.json"]
+    names = ["README.md", "classes.json", "config.json", "metrics.json", "model.json", "model.safetensors"]
+    assert found["files"] == [*names, "predict.py", "preprocessing.json"]
     assert json.loads((tmp_path / "out/classes.json").read_text()) == list(CLASSES)
     ours, theirs = run.load_classifier(gated.folder)[0], run.load_classifier(tmp_path / "out")[0]
     assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True))
@@ -47,6 +56,35 @@ def test_the_folder_holds_what_is_promised(gated: Case, tmp_path: Path) -> None:
     text = "".join(path.read_text() for path in (tmp_path / "out").glob("*.json"))
     assert not [sample.id for sample in gated.dataset.samples if sample.id in text]
     assert str(gated.folder) not in text
+
+
+def test_the_configuration_is_the_run_s_without_the_places_of_files(gated: Case, tmp_path: Path) -> None:
+    here = copied(gated, tmp_path / "run")
+    described = json.loads((here.folder / "model.json").read_text())
+    for model in (described["model"], described["provenance"]["settings"]["model"]):
+        model["weights"] = "/home/somebody/weights.pth"
+    described["fingerprint"] |= {"preprocessing": {"name": "medsam", "version": 1}, "dtype": "float16"}
+    (here.folder / "model.json").write_text(json.dumps(described))
+    hand_on(here, tmp_path / "out")
+    found = json.loads((tmp_path / "out/config.json").read_text())
+    assert found["data"] == {"name": "<i>scene</i>", "task": "binary", "reading": data.reading_rules(data.Reading())}
+    assert found["encoder"] == {
+        "name": "random", "taps": ["early", "neck"], "weights_sha256": "1" * 64, "input_px": 64, "pool": 4,
+        "preprocessing": "medsam",
+    }  # fmt: skip
+    assert found["store"] == {"dtype": "float16"}
+    model, train = found["model"], found["train"]
+    assert (model["backbone"], model["weights"], model["image_px"]) == ("tiny", "weights.pth", 16)
+    assert model["gates"] == [{"tap": "early", "stage": "stage1"}, {"tap": "neck", "stage": "stage4"}]
+    assert model["slca"]["reduction"] == 16
+    assert not [path for path in (tmp_path / "out").iterdir() if b"/home/somebody" in path.read_bytes()]
+    assert (train["epochs"], train["seed"], train["augment"]["flip_vertical"]) == (3, 1, 0.5)
+
+
+def test_a_plain_run_is_configured_without_an_encoder(plain: Case, tmp_path: Path) -> None:
+    hand_on(plain, tmp_path / "out")
+    found = json.loads((tmp_path / "out/config.json").read_text())
+    assert (found["encoder"], found["store"], found["model"]["gates"]) == (None, None, [])
 
 
 def test_the_card_has_data_use_figures_limits_licence(gated: Case, tmp_path: Path) -> None:
@@ -84,6 +122,13 @@ def test_it_is_whole_or_not_there(gated: Case, tmp_path: Path, monkeypatch: pyte
     with pytest.raises(KeyboardInterrupt):
         hand_on(gated, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_were_not_kept_cannot_be_handed_on(gated: Case, tmp_path: Path) -> None:
+    shutil.copytree(gated.folder, tmp_path / "run", ignore=shutil.ignore_patterns("model.safetensors"))
+    with pytest.raises(RunError, match=r"weights of the run '.*run' were not kept: delete .* `keep_weights: true`, or"):
+        hand_on(Case(tmp_path / "run", gated.dataset, gated.store), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_another_export_is_not_overwritten(gated: Case, plain: Case, tmp_path: Path) -> None:
@@ -174,6 +219,42 @@ def test_onnx_of_a_plain_model_takes_images_alone(plain: Case, tmp_path: Path) -
     Image.fromarray(plain.dataset.read(4)).save(tmp_path / "image.png")
     (row,) = export.load_export(tmp_path / "out").predict([tmp_path / "image.png"])
     np.testing.assert_allclose(said[4], row, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "side", "gates"),
+    [
+        ("resnet18", 32, (("neck", "stage4"), ("own", "stage2"))),
+        ("swin_v2_t", 64, (("own", "stage3"),)),
+    ],
+)
+def test_onnx_of_the_backbones_of_real_runs(backbone, side, gates, tmp_path: Path, monkeypatch) -> None:
+    """With statistics that are not those of the start, where a backbone keeps some."""
+    pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    torch.manual_seed(0)
+    classifier = Classifier(ModelOptions(backbone=backbone, image_px=side, gates=gates), {"neck": (3, 4, 4)}, 2)
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (5, 3, side, side)).astype(np.float32)
+    inputs = {"images": images}
+    if classifier.taps:
+        inputs["extents"] = random.uniform(0.4, 1.0, (5, 2)).astype(np.float32)
+        inputs["neck"] = random.standard_normal((5, 3, 4, 4)).astype(np.float32)
+    extents, neck = (torch.from_numpy(inputs[name]) if name in inputs else None for name in ("extents", "neck"))
+
+    def logits() -> torch.Tensor:
+        with torch.no_grad():
+            return classifier(standardise(torch.from_numpy(images)), {} if neck is None else {"neck": neck}, extents)
+
+    classifier.train()
+    logits()
+    classifier.eval()
+    described = types.SimpleNamespace(head="softmax")
+    monkeypatch.setattr(run, "load_classifier", lambda folder: (classifier, described))
+    assert write_onnx(tmp_path, tmp_path / "model.onnx")["largest_difference"] < 1e-5
+    said = onnx_probabilities(tmp_path / "model.onnx", **inputs)
+    expected = torch.softmax(logits(), dim=1).numpy()
+    assert np.ptp(expected[:, 0]) > 1e-3  # else any constant would do
+    np.testing.assert_allclose(said, expected, atol=1e-5)
 
 
 class Branching(nn.Module):

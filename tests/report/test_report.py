@@ -9,19 +9,32 @@ import shlex
 import shutil
 from html.parser import HTMLParser
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import report
+import cache
+from pipeline import intervals, report
 from pipeline.config import load_config, to_dict
+from pipeline.data import reading_rules
 from pipeline.errors import RunError
 from pipeline.evaluate import evaluate
+from pipeline.evidence import settings_of
+from pipeline.explain import explain
+from pipeline.inputs import reading, recipe
 from pipeline.report_charts import Axis, Line, chart
-from pipeline.reproduce import commands
+from pipeline.report_figures import calibration
+from pipeline.reproduce import Commands, commands
+from pipeline.run import write_csv
+from pipeline.unchanged import fingerprint
 from tests.commands.conftest import TINY as CONFIG
 from tests.report.conftest import HOSTILE, Case, with_a_leak
 from tests.train.scenes import PLAIN, do, make_dataset
+
+MODEL = dataclasses.asdict(PLAIN)
 
 
 class Page(HTMLParser):
@@ -104,6 +117,30 @@ def test_figures_are_those_of_the_run(gated: Case, page: Page) -> None:
     assert f"highest, {figures['val_auc']:.3f}, after epoch {figures['best_epoch']} of 3" in alts
     right = sum(figures["confusion"][k][k] for k in range(2))
     assert f"{right} of 12 images are classified rightly." in page.text
+
+
+def test_the_calibration_curve_has_the_intervals_that_the_run_wrote_down(gated: Case) -> None:
+    evidence = gated.collect()
+    random = np.random.default_rng(0)
+    labels, p = np.arange(60) % 2, random.random(60)
+    said = dataclasses.replace(
+        evidence.said, groups=tuple("abcdef" * 10), labels=labels, probabilities=np.stack([1 - p, p], axis=1)
+    )
+    page = Page(calibration(dataclasses.replace(evidence, said=said)))
+    rows = intervals.reliability("binary", labels, said.probabilities, said.groups, resamples=200, seed=0)
+    bars = [attributes for attributes in page.all("line") if "bar" in str(attributes["class"]).split()]
+    assert len(bars) == len(rows)
+    for bar, row in zip(bars, rows, strict=True):
+        drawn = [(284 - float(bar[y] or "")) / 272 for y in ("y1", "y2")]  # the plot is 272 high and ends at 284
+        assert drawn == pytest.approx([row["low"], row["high"]], abs=1e-3)
+    assert any(row["low"] < row["high"] for row in rows)
+    within = sum(row["low"] <= row["confidence"] <= row["high"] for row in rows)
+    assert f"In {within} of {len(rows)} steps of confidence the 95 % interval of that share holds" in page.text
+    with (gated.folder / "reliability.csv").open() as file:
+        written = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    said = evidence.said
+    again = intervals.reliability("binary", said.labels, said.probabilities, said.groups, resamples=200, seed=0)
+    assert written == [pytest.approx(row) for row in again]
 
 
 def test_identity_costs_and_versions_are_on_the_page(gated: Case, page: Page) -> None:
@@ -193,6 +230,16 @@ def test_what_is_missing_is_refused_in_one_line(gated: Case, scene_without_group
         gated.collect(study=tmp_path)
 
 
+def test_a_run_whose_weights_were_not_kept_says_so(gated: Case, tmp_path) -> None:
+    copy = dataclasses.replace(gated, folder=tmp_path / "run")
+    shutil.copytree(gated.folder, copy.folder, ignore=shutil.ignore_patterns("model.safetensors"))
+    with pytest.raises(RunError, match="were not kept: delete this folder and run its study again"):
+        copy.collect()
+    with cache.open_store(gated.store) as store, pytest.raises(RunError, match="were not kept: delete this folder"):
+        explain(copy.folder, gated.dataset, store)
+    assert not (copy.folder / "explain-partial").exists()
+
+
 def test_a_store_that_is_gone_is_said_to_be(gated: Case, tmp_path) -> None:
     text = Page(dataclasses.replace(gated, store=tmp_path / "gone.zarr").page()).text
     assert "The store of the features is not described" in text
@@ -210,7 +257,8 @@ def test_heat_maps_of_this_model_and_no_other(gated: Case, tmp_path) -> None:
         "localisation": {
             "images": 12,
             "chance": {"mass": 0.1},
-            "maps": {"early": {"mass": {"value": 0.2, "low": 0.15, "high": 0.25}}},
+            "maps": {"early": {"mass": {"value": 0.2, "low": 0.15, "high": 0.25}}, "Grad-CAM": {}},
+            "untrained_auc": {"early": [0.97, 0.02, 0.9]},
         },
     }
     (copy.folder / "explain/explain.json").write_text(json.dumps(found))
@@ -218,7 +266,7 @@ def test_heat_maps_of_this_model_and_no_other(gated: Case, tmp_path) -> None:
     (image,) = page.all("img")
     assert image["alt"] == f"Sheet of {HOSTILE}"
     assert image["src"].startswith("data:image/png;base64,")
-    assert "early0.200 (0.150 to 0.250)" in page.text
+    assert "AUC, weights just drawn (3 seeds)chance0.100early0.200 (0.150 to 0.250)0.020 to 0.970Grad-CAM" in page.text
     (copy.folder / "explain/explain.json").write_text(json.dumps(found | {"weights_sha256": "other"}))
     page = Page(copy.page())
     assert not page.all("img")
@@ -243,7 +291,62 @@ def test_a_study_stands_beside_the_run(gated: Case, tmp_path) -> None:
     assert f"oracle {HOSTILE}0.1auc0.800 (0.750 to 0.850)" in page.text
     assert "variantfractionscoremean" in page.text.replace("\n", "")
     assert "note" not in page.text
-    assert "It does not show that the gates help" not in page.text
+    assert "It does not show that the gates help" in page.text
+    assert "It does not hold this run together with one that differs from it in the gates alone." in page.text
+
+
+@pytest.fixture(scope="module")
+def study(gated: Case, tmp_path_factory) -> Path:
+    """A study of the gated run and of the plain one on the same images."""
+    folder = tmp_path_factory.mktemp("studies") / "both"
+    shutil.copytree(gated.folder, folder / "runs/gated", ignore=shutil.ignore_patterns("*.safetensors"))
+    do(gated.dataset, None, folder / "runs/plain", model=PLAIN)
+    evaluate(folder / "runs/plain", gated.dataset, None, resamples=200)
+    write_csv(folder / "table.csv", [{"variant": "plain", "score": "auc", "mean": 0.5}])
+    list_runs(folder, "plain", "gated")
+    return folder
+
+
+def list_runs(study: Path, *names: str) -> None:
+    write_csv(study / "results.csv", [{"variant": name, "run": f"studies/elsewhere/runs/{name}"} for name in names])
+
+
+def test_a_study_of_this_run_and_the_plain_one_shows_whether_gates_help(gated: Case, study: Path) -> None:
+    assert "It does not show that" not in Page(gated.page(study=study)).text
+    plain = dataclasses.replace(gated, folder=study / "runs/plain")
+    assert "It does not show that" not in Page(plain.page(study=study)).text
+    assert "better or worse than a gated classifier" in Page(plain.page()).text
+
+
+@pytest.mark.parametrize("what", ["without it", "without the plain one", "other settings", "other images"])
+def test_a_study_of_something_else_does_not_show_whether_gates_help(gated: Case, study: Path, tmp_path, what) -> None:
+    shutil.copytree(study, tmp_path / "study")
+    if what == "without it":
+        list_runs(tmp_path / "study", "plain")
+    elif what == "without the plain one":
+        list_runs(tmp_path / "study", "gated", "gone")
+    elif what == "other settings":
+        file = tmp_path / "study/runs/plain/model.json"
+        described = json.loads(file.read_text())
+        described["provenance"]["settings"]["train"]["lr"] = 0.5
+        file.write_text(json.dumps(described))
+    else:
+        file = tmp_path / "study/runs/plain/predictions.csv"
+        rows = [row | {"pixels_sha256": "0" * 64} for row in csv.DictReader(file.read_text().splitlines())]
+        write_csv(file, rows)
+    assert "It does not show that the gates help" in Page(gated.page(study=tmp_path / "study")).text
+
+
+def test_the_words_for_the_curve_of_a_study_are_about_the_score_that_it_shows(gated: Case, tmp_path) -> None:
+    means = {"plain": {"auc": "0.7", "acc": "0.99", "ece": "0.01"}, "gated": {"auc": "0.8", "acc": "0.9", "ece": "0.2"}}
+    lines = [f"{variant},{score},{mean}" for variant, of in means.items() for score, mean in of.items()]
+    (tmp_path / "table.csv").write_text("\n".join(["variant,score,mean", *lines]))
+    Image.new("RGB", (8, 8), "white").save(tmp_path / "curve.png")
+    page = Page(gated.page(study=tmp_path))
+    (image,) = page.all("img")
+    finding = "Highest mean: auc 0.800 with variant gated. Lowest: auc 0.700 with variant plain."
+    assert str(image["alt"]).endswith(f"mean auc over the share of the training set. {finding}")
+    assert f"Data efficiency. {finding}" in page.text
 
 
 def test_commands_give_the_run_again(tmp_path) -> None:
@@ -257,13 +360,79 @@ def test_commands_give_the_run_again(tmp_path) -> None:
         "model": {"gates": gates, **values["model"].pop("slca"), **values["model"]},
         "augmentation": values["train"].pop("augment"),
         "train": values["train"],
+        "features": None,
     }
-    (spelled,) = commands(["train"], ["-c", "c.yaml"], config, settings, wanted.run)
+    (spelled,) = commands(["train"], ["-c", "c.yaml"], config, settings, wanted.run).lines
     assert spelled.startswith("pipeline train -c c.yaml --set ")
     words = shlex.split(spelled)
     overrides = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
     assert len(overrides) == 4
     assert load_config(path, overrides) == wanted
+
+
+def features_of(path: Path, *overrides: str) -> dict[str, Any]:
+    """What the features of a configuration depend on, as a run has it."""
+    config = load_config(path, overrides)
+    return dict(
+        fingerprint(recipe(config).fingerprint("1" * 64), reading_rules(reading(config)), config.store.dtype).fields
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "field"),
+    [
+        ("encoder.pool=2", "pool"),
+        ("encoder.taps=[early]", "taps.neck"),
+        ("encoder.precision=bfloat16", "precision"),
+        ("encoder.input_px=128", "input_px"),
+        ("store.dtype=float32", "dtype"),
+        ("encoder.name=mask", "encoder"),
+    ],
+)
+def test_no_commands_are_given_that_would_make_other_features(gated: Case, tmp_path, override, field) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(CONFIG)
+    settings = {**settings_of(gated.folder), "features": features_of(path)}
+
+    def given(*overrides: str) -> Commands:
+        return commands(["train"], ["-c", "c.yaml"], to_dict(load_config(path, overrides)), settings, gated.folder)
+
+    assert given().lines
+    assert not given().why_none
+    none = given(override)
+    assert not none.lines
+    assert field in none.why_none.partition("(")[2]
+    page = Page(gated.page(commands=none)).text
+    assert "How to do it again\nNo commands are given, for they would not give this run: the configuration" in page
+    assert "How to do it again\npipeline train -c c.yaml" in Page(gated.page(commands=given())).text
+    assert "How to do it again" not in Page(gated.page()).text
+
+
+def test_masks_on_another_grid_are_other_features(tmp_path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(CONFIG)
+    overrides = ("encoder.name=mask", "encoder.taps=[mask]", "encoder.pool=1")
+    features = {"encoder": "mask", "grid": 16, "dtype": "float16"}
+    settings = {"features": features, "model": MODEL, "train": {}, "augmentation": {}}
+    same, finer = (to_dict(load_config(path, [*overrides, f"encoder.input_px={px}"])) for px in (256, 512))
+    assert commands(["train"], [], same, settings, Path("runs/demo")).lines
+    assert "(not the same: grid)" in commands(["train"], [], finer, settings, Path("runs/demo")).why_none
+
+
+def test_other_weights_are_other_features(tmp_path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(CONFIG)
+    weights = tmp_path / "w.pth"
+    overrides = (f"encoder.checkpoint={weights}",)
+    settings = {"features": features_of(path, *overrides), "model": MODEL, "train": {}, "augmentation": {}}
+    config = to_dict(load_config(path, overrides))
+    assert commands(["train"], [], config, settings, Path("runs/demo")).lines  # not here, and so not asked about
+    weights.write_bytes(b"other")
+    assert "(not the same: weights_sha256)" in commands(["train"], [], config, settings, Path("runs/demo")).why_none
+
+
+def test_energy_is_said_not_to_be_measured(page: Page) -> None:
+    assert "energynot measured" in page.text
 
 
 def test_a_line_keeps_its_corners_and_loses_only_what_nobody_sees() -> None:
@@ -273,6 +442,16 @@ def test_a_line_keeps_its_corners_and_loses_only_what_nobody_sees() -> None:
         drawn = chart([Line("a", points)], Axis("x"), Axis("y"), alt="a")
         path = drawn.split('d="M')[1].split('"')[0]
         assert path.count("L") == kept - 1
+
+
+def test_bars_stand_at_the_points_between_their_ends() -> None:
+    drawn = chart([Line("a", [(0, 0.5), (1, 0.5)], bars=[(0.0, 1.0), (0.25, 0.5)])], Axis("x"), Axis("y"), alt="a")
+    bars = [part.split("/>")[0] for part in drawn.split("<line ") if 'class="line bar c0"' in part.split("/>")[0]]
+    assert [bar.split(" class")[0] for bar in bars] == [
+        'x1="52" y1="284" x2="52" y2="12"',
+        'x1="388" y1="216" x2="388" y2="148"',
+    ]
+    assert 'class="line bar' not in chart([Line("a", [(0, 0.5), (1, 0.5)])], Axis("x"), Axis("y"), alt="a")
 
 
 def test_ticks_are_round_and_within() -> None:

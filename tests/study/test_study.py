@@ -10,14 +10,17 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from pipeline import run, stages, study_stage
 from pipeline.cli import cli
 from pipeline.compare import other_settings
 from pipeline.config import load_config
 from pipeline.errors import ConfigError, RunError
+from pipeline.progress import silent
 from pipeline.study import Planned, result_of, work_through
 from pipeline.study_config import load_study
 from tests.commands.conftest import copy_of, run_pipeline, start_pipeline, succeed
@@ -211,6 +214,64 @@ def test_what_would_fail_later_is_refused_before_the_first_run(fresh, monkeypatc
     with pytest.raises(kind, match=message):
         study_stage.study(load_study(Path("study.yaml")), lambda *a, **k: None)
     assert not list(Path().glob("studies/tiny/runs/*"))
+
+
+def test_runs_on_images_that_have_changed_since_do_not_count_as_done(studied, fresh, monkeypatch):
+    shutil.copytree(studied[0] / "studies", fresh / "studies")
+    monkeypatch.chdir(fresh)
+    image = next(Path("data/demo/images").iterdir())
+    pixels = np.asarray(Image.open(image)).copy()
+    pixels[0, 0] ^= 255
+    Image.fromarray(pixels).save(image)
+    plan = load_study(Path("study.yaml"))
+    assert study_stage.study(plan, silent)["missing"] == 0  # nobody has looked at the images
+    study_stage.prepare(plan, silent)
+    with pytest.raises(RunError, match=r"2 of the finished runs .*'mask-fraction0.5-seed0-.*make them again with --re"):
+        study_stage.study(plan, silent)
+    before = {planned.name: result_of(planned) for planned in plan.runs}
+    told = succeed(fresh, "study", "-c", "study.yaml", "--replace")
+    assert (told["done"], told["missing"]) == (4, 0)
+    for planned in plan.runs:
+        again = planned.name.startswith("mask")
+        assert (result_of(planned)["seconds"] != before[planned.name]["seconds"]) == again
+    assert study_stage.study(plan, silent)["missing"] == 0
+
+
+def test_features_of_other_settings_are_refused(fresh, monkeypatch):
+    monkeypatch.chdir(fresh)
+    study_stage.prepare(load_study(Path("study.yaml")), silent)
+    Path("study.yaml").write_text(OF_ONE_SEED.replace("encoder.pool: 1", "encoder.pool: 2"))
+    asks = r"'features/mask.zarr' holds other features than .*: encoder.input_px asks for 8, and the store has 16. Run"
+    with pytest.raises(RunError, match=asks):
+        study_stage.study(load_study(Path("study.yaml")), silent)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ("encoder.pool=2", "encoder.pool asks for 2, and the store has 4"),
+        ("encoder.precision=bfloat16", "encoder.precision asks for 'bfloat16', and the store has 'float32'"),
+        ("encoder.preprocessing=medsam", "encoder.preprocessing asks for 'medsam', and the store has 'sam'"),
+        ("encoder.checkpoint=OTHER", "encoder.checkpoint asks for '"),
+        ("store.dtype=float32", "store.dtype asks for 'float32', and the store has 'float16'"),
+        ("encoder.name=sam_vit_b", "encoder.name asks for 'sam_vit_b', and the store has 'sam_demo'"),
+    ],
+)
+def test_a_run_is_not_trained_on_features_that_it_does_not_describe(trained, tmp_path, monkeypatch, changed, said):
+    monkeypatch.chdir(trained)
+    other = tmp_path / "other.pth"
+    other.write_bytes(Path("weights/sam_demo.pth").read_bytes() + b" ")
+    changed = changed.replace("OTHER", str(other))
+    with pytest.raises(RunError, match=re.escape(said)):
+        stages.train(load_config(Path("tiny.yaml"), (changed, "run=runs/other")), silent)
+    assert not Path("runs/other").exists()
+
+
+def test_weights_that_are_not_here_are_not_asked_about(work, monkeypatch):
+    monkeypatch.chdir(work)
+    config = load_config(Path("tiny.yaml"), ("encoder.checkpoint=weights/stayed_away.pth", "train.epochs=1"))
+    stages.extract(load_config(Path("tiny.yaml")), silent)
+    assert stages.train(config, silent)["epoch"] == 1
 
 
 def test_a_study_with_nothing_done_has_no_tables(fresh, monkeypatch):

@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from scipy import stats  # comes with scikit-learn
 
 from pipeline import run
@@ -164,13 +165,16 @@ def test_one_seed_has_no_spread(done):
     assert "±" not in as_markdown(rows, "plain", 0).splitlines()[2]
 
 
-def test_runs_on_other_test_samples_are_not_compared(done, tmp_path):
-    runs, _, _ = done
+@pytest.mark.parametrize("of", ["ids", "pixels"])
+def test_runs_on_other_test_samples_are_not_compared(tmp_path, of):
+    runs = plan(tmp_path)
+    labels, p = binary_case(60)
+    for planned in runs:
+        make_run(tmp_path, planned, labels, p, pixels=[f"{i:064x}" for i in range(60)])
     (planned,) = (planned for planned in runs if planned.name == "plain0.50")
     other = dataclasses.replace(planned, folder=tmp_path / "other" / planned.name)
     other.folder.parent.mkdir()
-    labels, p = binary_case(60)
-    make_run(tmp_path / "other", other, labels, p, ids=[f"t{i:03d}" for i in range(60)])
+    make_run(tmp_path / "other", other, labels, p, **{of: [f"t{i:063d}" for i in range(60)]})
     changed = [other if planned.name == "plain0.50" else planned for planned in runs]
     rows = {(row["variant"], row["fraction"]): row for row in Summary(changed, "plain", ("auc",), resamples=50).table()}
     assert rows["gated_x", 0.5]["difference"] is None
@@ -203,6 +207,43 @@ def test_the_files_hold_the_runs_the_table_and_the_curve(done, tmp_path):
     assert lines[1].split(" | ")[4][0] in "+-"
     assert "1 run is missing: run the study again" in markdown
     assert "paired by seed and test sample" in markdown
+
+
+def test_the_curve_is_the_mean_and_the_spread_over_seeds_by_fraction(done, tmp_path, monkeypatch):
+    runs, scores, _ = done
+    figures, save = [], Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda figure, *rest, **options: (figures.append(figure), save(figure, *rest, **options))
+    )
+    write_files(tmp_path, Summary(runs[::-1], "plain", ("auc", "acc"), resamples=50))
+    aucs = {
+        (variant, fraction): np.array([scores[f"{variant}{fraction}{seed}"]["auc"] for seed in SEEDS])
+        for variant in ("plain", "gated_x")
+        for fraction in (0.5, 1.0)
+    }
+    with (tmp_path / "curve.csv").open() as file:
+        rows = {(row["variant"], float(row["fraction"])): row for row in csv.DictReader(file)}
+    assert rows.keys() == aucs.keys()
+    for key, values in aucs.items():
+        assert (rows[key]["score"], rows[key]["seeds"]) == ("auc", "3")
+        assert float(rows[key]["mean"]) == pytest.approx(sum(values) / 3)
+        assert float(rows[key]["sd"]) == pytest.approx(math.sqrt(((values - values.mean()) ** 2).sum() / 2))
+    (figure,) = figures
+    (axes,) = figure.axes
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("share of the training set (%)", "AUC")
+    assert {text.get_text() for text in axes.get_legend().get_texts()} == {"plain", "gated_x"}
+    lines = {line.get_label(): line for line in axes.get_lines()}
+    assert lines.keys() == {"plain", "gated_x"}
+    for band, (name, line) in zip(axes.collections, lines.items(), strict=True):
+        means, sds = (
+            np.array([function(aucs[name, f]) for f in (0.5, 1.0)])
+            for function in (np.mean, lambda v: np.std(v, ddof=1))
+        )
+        np.testing.assert_allclose(line.get_xydata(), np.column_stack(([50, 100], means)))
+        corners = band.get_paths()[0].vertices
+        for at, mean, sd in zip((50, 100), means, sds, strict=True):
+            there = corners[corners[:, 0] == at, 1]
+            assert (there.min(), there.max()) == pytest.approx((mean - sd, mean + sd))
 
 
 def test_latex_escapes_names_and_sets_signs_as_mathematics(done):

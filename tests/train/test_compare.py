@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 
@@ -121,6 +122,19 @@ def test_delong_agrees_with_the_pairwise_formula(seed, ties):
         assert ours[name]["p"] == pytest.approx(math.erfc(abs(difference) / math.sqrt(2 * variance)), abs=1e-12)
 
 
+def test_two_classes_have_the_auc_of_the_last_which_is_the_one_shown(tmp_path):
+    labels, first = binary_case(40)
+    random = np.random.default_rng(3)
+    first, second = (np.stack([random.random(40), p[:, 1]], axis=1) for p in (first, binary_case(40, seed=1)[1]))
+    shown = compare(write_run(tmp_path / "a", labels, first), write_run(tmp_path / "b", labels, second), resamples=10)
+    assert shown["delong"]["auc"]["difference"] == pytest.approx(shown["scores"]["auc"]["difference"], abs=1e-12)
+    groups = [str(i) for i in range(40)]
+    binary = delong_test("binary", labels, first, second, groups, NAMES)
+    assert binary["auc"] == binary["b"] != binary["a"]
+    several = delong_test("multiclass", labels, first, second, groups, NAMES)
+    assert several["auc"]["difference"] == pytest.approx((several["a"]["difference"] + several["b"]["difference"]) / 2)
+
+
 def test_delong_counts_patients_and_not_samples():
     labels, first = binary_case(40)
     _, second = binary_case(40, strength=2.0, seed=1)
@@ -139,7 +153,7 @@ def test_a_classifier_does_not_differ_from_itself():
     assert same["auc"] == {"difference": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
 
 
-def write_run(folder, labels, p, *, ids=None, groups=None, names=NAMES, task="binary"):
+def write_run(folder, labels, p, *, ids=None, groups=None, names=NAMES, task="binary", pixels=None):
     folder.mkdir()
     description = run.Description(ModelOptions(gates=()), task, "softmax", names, {}, None, {}, {})
     run.save_description(folder, description)
@@ -153,6 +167,8 @@ def write_run(folder, labels, p, *, ids=None, groups=None, names=NAMES, task="bi
         }
         if task == "multilabel":
             row |= {f"y_{name}": labels[i][k] for k, name in enumerate(names)}
+        if pixels is not None:
+            row["pixels_sha256"] = pixels[i]
         rows.append(row)
     run.write_csv(folder / "predictions.csv", rows)
     return folder
@@ -183,6 +199,50 @@ def test_the_order_of_the_samples_does_not_matter(tmp_path):
     first = write_run(tmp_path / "a", labels, p, ids=ids, groups=ids)
     second = write_run(tmp_path / "b", labels[::-1], p[::-1], ids=ids[::-1], groups=ids[::-1])
     assert compare(first, second, resamples=10)["scores"]["auc"]["difference"] == 0
+
+
+def test_other_pixels_are_other_samples_and_unknown_ones_are_not(tmp_path):
+    labels, p = binary_case(40)
+    pixels = [f"{i:064x}" for i in range(40)]
+    known, written_before = (
+        write_run(tmp_path / name, labels, p, pixels=given) for name, given in (("a", pixels), ("b", None))
+    )
+    assert read_predictions(known).pixels == tuple(pixels)
+    assert read_predictions(written_before).pixels == ("",) * 40
+    compare(known, written_before, resamples=10)
+    same = write_run(tmp_path / "c", labels, p, pixels=pixels)
+    compare(known, same, resamples=10)
+    other = write_run(tmp_path / "d", labels, p, pixels=["f" * 64, "e" * 64, *pixels[2:]])
+    with pytest.raises(
+        RunError, match=r"on other samples \(2 of 40 images have other pixels\): evaluate both on the same"
+    ):
+        compare(known, other)
+
+
+def test_the_same_settings_are_said_only_where_the_pixels_are_known(tmp_path):
+    labels, p = binary_case(40)
+    pixels = [f"{i:064x}" for i in range(40)]
+    settings = {"data": {"samples_sha256": "1"}, "features": None, "model": {"gates": []}, "train": {"lr": 1e-3}}
+
+    def written(name, pixels, **changes):
+        folder = write_run(tmp_path / name, labels, p, pixels=pixels)
+        record = dataclasses.replace(run.load_description(folder), provenance={"settings": settings | changes})
+        run.save_description(folder, record)
+        return folder
+
+    known, again, before = written("known", pixels), written("again", pixels), written("before", None)
+    assert compare(known, again, resamples=10)["other_settings"] == []
+    assert compare(known, before, resamples=10)["other_settings"] is None
+    slower = written("slower", None, train={"lr": 1e-4})
+    assert compare(known, slower, resamples=10)["other_settings"] == [
+        {"setting": "train.lr", "first": 1e-3, "second": 1e-4}
+    ]
+    data = [{"samples_sha256": "1", "pixels_sha256": digest} for digest in ("2", "3", None)]
+    two, three, plain = (written(f"of {d['pixels_sha256']}", pixels, data=d) for d in data)
+    assert compare(two, plain, resamples=10)["other_settings"] == []  # a run without a store looks at no pixels
+    assert compare(two, three, resamples=10)["other_settings"] == [
+        {"setting": "data.pixels_sha256", "first": "2", "second": "3"}
+    ]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -14,11 +15,15 @@ from PIL import Image
 
 import cache
 from pipeline import run
+from pipeline.compare import compare, read_predictions
+from pipeline.data import pixel_digest
 from pipeline.encoders import Prepared
-from pipeline.errors import DataError, RunError
+from pipeline.errors import ConfigError, DataError, RunError
 from pipeline.evaluate import evaluate
+from pipeline.plots import draw_reliability
 from pipeline.predict import predict
-from pipeline.train import train
+from pipeline.run import begin
+from pipeline.train import Machine, train
 from tests.train.scenes import QUICK, TAPS, TINY, Arrays, make_dataset, make_store
 
 PLAIN = dataclasses.replace(TINY, gates=())
@@ -84,6 +89,26 @@ def test_the_figures_agree_with_the_rows_and_with_scikit_learn(setting):
     assert figures["split"] == "test"
 
 
+@pytest.mark.parametrize("place", ["host", "stream"])
+def test_the_rows_name_their_pixels(setting, tmp_path, place):
+    dataset, store, folder = setting
+    train(dataset, None, tmp_path, model=PLAIN, options=dataclasses.replace(QUICK, epochs=1))
+    for finished, features in ((folder, store), (tmp_path, None)):
+        evaluate(finished, dataset, features, resamples=10, machine=Machine(place=place))
+        with (finished / "predictions.csv").open() as file:
+            named = [row["pixels_sha256"] for row in csv.DictReader(file)]
+        assert named == [pixel_digest(dataset.read(i)).hex() for i in dataset.indices("test")]
+
+
+def test_runs_on_other_images_of_the_same_names_are_not_compared(tmp_path):
+    for name, dataset in (("easy", make_dataset()), ("hard", make_dataset(seed=1))):
+        train(dataset, None, tmp_path / name, model=PLAIN, options=dataclasses.replace(QUICK, epochs=1))
+        evaluate(tmp_path / name, dataset, None, resamples=10)
+    compare(tmp_path / "easy", tmp_path / "easy", resamples=10)
+    with pytest.raises(RunError, match="12 of 12 images have other pixels"):
+        compare(tmp_path / "easy", tmp_path / "hard")
+
+
 def test_every_score_has_an_interval_around_it(setting):
     dataset, store, folder = setting
     figures = evaluate(folder, dataset, store, resamples=300)
@@ -108,6 +133,24 @@ def test_operating_points_are_chosen_on_val_and_read_on_test(setting):
         assert point["sensitivity"]["low"] <= point["sensitivity"]["value"] <= point["sensitivity"]["high"]
 
 
+def test_starting_over_leaves_nothing_that_was_found_of_the_old_model(setting, tmp_path):
+    dataset, store, folder = setting
+    evaluate(folder, dataset, store, resamples=10)
+    shutil.copytree(folder, tmp_path / "run")
+    (tmp_path / "run/notes.txt").write_text("mine")
+    begin(tmp_path / "run", {"other": 1}, replace=True)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"settings.json", "notes.txt"}
+    with pytest.raises(RunError, match=r"no trained model in .*: run `pipeline train` first"):
+        read_predictions(tmp_path / "run")
+
+
+def test_unknown_operating_points_are_refused_before_anything_is_computed(setting, monkeypatch):
+    dataset, store, folder = setting
+    monkeypatch.setattr(Arrays, "read", None)
+    with pytest.raises(ConfigError, match="no operating point 'sensitivity=95'"):
+        evaluate(folder, dataset, store, points=("youden", "sensitivity=95"))
+
+
 def test_curves_are_written_for_programs_and_for_people(setting):
     dataset, store, folder = setting
     figures = evaluate(folder, dataset, store)
@@ -121,11 +164,25 @@ def test_curves_are_written_for_programs_and_for_people(setting):
     with (folder / "precision_recall.csv").open() as file:
         assert {row["class"] for row in csv.DictReader(file)} == set(dataset.class_names)
     with (folder / "reliability.csv").open() as file:
-        assert sum(int(row["count"]) for row in csv.DictReader(file)) == figures["n"]
+        rows = list(csv.DictReader(file))
+    assert sum(int(row["count"]) for row in rows) == figures["n"]
+    assert list(rows[0]) == ["confidence", "accuracy", "count", "low", "high"]
+    assert all(0 <= float(row["low"]) <= float(row["high"]) <= 1 for row in rows)
     for name in ("roc.png", "precision_recall.png", "reliability.png", "loss.png", "confusion.png"):
         with Image.open(folder / name) as picture:
             assert min(picture.size) > 300
             assert np.asarray(picture.convert("L")).std() > 5  # something is drawn
+
+
+def test_the_picture_of_the_calibration_shows_the_intervals(tmp_path):
+    def inked(low, high):
+        steps = [{"confidence": 0.5, "accuracy": 0.6, "count": 9, "low": low, "high": high}]
+        draw_reliability(tmp_path / "reliability.png", steps, error=0.1)
+        with Image.open(tmp_path / "reliability.png") as picture:
+            red, _, blue = np.moveaxis(np.asarray(picture.convert("RGB")).astype(int), 2, 0)
+        return (blue - red > 20).any(axis=1).sum()  # lines of pixels that hold some blue
+
+    assert inked(0.1, 0.9) > 4 * inked(0.6, 0.6)
 
 
 def test_test_is_read_once_and_train_never(setting, monkeypatch):

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 import sklearn.metrics as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from medmnist.evaluator import getACC, getAUC
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.metrics import BINS, Scorer, check_labels, one_hot, precision_recall, reliability, roc_curve, score
-from pipeline.operating import PointScorer, choose_threshold
+from pipeline.intervals import draw_weights, interval
+from pipeline.intervals import reliability as reliability_with_intervals
+from pipeline.metrics import (
+    BINS,
+    ReliabilityScorer,
+    Scorer,
+    check_labels,
+    one_hot,
+    precision_recall,
+    predictions,
+    reliability,
+    roc_curve,
+    score,
+)
+from pipeline.operating import POINTS, PointScorer, choose_threshold, read_point
 
 CASES = {"seed": st.integers(0, 10_000), "ties": st.booleans(), "classes": st.integers(2, 5)}
 
@@ -49,6 +65,62 @@ def test_scores_agree_with_scikit_learn(seed, ties, classes):
     assert ours["confusion"] == reference.confusion_matrix(labels, predicted, labels=range(classes)).tolist()
 
 
+MEDMNIST = {
+    "binary": "binary-class",
+    "multiclass": "multi-class",
+    "ordinal": "ordinal-regression",
+    "multilabel": "multi-label, binary-class",
+}
+
+
+def hard_case(seed, task, kind, n=60):
+    """Labels and probabilities that are sure to the last bit (`float32`: beyond it), tie, or lie at exactly a half."""
+    random = np.random.default_rng(seed)
+    classes = 2 if task == "binary" else 4
+    if task == "multilabel":
+        labels = np.concatenate([np.eye(4, dtype=int), 1 - np.eye(4, dtype=int), random.integers(0, 2, (n - 8, 4))])
+    else:
+        labels = np.concatenate([np.arange(classes), random.integers(0, classes, n - classes)])
+    logits = random.normal(0, 2, (n, classes)) + one_hot(task, labels, classes)
+    logits *= 10 if kind in ("sure", "float32") else 1
+    p = 1 / (1 + np.exp(-logits)) if task == "multilabel" else np.exp(logits - logits.max(axis=1, keepdims=True))
+    p = p if task == "multilabel" else p / p.sum(axis=1, keepdims=True)
+    if kind == "halves":
+        p[::2] = 0.5 if classes == 2 or task == "multilabel" else [0.5, 0.5, 0, 0]
+    return labels, {"float32": p.astype(np.float32).astype(np.float64), "ties": np.round(p, 1)}.get(kind, p)
+
+
+@pytest.mark.parametrize("kind", ["plain", "sure", "float32", "ties", "halves"])
+@pytest.mark.parametrize("task", MEDMNIST)
+def test_auc_and_accuracy_are_those_of_medmnist_and_of_scikit_learn(task, kind):
+    for seed in range(10):
+        labels, p = hard_case(seed, task, kind)
+        ours = score(task, labels, p, tuple("abcd"[: p.shape[1]]))
+        assert ours["auc"] == pytest.approx(getAUC(labels, p, MEDMNIST[task]), abs=1e-12)
+        assert ours["acc"] == pytest.approx(getACC(labels, p, MEDMNIST[task]), abs=1e-12)
+        hits = one_hot(task, labels, p.shape[1])
+        ranked = (hits[:, -1], p[:, -1]) if task == "binary" else (hits, p)
+        assert ours["auc"] == pytest.approx(reference.roc_auc_score(*ranked, average="macro"), abs=1e-12)
+        assert ours["ap"] == pytest.approx(reference.average_precision_score(*ranked, average="macro"), abs=1e-12)
+
+
+def test_the_ties_of_a_first_class_that_is_all_but_sure_do_not_count():
+    labels, p = np.array([0, 1, 0, 1]), np.array([1e-9, 3e-9, 2e-9, 4e-9])
+    said = np.stack([np.float32(1 - p), p], axis=1)
+    ours = score("binary", labels, said, ("no", "yes"))
+    assert ours["class_auc"] == {"no": 0.5, "yes": 1.0}
+    assert (ours["auc"], ours["ap"]) == (1.0, 1.0)
+    drawn = Scorer("binary", labels, said)(np.array([[1.0, 2, 3, 4]]))
+    assert (drawn["auc"].item(), drawn["ap"].item()) == (1.0, 1.0)
+
+
+def test_exactly_a_half_is_a_no():
+    p = np.array([[0.5, 0.5], [0.4, 0.6], [0.5, np.nextafter(0.5, 1)]])
+    assert predictions("binary", p).tolist() == [0, 1, 1]
+    assert predictions("multilabel", p).tolist() == [[0, 0], [0, 1], [0, 1]]
+    assert predictions("ordinal", p[:, ::-1]).tolist() == [0, 0, 0]
+
+
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10_000), task=st.sampled_from(["binary", "multiclass", "ordinal", "multilabel"]))
 def test_weighing_samples_is_repeating_them(seed, task):
@@ -71,9 +143,11 @@ def test_a_class_that_a_weighting_leaves_empty_is_not_defined():
     labels, p = np.array([0, 0, 1, 2]), np.eye(3)[[0, 1, 1, 2]]
     scores = Scorer("multiclass", labels, p)(np.array([[1.0, 1, 1, 0], [1, 1, 1, 1]]))
     assert np.isnan(scores["class_auc"][0, 2])
-    assert np.isnan(scores["auc"][0])
+    for name in ("auc", "ap", "balanced_acc", "f1"):
+        assert np.isnan(scores[name][0]), name
     assert np.isfinite(scores["class_auc"][0, :2]).all()
-    assert np.isfinite(scores["auc"][1])
+    for name in ("auc", "ap", "balanced_acc", "f1"):
+        assert np.isfinite(scores[name][1]), name
 
 
 def test_auc_is_the_chance_that_a_hit_outscores_a_miss():
@@ -97,8 +171,8 @@ def test_several_labels_are_scored_each_for_itself():
     labels, p = random.integers(0, 2, (40, 3)), random.random((40, 3))
     ours = score("multilabel", labels, p, ("a", "b", "c"))
     assert ours["auc"] == pytest.approx(reference.roc_auc_score(labels, p, average="macro"), abs=1e-12)
-    assert ours["acc"] == pytest.approx(((p >= 0.5) == labels).mean())
-    assert ours["f1"] == pytest.approx(reference.f1_score(labels, p >= 0.5, average="macro"))
+    assert ours["acc"] == pytest.approx(((p > 0.5) == labels).mean())
+    assert ours["f1"] == pytest.approx(reference.f1_score(labels, p > 0.5, average="macro"))
     assert ours["brier"] == pytest.approx(((p - labels) ** 2).mean())
     assert "confusion" not in ours
 
@@ -114,6 +188,46 @@ def test_calibration_is_the_gap_between_confidence_and_truth_by_hand():
         {"confidence": pytest.approx(0.9), "accuracy": 0.5, "count": 2},
         {"confidence": 1.0, "accuracy": 1.0, "count": 1},
     ]
+
+
+def test_a_class_that_is_never_called_has_an_f1_of_zero():
+    labels, p = np.array([0, 0, 1, 2]), np.eye(3)[[0, 0, 1, 1]]
+    expected = reference.f1_score(labels, p.argmax(axis=1), average="macro", zero_division=0)
+    assert score("multiclass", labels, p, ("a", "b", "c"))["f1"] == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("task", MEDMNIST)
+def test_the_interval_of_each_step_of_confidence_is_that_of_a_loop_that_repeats_rows(task):
+    labels, p = hard_case(1, task, "plain")
+    groups = [f"g{i // 3}" for i in range(60)]
+    plain = reliability(task, labels, p)
+    drawn = []
+    for weights in np.concatenate(list(draw_weights(groups, resamples=40, seed=5))):
+        again = np.repeat(np.arange(60), weights.astype(int))
+        found = {int(np.ceil(row["confidence"] * BINS)): row for row in reliability(task, labels[again], p[again])}
+        drawn.append([found.get(int(np.ceil(row["confidence"] * BINS)), {}).get("accuracy", np.nan) for row in plain])
+    low, high = interval(np.array(drawn))
+    rows = reliability_with_intervals(task, labels, p, groups, resamples=40, seed=5)
+    assert [{key: row[key] for key in ("confidence", "accuracy", "count")} for row in rows] == plain
+    assert [row["low"] for row in rows] == pytest.approx(low.tolist(), abs=1e-12)
+    assert [row["high"] for row in rows] == pytest.approx(high.tolist(), abs=1e-12)
+    assert any(row["low"] < row["accuracy"] < row["high"] for row in rows)
+    assert rows == reliability_with_intervals(task, labels, p, groups, resamples=40, seed=5)
+    assert rows != reliability_with_intervals(task, labels, p, groups, resamples=40, seed=6)
+
+
+def test_two_thousand_resamples_of_the_steps_of_ten_thousand_decisions_take_seconds():
+    random = np.random.default_rng(0)
+    labels, p = random.integers(0, 3, 10_000), random.dirichlet(np.ones(3), 10_000)
+    start = time.process_time()
+    reliability_with_intervals("multiclass", labels, p, [str(i // 2) for i in range(10_000)], resamples=2000)
+    assert time.process_time() - start < 5
+
+
+def test_a_step_of_confidence_that_is_not_drawn_is_not_defined():
+    p = np.array([[0.9, 0.1], [0.1, 0.9], [0.6, 0.4]])
+    found = ReliabilityScorer("binary", np.array([0, 0, 0]), p)(np.array([[0.0, 1, 2], [3, 1, 0]]))["accuracy"]
+    np.testing.assert_array_equal(found, [[1.0, 0.0], [np.nan, 0.75]])
 
 
 @settings(max_examples=30, deadline=None)
@@ -159,7 +273,23 @@ def test_operating_points_reach_what_they_promise_at_the_least_cost(seed, wanted
     assert (both["sensitivity"].item(), both["specificity"].item()) == pytest.approx(reached(at))
 
 
-@pytest.mark.parametrize("point", ["yuden", "sensitivity", "sensitivity=x", "specificity=95", "f1=0.9"])
+def test_operating_points_are_read_as_they_are_written():
+    assert [read_point(point) for point in (*POINTS, "sensitivity=1", "specificity=.5")] == [
+        ("youden", 0),
+        ("sensitivity", 0.95),
+        ("specificity", 0.95),
+        ("sensitivity", 1),
+        ("specificity", 0.5),
+    ]
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        *("yuden", "youden=1", "", "sensitivity", "sensitivity=", "sensitivity=x", "specificity=95", "f1=0.9"),
+        *("sensitivity=0.0", "sensitivity=1.5", "sensitivity=nan", "sensitivity=-0.9", "sensitivity= 0.9"),
+    ],
+)
 def test_unknown_operating_points_are_refused(point):
     with pytest.raises(ConfigError, match=r"no operating point .*: write 'youden', 'sensitivity=0.95'"):
         choose_threshold(np.array([True, False]), np.array([0.2, 0.1]), point)

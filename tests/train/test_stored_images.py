@@ -128,6 +128,15 @@ def test_a_part_reads_its_part(large, stores, monkeypatch):
     assert len(feed) == 8
 
 
+@pytest.mark.parametrize("place", ["host", "stream"])
+@pytest.mark.parametrize("side", [0, SIDE])
+def test_pixels_are_named_wherever_images_come_from(large, stores, place, side):
+    feed = make_feed(large, stores[side], split="val", place=place)
+    list(feed.batches(torch.arange(12).split(5)))
+    named = [feed.pixel_digest(position) for position in range(12)]
+    assert named == [pixel_digest(large.read(i)) for i in large.indices("val")]
+
+
 def test_images_are_streamed_where_they_do_not_fit(large, stores, monkeypatch, decoded):
     whole = make_feed(large, stores[SIDE])
     monkeypatch.setattr(feed_module, "free_host_bytes", lambda: 1000)

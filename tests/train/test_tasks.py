@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -23,7 +25,7 @@ def test_each_task_has_its_head():
 
 
 def test_grades_follow_the_continuation_ratio_by_hand():
-    logits = torch.tensor([[0.0, np.log(3.0)]])  # P(y > 0) = 1/2, P(y > 1 | y >= 1) = 3/4
+    logits = torch.tensor([[0.0, math.log(3.0)]])  # P(y > 0) = 1/2, P(y > 1 | y >= 1) = 3/4
     expected = torch.tensor([[1 / 2, 1 / 2 * 1 / 4, 1 / 2 * 3 / 4]])
     torch.testing.assert_close(probabilities("continuation", logits), expected)
     for grade in range(3):
@@ -37,6 +39,18 @@ def test_probabilities_sum_to_one_even_for_extreme_outputs(head):
     p = probabilities(head, logits)
     torch.testing.assert_close(p.sum(dim=1), torch.ones(2))
     assert torch.isfinite(losses(head, logits, torch.tensor([0, 1]))).all()
+
+
+@pytest.mark.parametrize(("head", "low"), [("softmax", -20.0), ("sigmoid", -20.0), ("continuation", 20.0)])
+def test_probabilities_are_as_exact_as_the_outputs(head, low):
+    logits = torch.tensor([[low, 20.0], [low, 21.0]]) / (2 if head == "softmax" else 1)
+    p = probabilities(head, logits.double())
+    assert p.dtype == torch.float64
+    assert p[0].max() < p[1].max()  # in float32 both are 1
+    for narrow in (logits, logits.bfloat16()):
+        said = probabilities(head, narrow)
+        assert said.dtype == torch.float32
+        torch.testing.assert_close(said, p.float())
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

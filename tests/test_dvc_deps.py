@@ -1,0 +1,122 @@
+"""The stages of DVC depend on every source file that makes their numbers, found by following imports."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parents[1]
+DEMO, PAPER = "dvc.yaml", "configs/paper/dvc.yaml"
+STARTS = {  # the modules that a stage's command calls, by file and stage; layouts of data are chosen by configuration
+    (DEMO, "prepare"): ("data/demo", "encoders/demo"),
+    (DEMO, "extract"): ("extract", "encoders/encoder", "data/demo"),
+    (DEMO, "train"): ("train", "data/demo"),
+    (DEMO, "evaluate"): ("evaluate", "data/demo"),
+    (DEMO, "explain"): ("explain", "data/demo"),
+    (DEMO, "report"): ("report", "evidence", "reproduce", "data/demo"),
+    (PAPER, "extract"): ("extract", "encoders/encoder", "data/medmnist", "data/table"),
+    (PAPER, "study"): (
+        "train", "evaluate", "study_config", "study_files", "study_table", "data/medmnist", "data/table",
+    ),
+}  # fmt: skip
+SAME_RESULT = {
+    "errors": "words",
+    "progress": "words",
+    "provenance": "what is recorded and never compared",
+    "config_check": "refuses a configuration or not",
+    "config_file": "refuses a configuration or not",
+    "config": "its values are parameters of the stages",
+    "download": "the digest of what it fetches is known",
+    "data/download": "the digest of what it fetches is known",
+    "encoders/published": "the digests of what is fetched",
+    "memory": "where numbers lie",
+    "holdings": "where numbers lie",
+    "overlap": "when things happen; their order is kept",
+    "parallel": "several devices, which these stages do not use",
+    "batch_size": "how many images at once",
+    "data/dicom": "there is none among these images",
+}
+GENERATING = "data/demo_images"
+ELSEWHERE = {  # what a stage takes no numbers from, although something that it reads imports the file
+    (DEMO, "prepare"): ("data/table",),  # which reads what was generated
+    (DEMO, "extract"): (GENERATING,),  # the images are a dependency themselves
+    (DEMO, "train"): (GENERATING,),
+    (DEMO, "evaluate"): (GENERATING, "train"),  # so is the model; and the machine makes no number
+    (DEMO, "explain"): (GENERATING, "train"),
+    (DEMO, "report"): (GENERATING, "classifier", "oracle"),  # it describes models and runs none
+}
+
+
+def defining(module: str, name: str) -> str:
+    """The file, below `pipeline` and without suffix, that `from module import name` reads."""
+    base = Path(*module.split("."))
+    if (ROOT / base).with_suffix(".py").is_file():
+        return base.relative_to("pipeline").as_posix()
+    if (ROOT / base / f"{name}.py").is_file():
+        return (base / name).relative_to("pipeline").as_posix()
+    if (ROOT / base / name / "__init__.py").is_file():
+        return f"{(base / name).relative_to('pipeline').as_posix()}/"
+    for node in ast.walk(ast.parse((ROOT / base / "__init__.py").read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and name in {alias.name for alias in node.names}:
+            return defining(node.module, name)
+    pytest.fail(f"{module} has no {name}")
+
+
+def imports(file: str) -> set[str]:
+    """Files below `pipeline` that a file takes something from, a package's names traced to where they are defined."""
+    tree = ast.parse((ROOT / "pipeline" / f"{file}.py").read_text())
+    typing = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)]
+    unused = {id(node) for guard in typing for node in ast.walk(guard)}
+    found: set[str] = set()
+    packages: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.ImportFrom)
+            and (node.module or "").split(".")[0] == "pipeline"
+            and id(node) not in unused
+        ):
+            for alias in node.names:
+                at = defining(node.module, alias.name)
+                if at.endswith("/"):
+                    packages[alias.asname or alias.name] = f"pipeline.{at[:-1].replace('/', '.')}"
+                else:
+                    found.add(at)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in packages:
+            found.add(defining(packages[node.value.id], node.attr))
+    return found
+
+
+def reached(stage: tuple[str, str]) -> set[str]:
+    """Every file that makes numbers of a stage."""
+    todo, seen = [*STARTS[stage]], set[str]()
+    while todo:
+        file = todo.pop()
+        if file not in seen and file not in SAME_RESULT and file not in ELSEWHERE.get(stage, ()):
+            seen.add(file)
+            todo += imports(file)
+    return seen
+
+
+def stages(file: str) -> dict[str, dict]:
+    with (ROOT / file).open() as stream:
+        return YAML(typ="safe").load(stream)["stages"]
+
+
+def test_every_stage_is_known() -> None:
+    assert {(file, name) for file in (DEMO, PAPER) for name in stages(file)} == STARTS.keys()
+
+
+@pytest.mark.parametrize("stage", STARTS, ids="/".join)
+def test_a_stage_depends_on_what_makes_its_numbers(stage: tuple[str, str]) -> None:
+    listed = [dep for dep in stages(stage[0])[stage[1]]["deps"] if dep.startswith("pipeline/") and dep.endswith(".py")]
+    assert listed == sorted(listed)
+    assert {f"pipeline/{file}.py" for file in reached(stage)} == set(listed)
+
+
+def test_what_is_left_out_is_there() -> None:
+    for file in (*SAME_RESULT, *(name for names in ELSEWHERE.values() for name in names)):
+        assert (ROOT / f"pipeline/{file}.py").is_file()
