@@ -45,7 +45,8 @@ def _compared(config: Config, held: Any) -> Iterator[Said]:
     if wanted.name != held.get("encoder"):
         return  # which says it all
     if wanted.name == oracle.NAME:
-        yield "encoder.input_px", oracle.grid_cells(wanted.taps, wanted.input_px, wanted.pool), held.get("grid")
+        cells = oracle.grid_cells(wanted.taps, wanted.input_px, wanted.pool)
+        yield "encoder (input_px in cells of 16 px, over pool)", cells, held.get("grid")
         return
     file = checkpoint(config)
     if file.is_file():

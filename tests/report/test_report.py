@@ -5,12 +5,9 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
-import shlex
 import shutil
-from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,49 +15,13 @@ from PIL import Image
 
 import cache
 from pipeline import intervals, report
-from pipeline.config import load_config, to_dict
-from pipeline.data import reading_rules
 from pipeline.errors import RunError
 from pipeline.evaluate import evaluate
-from pipeline.evidence import settings_of
 from pipeline.explain import explain
-from pipeline.inputs import reading, recipe
-from pipeline.report_charts import Axis, Line, chart
 from pipeline.report_figures import calibration
-from pipeline.reproduce import Commands, commands
 from pipeline.run import write_csv
-from pipeline.unchanged import fingerprint
-from tests.commands.conftest import TINY as CONFIG
-from tests.report.conftest import HOSTILE, Case, with_a_leak
+from tests.report.conftest import HOSTILE, Case, Page, with_a_leak
 from tests.train.scenes import PLAIN, do, make_dataset
-
-MODEL = dataclasses.asdict(PLAIN)
-
-
-class Page(HTMLParser):
-    """The elements of a page, and its text."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.open: list[str] = []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-        if tag not in {"meta", "link", "img", "br"}:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
-
-    def all(self, *tags: str) -> list[dict[str, str | None]]:
-        return [attributes for tag, attributes in self.elements if tag in tags]
 
 
 @pytest.fixture(scope="module")
@@ -349,113 +310,5 @@ def test_the_words_for_the_curve_of_a_study_are_about_the_score_that_it_shows(ga
     assert f"Data efficiency. {finding}" in page.text
 
 
-def test_commands_give_the_run_again(tmp_path) -> None:
-    path = tmp_path / "c.yaml"
-    path.write_text(CONFIG)
-    wanted = load_config(path, ["model.gates=[]", "train.lr=1e-5", "train.augment.scale=[0.5, 1.5]", "run=runs/a b"])
-    config = to_dict(load_config(path))
-    values = to_dict(wanted)
-    gates = [[gate["tap"], gate["stage"]] for gate in values["model"].pop("gates")]
-    settings = {
-        "model": {"gates": gates, **values["model"].pop("slca"), **values["model"]},
-        "augmentation": values["train"].pop("augment"),
-        "train": values["train"],
-        "features": None,
-    }
-    (spelled,) = commands(["train"], ["-c", "c.yaml"], config, settings, wanted.run).lines
-    assert spelled.startswith("pipeline train -c c.yaml --set ")
-    words = shlex.split(spelled)
-    overrides = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
-    assert len(overrides) == 4
-    assert load_config(path, overrides) == wanted
-
-
-def features_of(path: Path, *overrides: str) -> dict[str, Any]:
-    """What the features of a configuration depend on, as a run has it."""
-    config = load_config(path, overrides)
-    return dict(
-        fingerprint(recipe(config).fingerprint("1" * 64), reading_rules(reading(config)), config.store.dtype).fields
-    )
-
-
-@pytest.mark.parametrize(
-    ("override", "field"),
-    [
-        ("encoder.pool=2", "pool"),
-        ("encoder.taps=[early]", "taps.neck"),
-        ("encoder.precision=bfloat16", "precision"),
-        ("encoder.input_px=128", "input_px"),
-        ("store.dtype=float32", "dtype"),
-        ("encoder.name=mask", "encoder"),
-    ],
-)
-def test_no_commands_are_given_that_would_make_other_features(gated: Case, tmp_path, override, field) -> None:
-    path = tmp_path / "c.yaml"
-    path.write_text(CONFIG)
-    settings = {**settings_of(gated.folder), "features": features_of(path)}
-
-    def given(*overrides: str) -> Commands:
-        return commands(["train"], ["-c", "c.yaml"], to_dict(load_config(path, overrides)), settings, gated.folder)
-
-    assert given().lines
-    assert not given().why_none
-    none = given(override)
-    assert not none.lines
-    assert field in none.why_none.partition("(")[2]
-    page = Page(gated.page(commands=none)).text
-    assert "How to do it again\nNo commands are given, for they would not give this run: the configuration" in page
-    assert "How to do it again\npipeline train -c c.yaml" in Page(gated.page(commands=given())).text
-    assert "How to do it again" not in Page(gated.page()).text
-
-
-def test_masks_on_another_grid_are_other_features(tmp_path) -> None:
-    path = tmp_path / "c.yaml"
-    path.write_text(CONFIG)
-    overrides = ("encoder.name=mask", "encoder.taps=[mask]", "encoder.pool=1")
-    features = {"encoder": "mask", "grid": 16, "dtype": "float16"}
-    settings = {"features": features, "model": MODEL, "train": {}, "augmentation": {}}
-    same, finer = (to_dict(load_config(path, [*overrides, f"encoder.input_px={px}"])) for px in (256, 512))
-    assert commands(["train"], [], same, settings, Path("runs/demo")).lines
-    assert "(not the same: grid)" in commands(["train"], [], finer, settings, Path("runs/demo")).why_none
-
-
-def test_other_weights_are_other_features(tmp_path) -> None:
-    path = tmp_path / "c.yaml"
-    path.write_text(CONFIG)
-    weights = tmp_path / "w.pth"
-    overrides = (f"encoder.checkpoint={weights}",)
-    settings = {"features": features_of(path, *overrides), "model": MODEL, "train": {}, "augmentation": {}}
-    config = to_dict(load_config(path, overrides))
-    assert commands(["train"], [], config, settings, Path("runs/demo")).lines  # not here, and so not asked about
-    weights.write_bytes(b"other")
-    assert "(not the same: weights_sha256)" in commands(["train"], [], config, settings, Path("runs/demo")).why_none
-
-
 def test_energy_is_said_not_to_be_measured(page: Page) -> None:
     assert "energynot measured" in page.text
-
-
-def test_a_line_keeps_its_corners_and_loses_only_what_nobody_sees() -> None:
-    straight = [(x / 1000, x / 1000) for x in range(1001)]
-    corner = [*straight[:501], (0.5, 0.9), (1.0, 0.9)]
-    for points, kept in ((straight, 2), (corner, 4)):
-        drawn = chart([Line("a", points)], Axis("x"), Axis("y"), alt="a")
-        path = drawn.split('d="M')[1].split('"')[0]
-        assert path.count("L") == kept - 1
-
-
-def test_bars_stand_at_the_points_between_their_ends() -> None:
-    drawn = chart([Line("a", [(0, 0.5), (1, 0.5)], bars=[(0.0, 1.0), (0.25, 0.5)])], Axis("x"), Axis("y"), alt="a")
-    bars = [part.split("/>")[0] for part in drawn.split("<line ") if 'class="line bar c0"' in part.split("/>")[0]]
-    assert [bar.split(" class")[0] for bar in bars] == [
-        'x1="52" y1="284" x2="52" y2="12"',
-        'x1="388" y1="216" x2="388" y2="148"',
-    ]
-    assert 'class="line bar' not in chart([Line("a", [(0, 0.5), (1, 0.5)])], Axis("x"), Axis("y"), alt="a")
-
-
-def test_ticks_are_round_and_within() -> None:
-    assert Axis("x").ticks() == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
-    assert Axis("epoch", 1, 8, whole=True).ticks() == [2, 4, 6, 8]
-    assert Axis("epoch", 1, 2, whole=True).ticks() == [1, 2]
-    assert all(0.37 <= tick <= 0.93 for tick in Axis("y", 0.37, 0.93).ticks())

@@ -241,7 +241,7 @@ def test_features_of_other_settings_are_refused(fresh, monkeypatch):
     monkeypatch.chdir(fresh)
     study_stage.prepare(load_study(Path("study.yaml")), silent)
     Path("study.yaml").write_text(OF_ONE_SEED.replace("encoder.pool: 1", "encoder.pool: 2"))
-    asks = r"'features/mask.zarr' holds other features than .*: encoder.input_px asks for 8, and the store has 16. Run"
+    asks = r"mask.zarr' holds other features than .* px, over pool\) asks for 8, and the store has 16. Run `pipeline ex"
     with pytest.raises(RunError, match=asks):
         study_stage.study(load_study(Path("study.yaml")), silent)
 

@@ -111,6 +111,16 @@ def test_the_identity_start_is_the_plain_classifier_bit_for_bit(mix):
     assert torch.equal(gated(images, features_of(2), None, turned), gated.backbone(images))
 
 
+def test_the_gain_reaches_every_gate():
+    weights = []
+    for gain in (1.0, 16.0):
+        torch.manual_seed(0)
+        weights.append([gate.squeeze.weight for gate in Classifier(ModelOptions(gain=gain), TAPS, outputs=3).gates])
+    assert weights[0]
+    for once, more in zip(*weights, strict=True):
+        torch.testing.assert_close(more, 16 * once)
+
+
 def test_several_taps_on_one_stage_are_averaged():
     torch.manual_seed(0)
     both = Classifier(ModelOptions(gates=(("early", "stage4"), ("late", "stage4"))), TAPS, outputs=3).eval()
