@@ -1,8 +1,8 @@
 """Bytes of rows at known places in mapped files: the part that both formats share when reading.
 
-A row is found by arithmetic and copied straight from the page cache into the caller's buffer. Maps are kept in a
-bounded least-recently-used table, because each holds a file descriptor. A file's size is checked again whenever it is
-used: touching a mapped page behind the end of a truncated file would kill the process.
+A row is found by arithmetic and copied straight from the page cache into the caller's buffer (`cache.copying`). Maps
+are kept in a bounded least-recently-used table, because each holds a file descriptor. That a file is still whole is
+asked again whenever it is used: touching a mapped page behind the end of a truncated file would kill the process.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ class MappedFile:
 
     Attributes:
         data: (bytes,) uint8.
+        address: Where its first byte lies in the memory of this process.
+        end: The address behind its last byte.
+        last_byte: The last byte alone.
     """
 
     def __init__(self, path: Path, size: int | None = None) -> None:
@@ -63,6 +66,9 @@ class MappedFile:
             os.close(handle)
         self.path = path
         self.data: UInt8 = np.frombuffer(self._map, np.uint8)
+        self.address = self.data.ctypes.data
+        self.end = self.address + found
+        self.last_byte = memoryview(self._map)[-1:]
 
     def last(self, text: bytes) -> int:
         """Where `text` begins for the last time, -1 if it does not occur."""

@@ -1,8 +1,8 @@
 """Reading a store: rows of any order into the caller's buffer, at memory speed, checked on the way.
 
-Rows are copied from mapped files in the order in which they lie, and each copy is compared with the crc32c recorded in
-the index, not with the one stored behind the row: so a shard file that was swapped, duplicated or left from an older
-version is found as well as a flipped bit.
+Rows are copied from mapped files (`cache.copying`), and each copy is compared with the crc32c recorded in the index,
+not with the one stored behind the row: so a shard file that was swapped, duplicated or left from an older version is
+found as well as a flipped bit.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from crc32c import crc32c
 
+from cache.copying import copy_rows
 from cache.description import TapSpec, load_json
 from cache.errors import (
     DamagedRowError,
@@ -275,33 +275,12 @@ class Store:
         """Copy the rows of one tap; returns the positions of damaged ones."""
         opened.rows.fetch(name, slots)
         size = opened.description.taps[name].row_bytes
-        target = buffer.reshape(len(slots), -1).view(np.uint8) if len(slots) else buffer
-        order = np.argsort(slots, kind="stable")
-        places = opened.rows.places(name, slots[order])
-        expected = opened.index.checksums(name)[slots[order]].tolist() if verify else None
-        damaged: set[int] = set()
-        number, data = -1, np.empty(0, np.uint8)
-        steps = zip(order.tolist(), places.files.tolist(), places.offsets.tolist(), strict=True)
-        for step, (position, file, offset) in enumerate(steps):
-            if file != number:
-                number, data = file, self._data(opened, name, file)
-            if not data.size:
-                damaged.add(position)
-                continue
-            row = target[position]
-            row[:] = data[offset : offset + size]
-            if expected is not None and crc32c(row) != expected[step]:
-                damaged.add(position)
-        opened.rows.forget(name, slots[sorted(damaged)])
+        target = buffer.reshape(-1).view(np.uint8).reshape(len(slots), size)
+        expected = opened.index.checksums(name)[slots] if verify else None
+        damaged = copy_rows(opened.rows, name, size, slots, target, expected)
+        if damaged:
+            opened.rows.forget(name, slots[sorted(damaged)])
         return damaged
-
-    def _data(self, opened: OpenedStore, name: str, number: int) -> UInt8:
-        """A mapped file's bytes, none if it is missing or not whole."""
-        try:
-            file = opened.rows.file(name, number)
-        except (FileNotFoundError, FormatError):
-            return np.empty(0, np.uint8)
-        return file.data if file.intact() else np.empty(0, np.uint8)
 
     def _damage(self, opened: OpenedStore, rows: npt.NDArray[np.integer[Any]]) -> DamagedRowError:
         """The error that names the samples of damaged rows."""

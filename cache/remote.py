@@ -179,7 +179,8 @@ class RemoteRows:
     def file(self, tap: str, number: int) -> MappedFile:
         """A sparse file, mapped."""
         if (tap, number) not in self._files:
-            self._files[tap, number] = MappedFile(self._path(tap, number))
+            size = int(self._stored[number]) * self._stride(tap)
+            self._files[tap, number] = MappedFile(self._path(tap, number), size)
         return self._files[tap, number]
 
 
