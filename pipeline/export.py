@@ -29,6 +29,7 @@ from pipeline.model_card import render_card
 from pipeline.onnx_file import write_onnx
 from pipeline.predict import predict
 from pipeline.reproduce import sections
+from pipeline.tasks import Task
 
 SCRIPT = '''\
 """Class probabilities of image files, one JSON object a line; needs the package slca-pipeline."""
@@ -61,6 +62,7 @@ class Exported:
     Attributes:
         folder: Where it is.
         class_names: What its probabilities are of.
+        task: What its labels mean.
         reading: How image files become RGB.
         encoder: The frozen encoder; None for a model without gates of its features.
         fingerprint: Of the features that it gives.
@@ -69,6 +71,7 @@ class Exported:
 
     folder: Path
     class_names: tuple[str, ...]
+    task: Task
     reading: data.Reading
     encoder: encoders.Encoder | None
     fingerprint: Fingerprint | None
@@ -80,7 +83,10 @@ class Exported:
         Raises:
             DataError: A file cannot be read.
         """
-        images = (data.read_image(path, self.reading) for path in paths)
+        return self.classify(data.read_image(path, self.reading) for path in paths)
+
+    def classify(self, images: Iterable[data.Image]) -> Iterator[npt.NDArray[np.float64]]:
+        """Classify images, uint8 (H, W, 3) each: probabilities (K,) each."""
         return predict(self.folder, images, encoder=self.encoder, fingerprint=self.fingerprint, device=self.device)
 
 
@@ -192,7 +198,7 @@ def load_export(folder: Path, *, checkpoint: Path | None = None, device: str = "
         )
         made = {**encoder.fingerprint(), "reading": data.reading_rules(reading), "dtype": fields["dtype"]}
         identity = Fingerprint(made)
-    return Exported(folder, description.class_names, reading, encoder, identity, device)
+    return Exported(folder, description.class_names, description.task, reading, encoder, identity, device)
 
 
 def _narrowed(description: run.Description) -> Fingerprint | None:

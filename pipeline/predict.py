@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,14 +16,43 @@ from torch import Tensor
 from cache import Fingerprint
 from pipeline import run
 from pipeline.backbones import standardise
-from pipeline.data import Image
-from pipeline.errors import RunError
+from pipeline.data import Image, Reading, read_image
+from pipeline.errors import DataError, RunError
 from pipeline.infer import autocast
+from pipeline.metrics import one_hot, predictions
+from pipeline.progress import Progress, silent
 from pipeline.resize import squared
-from pipeline.tasks import probabilities
+from pipeline.tasks import Task, probabilities
 
 if TYPE_CHECKING:
     from pipeline.encoders import Encoder
+
+
+@dataclass
+class ReadableImages:
+    """Image files one after the other, uint8 (H, W, 3) each, without those that cannot be read.
+
+    Attributes:
+        paths: The files.
+        reading: How they become RGB.
+        read: Those that came out so far, in order.
+        set_aside: Reason by path, of those that cannot be read.
+    """
+
+    paths: Sequence[Path]
+    reading: Reading
+    read: list[Path] = field(default_factory=list)
+    set_aside: dict[str, str] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Image]:
+        for path in self.paths:
+            try:
+                image = read_image(path, self.reading)
+            except DataError as error:
+                self.set_aside[str(path)] = str(error)
+                continue
+            self.read.append(path)
+            yield image
 
 
 @torch.no_grad()
@@ -70,6 +100,47 @@ def predict(
                 None if extents is None else extents.to(where),
             )
         yield from probabilities(description.head, logits.cpu().double()).numpy()
+
+
+def verdicts(
+    images: ReadableImages,
+    probabilities: Iterable[npt.NDArray[np.float64]],
+    class_names: Sequence[str],
+    task: Task,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Decide for each image, by the rule by which the test set is scored.
+
+    Args:
+        images: What `predict` reads.
+        probabilities: What it yields.
+        class_names: Names of the K classes.
+        task: What labels mean.
+        progress: Told of each image.
+
+    Returns:
+        JSON values: `predictions`, each with `image`, what is `predicted` (a class; of several labels, a list of those
+        that are likelier than not) and the `probabilities` by class; and `set_aside`, the reason by file that could not
+        be read.
+
+    Raises:
+        DataError: No file could be read.
+    """
+    found: list[dict[str, Any]] = []
+    for row in probabilities:
+        called = one_hot(task, predictions(task, row[None]), len(class_names))[0]
+        names = [name for name, yes in zip(class_names, called, strict=True) if yes]
+        found.append(
+            {
+                "image": str(images.read[len(found)]),
+                "predicted": names if task == "multilabel" else names[0],
+                "probabilities": dict(zip(class_names, row.tolist(), strict=True)),
+            }
+        )
+        progress("predict", len(found) + len(images.set_aside), len(images.paths))
+    if not found:
+        raise DataError(next(iter(images.set_aside.values())))
+    return {"predictions": found, "set_aside": images.set_aside}
 
 
 def _encode(encoder: Encoder, images: list[Image], dtype: str) -> tuple[dict[str, Tensor], Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -149,38 +149,26 @@ def evaluate(
 
 
 def predict(config: Config, progress: Progress, paths: Sequence[Path]) -> Report:
-    """Class probabilities of image files; features are made on the fly, as stage one would have."""
+    """Class probabilities of image files; features are made on the fly, as stage one would have.
+
+    Raises:
+        DataError: None of the files can be read; if only some cannot, the report's `set_aside` says why.
+    """
     description = run.load_description(config.run)
     encoder = identity = None
     if description.model.taps:
         encoder = build_encoder(config)
         identity = fingerprint(encoder.fingerprint(), data.reading_rules(reading(config)), config.store.dtype)
+    images = on_the_fly.ReadableImages(paths, reading(config))
     probabilities = on_the_fly.predict(
         config.run,
-        (data.read_image(path, reading(config)) for path in paths),
+        images,
         encoder=encoder,
         fingerprint=identity,
         device=device(config),
     )
-    predictions = _predictions(paths, probabilities, description.class_names, progress)
-    return {"run": str(config.run), "predictions": predictions}
-
-
-def _predictions(
-    paths: Sequence[Path], probabilities: Iterable[Any], class_names: Sequence[str], progress: Progress
-) -> list[Report]:
-    """One report per image."""
-    predictions = []
-    for done, (path, row) in enumerate(zip(paths, probabilities, strict=True), start=1):
-        progress("predict", done, len(paths))
-        predictions.append(
-            {
-                "image": str(path),
-                "predicted": class_names[int(row.argmax())],
-                "probabilities": dict(zip(class_names, row.tolist(), strict=True)),
-            }
-        )
-    return predictions
+    verdicts = on_the_fly.verdicts(images, probabilities, description.class_names, description.task, progress)
+    return {"run": str(config.run), **verdicts}
 
 
 def _features(config: Config, wanted: bool, shared: Shared | None = None) -> AbstractContextManager[cache.Store | None]:
@@ -270,4 +258,6 @@ def export(config: Config, progress: Progress, folder: Path, target: Path, *, on
 def predict_exported(progress: Progress, folder: Path, checkpoint: Path | None, paths: Sequence[Path]) -> Report:
     """Class probabilities of image files by a model that was handed on; needs no configuration."""
     model = handing_on.load_export(folder, checkpoint=checkpoint, device="cuda" if torch.cuda.is_available() else "cpu")
-    return {"model": str(folder), "predictions": _predictions(paths, model.predict(paths), model.class_names, progress)}
+    images = on_the_fly.ReadableImages(paths, model.reading)
+    verdicts = on_the_fly.verdicts(images, model.classify(images), model.class_names, model.task, progress)
+    return {"model": str(folder), **verdicts}

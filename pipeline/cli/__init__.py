@@ -190,20 +190,19 @@ def predict(
     model: Path | None,
     checkpoint: Path | None,
 ) -> int:
-    """Class probabilities for image files, encoded on the fly."""
+    """Class probabilities for image files, encoded on the fly; those that cannot be read are named and left out."""
     if checkpoint is not None and model is None:
         message = "--checkpoint goes with --model; a configuration names its own, encoder.checkpoint"
         raise click.UsageError(message)
     from pipeline import stages
 
-    if model is not None:
-        with bars() as progress:
-            report = stages.predict_exported(progress, model, checkpoint, images)
-        return show(report, as_json)
-    config = load(config_path, overrides)
     with bars() as progress:
-        report = stages.predict(config, progress, images)
-    return show(report, as_json)
+        if model is not None:
+            report = stages.predict_exported(progress, model, checkpoint, images)
+        else:
+            report = stages.predict(load(config_path, overrides), progress, images)
+    show(report, as_json)
+    return INCOMPLETE if report["set_aside"] else DONE
 
 
 cli.add_command(explain)

@@ -103,6 +103,22 @@ def test_predict_agrees_with_evaluate(trained: Path) -> None:
         assert probability == pytest.approx(float(evaluated[f"p_{name}"]), abs=5e-3)
 
 
+def test_predict_names_the_files_that_it_cannot_read(trained: Path) -> None:
+    good = sorted((trained / "data/demo/images").glob("*.png"))[:9]  # more than are encoded at a time
+    bad = trained / "torn.png"
+    bad.write_bytes(good[0].read_bytes()[:100])
+    alone = succeed(trained, "predict", "-c", "tiny.yaml", *good)
+    report = succeed(trained, "predict", "-c", "tiny.yaml", good[0], bad, *good[1:], "nothing.png", status=3)
+    assert alone["set_aside"] == {}
+    assert [item["image"] for item in report["predictions"]] == [str(path) for path in good]
+    for found, expected in zip(report["predictions"], alone["predictions"], strict=True):
+        assert found["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-5)
+        assert found["predicted"] == max(found["probabilities"], key=found["probabilities"].get)
+    assert report["set_aside"].keys() == {str(bad), "nothing.png"}
+    assert "torn.png" in report["set_aside"][str(bad)]
+    assert "torn.png" in complaint(trained, "predict", "-c", "tiny.yaml", bad, status=1)
+
+
 def test_plain_classifier_needs_no_store(prepared: Path, tmp_path: Path) -> None:
     folder = copy_of(prepared, tmp_path / "plain")
     settings = ("-c", "tiny.yaml", "--set", "model.gates=[]")

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,12 +17,12 @@ from PIL import Image
 import cache
 from pipeline import run
 from pipeline.compare import compare, read_predictions
-from pipeline.data import pixel_digest
+from pipeline.data import Reading, pixel_digest
 from pipeline.encoders import Prepared
 from pipeline.errors import ConfigError, DataError, RunError
 from pipeline.evaluate import evaluate
 from pipeline.plots import draw_reliability
-from pipeline.predict import predict
+from pipeline.predict import ReadableImages, predict, verdicts
 from pipeline.run import begin
 from pipeline.train import Machine, train
 from tests.train.scenes import QUICK, TAPS, TINY, Arrays, make_dataset, make_store
@@ -266,6 +267,23 @@ def test_the_plain_classifier_predicts_images_of_any_size(scene, tmp_path):
     said = list(predict(tmp_path, images))
     assert [p.shape for p in said] == [(2,)] * 3
     assert [p.sum() for p in said] == pytest.approx([1, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "said"),
+    [
+        ("multilabel", [0.6, 0.5, 0.9], ["a", "c"]),
+        ("multilabel", [0.1, 0.5, 0.2], []),
+        ("multiclass", [0.3, 0.5, 0.2], "b"),
+        ("ordinal", [0.3, 0.2, 0.5], "c"),
+        ("binary", [0.5, 0.5], "a"),
+        ("binary", [0.4, 0.6], "b"),
+    ],
+)
+def test_a_verdict_is_what_the_test_set_is_scored_by(task, row, said):
+    images = ReadableImages([Path("x.png")], Reading(), read=[Path("x.png")])
+    (found,) = verdicts(images, [np.array(row)], "abc"[: len(row)], task)["predictions"]
+    assert found == {"image": "x.png", "predicted": said, "probabilities": dict(zip("abc", row, strict=False))}
 
 
 def test_several_labels_are_spelled_in_one_cell(tmp_path):
