@@ -27,7 +27,7 @@ class Commands:
 
 
 def commands(
-    names: Sequence[str],
+    names: Mapping[str, Sequence[str]],
     arguments: Sequence[str],
     config: Mapping[str, Any],
     settings: Mapping[str, Any],
@@ -36,7 +36,7 @@ def commands(
     """Spell out commands, unless they would make other features than the run was trained on.
 
     Args:
-        names: The commands, in order.
+        names: The commands, in order, each with options of its own.
         arguments: That named the configuration: `-c`, and any `--set`.
         config: The configuration in plain values.
         settings: Everything that the run depends on, as `settings.json` has it.
@@ -53,7 +53,7 @@ def commands(
     if str(config["run"]) != str(folder):
         overrides.append(f"run={folder}")
     words = [*arguments, *(word for override in overrides for word in ("--set", override))]
-    return Commands([" ".join(["pipeline", name, *map(shlex.quote, words)]) for name in names])
+    return Commands([shlex.join(["pipeline", name, *words, *options]) for name, options in names.items()])
 
 
 def _other_features(config: Mapping[str, Any], features: Mapping[str, Any]) -> list[str]:

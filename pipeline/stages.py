@@ -32,6 +32,9 @@ from pipeline.weights import download_imagenet
 
 Report = dict[str, Any]
 
+COMMANDS = ("prepare", "extract", "train", "evaluate", "explain", "report")
+"""What gives a run and its page, in order."""
+
 
 def prepare(config: Config, progress: Progress, *, encoder: bool = True) -> Report:
     """Make or fetch what the later stages read: the data set, the encoder's weights if wanted, the backbone's."""
@@ -219,7 +222,10 @@ def report(
     """
     folder = folder or config.run
     settings = evidence.settings_of(folder)
-    names = ["prepare", *(["extract"] if settings["features"] else []), "train", "evaluate", "explain", "report"]
+    points = evidence.read_figures(folder, run.load_description(folder))["operating_points"]
+    names: dict[str, list[str]] = {name: [] for name in COMMANDS if settings["features"] or name != "extract"}
+    if tuple(points) != operating.POINTS:
+        names["evaluate"] = [word for point in points for word in ("--point", point)]
     found = evidence.collect(
         folder,
         load_dataset(config),

@@ -50,12 +50,12 @@ def test_a_page_about_a_run(folder: Path) -> None:
 
 def test_a_page_about_another_run_of_the_same_data(folder: Path) -> None:
     plain = ("-c", "tiny.yaml", "--set", "model.gates=[]", "--set", "train.epochs=1", "--set", "run=runs/plain")
-    for command in ("train", "evaluate"):
-        succeed(folder, command, *plain)
+    succeed(folder, "train", *plain)
+    succeed(folder, "evaluate", *plain, "--point", "sensitivity=0.9")
     succeed(folder, "report", "-c", "tiny.yaml", "runs/plain")
     page = (folder / "runs/plain/report.html").read_text()
-    expected = "pipeline train -c tiny.yaml --set &#x27;model.gates=[]&#x27; --set train.epochs=1 --set run=runs/plain"
-    assert expected in page
+    settings = "-c tiny.yaml --set &#x27;model.gates=[]&#x27; --set train.epochs=1 --set run=runs/plain"
+    assert f"pipeline train {settings}\npipeline evaluate {settings} --point sensitivity=0.9\npipeline explain" in page
     assert "pipeline extract" not in page
 
 

@@ -35,12 +35,19 @@ def test_commands_give_the_run_again(tmp_path) -> None:
         "train": values["train"],
         "features": None,
     }
-    (spelled,) = commands(["train"], ["-c", "c.yaml"], config, settings, wanted.run).lines
+    (spelled,) = commands({"train": []}, ["-c", "c.yaml"], config, settings, wanted.run).lines
     assert spelled.startswith("pipeline train -c c.yaml --set ")
     words = shlex.split(spelled)
     overrides = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
     assert len(overrides) == 4
     assert load_config(path, overrides) == wanted
+
+
+def test_a_command_has_its_own_options_and_no_other_has_them() -> None:
+    settings = {"features": None, "model": MODEL, "train": {}, "augmentation": {}}
+    names = {"train": [], "evaluate": ["--point", "a b"]}
+    found = commands(names, ["-c", "c.yaml"], {"run": "r"}, settings, Path("r"))
+    assert found.lines == ["pipeline train -c c.yaml", "pipeline evaluate -c c.yaml --point 'a b'"]
 
 
 def features_of(path: Path, *overrides: str) -> dict[str, Any]:
@@ -68,7 +75,7 @@ def test_no_commands_are_given_that_would_make_other_features(gated: Case, tmp_p
     settings = {**settings_of(gated.folder), "features": features_of(path)}
 
     def given(*overrides: str) -> Commands:
-        return commands(["train"], ["-c", "c.yaml"], to_dict(load_config(path, overrides)), settings, gated.folder)
+        return commands({"train": []}, ["-c", "c.yaml"], to_dict(load_config(path, overrides)), settings, gated.folder)
 
     assert given().lines
     assert not given().why_none
@@ -88,8 +95,8 @@ def test_masks_on_another_grid_are_other_features(tmp_path) -> None:
     features = {"encoder": "mask", "grid": 16, "dtype": "float16"}
     settings = {"features": features, "model": MODEL, "train": {}, "augmentation": {}}
     same, finer = (to_dict(load_config(path, [*overrides, f"encoder.input_px={px}"])) for px in (256, 512))
-    assert commands(["train"], [], same, settings, Path("runs/demo")).lines
-    assert "(not the same: grid)" in commands(["train"], [], finer, settings, Path("runs/demo")).why_none
+    assert commands({"train": []}, [], same, settings, Path("runs/demo")).lines
+    assert "(not the same: grid)" in commands({"train": []}, [], finer, settings, Path("runs/demo")).why_none
 
 
 def test_other_weights_are_other_features(tmp_path) -> None:
@@ -99,6 +106,6 @@ def test_other_weights_are_other_features(tmp_path) -> None:
     overrides = (f"encoder.checkpoint={weights}",)
     settings = {"features": features_of(path, *overrides), "model": MODEL, "train": {}, "augmentation": {}}
     config = to_dict(load_config(path, overrides))
-    assert commands(["train"], [], config, settings, Path("runs/demo")).lines  # not here, and so not asked about
+    assert commands({"train": []}, [], config, settings, Path("runs/demo")).lines  # not here, and so not asked about
     weights.write_bytes(b"other")
-    assert "(not the same: weights_sha256)" in commands(["train"], [], config, settings, Path("runs/demo")).why_none
+    assert "(not the same: weights_sha256)" in commands({"train": []}, [], config, settings, Path("runs/demo")).why_none
