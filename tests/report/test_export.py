@@ -226,6 +226,8 @@ def test_onnx_of_a_plain_model_takes_images_alone(plain: Case, tmp_path: Path) -
     [
         ("resnet18", 32, (("neck", "stage4"), ("own", "stage2"))),
         ("swin_v2_t", 64, (("own", "stage3"),)),
+        ("convnext_tiny", 64, (("neck", "stage2"),)),
+        ("efficientnet_v2_s", 64, (("neck", "stage3"),)),
     ],
 )
 def test_onnx_of_the_backbones_of_real_runs(backbone, side, gates, tmp_path: Path, monkeypatch) -> None:
@@ -245,6 +247,9 @@ def test_onnx_of_the_backbones_of_real_runs(backbone, side, gates, tmp_path: Pat
         with torch.no_grad():
             return classifier(standardise(torch.from_numpy(images)), {} if neck is None else {"neck": neck}, extents)
 
+    for module in classifier.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
     classifier.train()
     logits()
     classifier.eval()
