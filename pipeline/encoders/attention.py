@@ -20,6 +20,7 @@ from torch.nn.attention.flex_attention import flex_attention
 
 _BIAS_PER_THREAD = 2**20  # elements in use at a time on a CPU: 4 MiB in float32, a core's share of the last cache
 _BIAS_ON_DEVICE = 2**28
+_LINE_BYTES = 64
 
 
 def relative_terms(q: Tensor, rel_pos_h: Tensor, rel_pos_w: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -36,8 +37,8 @@ def relative_terms(q: Tensor, rel_pos_h: Tensor, rel_pos_w: Tensor, grid: tuple[
     """
     h, w = grid
     at = q.reshape(*q.shape[:2], h, w, q.shape[3])
-    rows = at @ _pairs(rel_pos_h, h).mT
-    columns = at.transpose(2, 3) @ _pairs(rel_pos_w, w).mT
+    rows = (at @ _pairs(rel_pos_h, h).mT)[..., :h]
+    columns = (at.transpose(2, 3) @ _pairs(rel_pos_w, w).mT)[..., :w]
     return rows.flatten(2, 3), columns.transpose(2, 3).flatten(2, 3)
 
 
@@ -110,9 +111,15 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> T
 
 
 def _pairs(rel_pos: Tensor, size: int) -> Tensor:
-    """Relative positions of all pairs along one axis, (size, size, d); query first."""
+    """Relative positions of all pairs along one axis, (size, size or more, d); query first.
+
+    The last key is repeated until a row of products fills whole lines of memory. On a CPU the last bits of a product
+    depend on how it is aligned, and so else on an image's place in its batch.
+    """
     at = torch.arange(size, device=rel_pos.device)
-    return rel_pos[at[:, None] - at[None, :] + size - 1]
+    line = _LINE_BYTES // rel_pos.element_size()
+    keys = torch.arange(-(-size // line) * line, device=rel_pos.device).clamp(max=size - 1)
+    return rel_pos[at[:, None] - keys[None, :] + size - 1]
 
 
 def _slices(size: int, step: int) -> Iterator[slice]:

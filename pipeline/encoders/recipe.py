@@ -21,7 +21,7 @@ PREPROCESSINGS: tuple[str, ...] = get_args(Preprocessing)
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
 
-ARITHMETIC = 2  # raise when the same pixels and weights give other features
+ARITHMETIC = 3  # raise when the same pixels and weights give other features
 _PREPROCESSING_VERSION = 1  # raise when the same image gives other pixels
 
 VIEWS: Mapping[str, tuple[bool, int]] = (

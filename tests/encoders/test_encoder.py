@@ -78,11 +78,24 @@ def test_the_fingerprint_names_everything_that_changes_the_numbers(build: Build,
         "taps": {"early": "block:1", "neck": "neck"},
         "views": {},
         "pool": 2,
-        "arithmetic": 2,
+        "arithmetic": 3,
     }
     others = [build(("early", "neck"), pool=2, **change) for change in CHANGES]
     fingerprints = [json.dumps(e.fingerprint()) for e in (encoder, build(("early", "neck")), *others)]
     assert len(set(fingerprints)) == 5
+
+
+@pytest.mark.parametrize("change", [{}, {"precision": "bfloat16"}, {"input_px": 208}], ids=str)
+def test_an_image_gives_the_same_bits_at_every_place_of_a_batch(build: Build, change: dict[str, Any]) -> None:
+    """Else a row that is encoded again, beside others, would not be the row that it was."""
+    encoder = build(("early", "middle", "neck"), **change)
+    prepared = [encoder.prepare(image_like(50 + 9 * seed, 64, seed)) for seed in range(6)]
+    pixels, sizes = torch.stack([item.pixels for item in prepared]), torch.tensor([item.size for item in prepared])
+    features = encoder.encode(pixels, sizes)
+    for places in range(1, len(prepared)):
+        moved = encoder.encode(pixels.roll(places, 0), sizes.roll(places, 0))
+        for tap, feature in features.items():
+            assert torch.equal(moved[tap], feature.roll(places, 0)), (tap, places)
 
 
 def test_threads_prepare_what_one_thread_prepares(build: Build) -> None:
