@@ -3,19 +3,19 @@
 Long rows are copied one by one, in the order in which they lie. Of rows so short that a step for each costs more than
 its bytes, all that are wanted are gathered in one step: the processor then waits for many places of memory at once and
 not for one after the other, so that a batch out of a million rows costs hardly more than one out of a thousand. Such
-rows lie in several files, and the one array that reaches into all of them is the memory of this process, in which a
-row's index is its address.
+rows lie in several files, and the one array that reaches into all of them is the memory of this process: at index i it
+has the row that begins at the address `_LOWEST` + i.
 
 A mapped page behind the end of a file that was cut short kills the process that touches it. So the sizes of the files
-are checked before each copy; before a gathering, the kernel is asked to read the last byte of each file, all in one
-call, and answers with an error instead.
+are looked at right before they are copied from; before a gathering, the kernel is asked to read the last byte of each
+file, all in one call, and answers with an error instead. What is cut off between that look and the copy, some
+microseconds later, still kills.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
-import sys
 import tempfile
 from collections.abc import Collection
 from functools import cache
@@ -35,7 +35,7 @@ _GATHERED_BYTES = 1 << 18
 """Gathered rows are copied twice: so many bytes at a time, which the processor's cache holds."""
 
 _LOWEST = 1 << 12
-"""Nothing is mapped below this address, and a buffer at address 0 would be none."""
+"""Nothing is mapped below this address; numpy takes a buffer at address 0 for one that is missing."""
 _HIGHEST = 1 << 48
 """Nothing of a process is mapped above this address unless it asks for it."""
 
@@ -75,7 +75,7 @@ def _one_by_one(rows: RowFiles, tap: str, slots: Int64, target: UInt8, expected:
     for step, (position, file, offset) in enumerate(steps):
         if file != number:
             number, data = file, _whole(rows, tap, file)
-        if offset + size > data.size:
+        if not 0 <= offset <= data.size - size:
             damaged.add(position)
             continue
         row = target[position]
@@ -106,7 +106,7 @@ def _gather(rows: RowFiles, tap: str, places: Places, target: UInt8, expected: U
     except (FileNotFoundError, FormatError):
         return False
     starts = places.offsets + [files[number].address for number in numbers]
-    if (starts + size > [files[number].end for number in numbers]).any():
+    if places.offsets.min() < 0 or (starts + size > [files[number].end for number in numbers]).any():
         return False
     source, gathered = _rows_in_memory(size), target.view(f"V{size}")[:, 0]
     starts -= _LOWEST
@@ -121,7 +121,7 @@ def _gather(rows: RowFiles, tap: str, places: Places, target: UInt8, expected: U
 @cache
 def _rows_in_memory(size: int) -> npt.NDArray[np.void]:
     """The memory of this process as rows of `size` bytes, of which one begins at every address from `_LOWEST`."""
-    memory = memoryview((ctypes.c_char * (_HIGHEST - _LOWEST)).from_address(_LOWEST))
+    memory = memoryview((ctypes.c_char * (_HIGHEST - _LOWEST)).from_address(_LOWEST)).toreadonly()
     return np.ndarray(len(memory) - size + 1, f"V{size}", memory, strides=1)
 
 
@@ -131,6 +131,8 @@ def _reachable(files: Collection[MappedFile]) -> bool:
     What is left of a page behind a new end reads as zeros, so this is enough only where rows are compared with their
     checksums.
     """
+    if not hasattr(os, "pwritev"):
+        return False
     try:
         handle, identity = _sink()
         found = os.fstat(handle)
@@ -148,7 +150,7 @@ def _sink() -> tuple[int, tuple[int, int]]:
     A program that goes into the background closes all descriptors that it finds, and this one's number may then stand
     for a file of somebody else.
     """
-    if sys.platform == "linux":
+    if hasattr(os, "memfd_create"):
         handle = os.memfd_create("feature-store")
     else:
         with tempfile.TemporaryFile() as file:

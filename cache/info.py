@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from cache.description import Description, TapSpec, format_version
@@ -33,6 +34,7 @@ class StoreInfo:
         fingerprint: What the features depend on.
         provenance: How it came about.
         bytes_on_disk: Size of all its files.
+        written: When the last of its files was, here: ISO 8601 in UTC.
         version: Hexadecimal SHA-256 of the content, empty if it is unfinished.
     """
 
@@ -48,6 +50,7 @@ class StoreInfo:
     fingerprint: Fingerprint
     provenance: Mapping[str, JSON]
     bytes_on_disk: int
+    written: str
     version: str
 
 
@@ -74,6 +77,7 @@ def info(path: str | os.PathLike[str]) -> StoreInfo:
 
 def _finished_info(path: Path, kind: str, description: Description) -> StoreInfo:
     shards = -(-description.slots // description.shard_rows) if kind == "zarr" else 1
+    files = list(_files(path))
     return StoreInfo(
         path=path,
         format=kind,
@@ -86,7 +90,8 @@ def _finished_info(path: Path, kind: str, description: Description) -> StoreInfo
         taps=description.taps,
         fingerprint=description.fingerprint,
         provenance=description.provenance,
-        bytes_on_disk=sum(_sizes(path)),
+        bytes_on_disk=sum(file.st_size for file in files),
+        written=_latest(files),
         version=description.checksum,
     )
 
@@ -98,7 +103,7 @@ def _partial_info(path: Path) -> StoreInfo:
         message = f"there is no unfinished store at {work.path}; check the path"
         raise StoreNotFoundError(message)
     identity, _, _ = work.load()
-    fields = work.fields()
+    fields, files = work.fields(), list(_files(work.path))
     return StoreInfo(
         path=path,
         format=kind,
@@ -111,19 +116,26 @@ def _partial_info(path: Path) -> StoreInfo:
         taps=identity.taps,
         fingerprint=identity.fingerprint,
         provenance=identity.provenance,
-        bytes_on_disk=sum(_sizes(work.path)),
+        bytes_on_disk=sum(file.st_size for file in files),
+        written=_latest(files),
         version="",
     )
 
 
-def _sizes(path: Path) -> Iterator[int]:
-    """Bytes of each file at or below a path; links are not followed."""
+def _files(path: Path) -> Iterator[os.stat_result]:
+    """What the file system says of each file at or below a path; links are not followed."""
     if not path.is_dir():
-        yield path.stat().st_size
+        yield path.stat()
         return
     with os.scandir(path) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
-                yield from _sizes(Path(entry.path))
+                yield from _files(Path(entry.path))
             else:
-                yield entry.stat(follow_symlinks=False).st_size
+                yield entry.stat(follow_symlinks=False)
+
+
+def _latest(files: Sequence[os.stat_result]) -> str:
+    """The time of the last change of a file, to the second."""
+    when = datetime.fromtimestamp(max(file.st_mtime for file in files), UTC)
+    return when.isoformat(timespec="seconds")

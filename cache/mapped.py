@@ -1,12 +1,13 @@
 """Bytes of rows at known places in mapped files: the part that both formats share when reading.
 
 A row is found by arithmetic and copied straight from the page cache into the caller's buffer (`cache.copying`). Maps
-are kept in a bounded least-recently-used table, because each holds a file descriptor. That a file is still whole is
-asked again whenever it is used: touching a mapped page behind the end of a truncated file would kill the process.
+are kept in a bounded least-recently-used table, because each holds a file descriptor. Whoever touches a map first
+asks whether the file still has its pages: behind the end of a truncated file a touch kills the process.
 """
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import stat
@@ -26,6 +27,10 @@ from cache.zarr_layout import CHECKSUM_BYTES, shard_bytes, shard_name, stored_pl
 UInt8 = npt.NDArray[np.uint8]
 Int64 = npt.NDArray[np.int64]
 
+_MOST_HOLLOW = 256
+_HOLLOW_BYTES = 64 << 20
+"""A file may claim so many times the room that it takes on disk, and so many bytes besides: file systems compress."""
+
 MAX_MAPS = 256
 """Open maps of one store; each costs a file descriptor, of which a process often has 1024."""
 
@@ -40,19 +45,20 @@ class MappedFile:
         last_byte: The last byte alone.
     """
 
-    def __init__(self, path: Path, size: int | None = None) -> None:
+    def __init__(self, path: Path, size: int | None = None, *, hollow: bool = False) -> None:
         """Map the file.
 
         Args:
             path: A plain file; a symbolic link in its place is refused.
             size: Bytes that it must have, if known.
+            hollow: Whether it may have holes.
 
         Raises:
-            UntrustedStoreError: It is a link or no plain file.
+            UntrustedStoreError: It is a link, no plain file, or hollow.
             FormatError: It has another size.
             FileNotFoundError: It is not there.
         """
-        handle = open_plain(path)
+        handle = open_plain(path, hollow=hollow)
         try:
             found = os.fstat(handle).st_size
             if size is not None and found != size:
@@ -79,18 +85,41 @@ class MappedFile:
         return self._map.size() >= len(self._map)
 
 
-def open_plain(path: Path) -> int:
+def open_plain(path: Path, *, hollow: bool = False) -> int:
     """Descriptor of a plain file, never of what a link points at.
 
+    Args:
+        path: The file.
+        hollow: Whether it may have holes.
+
     Raises:
-        UntrustedStoreError: `path` is a symbolic link, a folder or a device.
+        UntrustedStoreError: `path` is a symbolic link, a folder or a device, or claims far more bytes than it takes on
+            disk: to read a hole of 10 TB takes time or memory without end.
         FileNotFoundError: It is not there.
     """
-    mode = path.lstat().st_mode
-    if not stat.S_ISREG(mode):
-        message = f"{path} is {'a symbolic link' if stat.S_ISLNK(mode) else 'no plain file'}; a store holds only files"
+    found = path.lstat()
+    if not stat.S_ISREG(found.st_mode):
+        what = "a symbolic link" if stat.S_ISLNK(found.st_mode) else "no plain file"
+        message = f"{path} is {what}; a store holds only files"
         raise UntrustedStoreError(message)
-    return os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0))
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0))
+    if not hollow and found.st_size > _HOLLOW_BYTES + _MOST_HOLLOW * _room(handle, found):
+        os.close(handle)
+        message = f"{path} claims {found.st_size} bytes and is nearly all holes; no store is: fetch it again"
+        raise UntrustedStoreError(message)
+    return handle
+
+
+def _room(handle: int, found: os.stat_result) -> int:
+    """Bytes that a file takes on disk; its size on a file system that does not tell, as some in user space."""
+    if found.st_blocks:
+        return found.st_blocks * 512
+    try:
+        os.lseek(handle, 0, os.SEEK_DATA)
+    except OSError:  # one hole from end to end
+        return 0
+    os.lseek(handle, 0, os.SEEK_SET)
+    return found.st_size
 
 
 def read_plain(path: Path, limit: int) -> bytes:
@@ -218,7 +247,7 @@ class ZarrRows:
         self._taps = taps
         self._shard_rows = shard_rows
         self.shards = ShardFiles(folder, taps, shard_rows, present)
-        self.file = lru_cache(MAX_MAPS)(self.shards.open)
+        self.file = lru_cache(MAX_MAPS)(self._file)
 
     def fetch(self, tap: str, slots: Int64) -> None:
         """Nothing to do: the rows are here."""
@@ -230,6 +259,29 @@ class ZarrRows:
         """Where the rows of these slots lie."""
         files, within = np.divmod(slots, self._shard_rows)
         return Places(files, within * (self._taps[tap].row_bytes + CHECKSUM_BYTES))
+
+    def _file(self, tap: str, number: int) -> MappedFile:
+        """A shard file, mapped.
+
+        Raises:
+            FileNotFoundError: It is not there.
+            FormatError: It has another size.
+            StoreError: The folder was swapped for another version, or the process has no descriptor left.
+        """
+        try:
+            return self.shards.open(tap, number)
+        except OSError as error:
+            if error.errno != errno.EMFILE:
+                raise
+        self.file.cache_clear()  # many stores are open: this one lets go of its maps
+        try:
+            return self.shards.open(tap, number)
+        except OSError as error:
+            if error.errno != errno.EMFILE:
+                raise
+            path = self.shards.path(tap, number)
+            message = f"{path}: too many open files; close other stores, or raise the limit with `ulimit -n`"
+            raise StoreError(message) from error
 
 
 class Hdf5Rows:

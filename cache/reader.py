@@ -109,13 +109,14 @@ class Store:
 
     @property
     def _opened(self) -> OpenedStore:
-        if self._files is None:
+        files = self._files  # looked at once: another thread may close the store
+        if files is None:
             files = open_files(self.path)
             if files.description.checksum != self._version:
                 message = f"{self.path} was replaced by another version since it was opened; open it again"
                 raise StoreError(message)
             self._files = files
-        return self._files
+        return files
 
     @property
     def ids(self) -> tuple[str, ...]:

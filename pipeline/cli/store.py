@@ -33,6 +33,7 @@ def info(path: str, as_json: bool) -> int:
             "shards": f"{found.shards_done} of {found.shards}",
             "rows": found.rows,
             "bytes": found.bytes_on_disk,
+            "written": found.written,
             "taps": {name: f"{tap.channels}x{tap.height}x{tap.width} {tap.dtype}" for name, tap in found.taps.items()},
             "fingerprint": dict(found.fingerprint.fields),
             "provenance": dict(found.provenance),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -334,3 +335,14 @@ def test_info_tells_what_there_is_and_how_far_a_run_came(path: Path) -> None:
     assert (done.complete, done.rows, done.slots) == (True, 10, 10)
     assert done.bytes_on_disk == sum(len(content) for content in making.files(path).values())
     assert done.taps == TAPS
+    assert begun.written <= done.written <= datetime.now(UTC).isoformat()
+    assert datetime.now(UTC) - datetime.fromisoformat(begun.written) < timedelta(minutes=5)
+
+
+def test_a_store_may_be_closed_while_another_thread_reads(path: Path) -> None:
+    store, _ = build(path, wanted := rows(range(11)))
+    with ThreadPoolExecutor(2) as pool:
+        reading = pool.submit(lambda: [assert_holds(store, wanted) for _ in range(100)])
+        while not reading.done():
+            store.close()
+    assert reading.result()

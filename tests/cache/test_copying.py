@@ -19,7 +19,7 @@ import cache
 from cache import copying, mapped
 from cache.copying import SHORT_BYTES, copy_rows
 from cache.mapped import Int64, MappedFile, Places
-from tests.cache.making import FINGERPRINT, ROWS_PER_SHARD, assert_holds, build, rows
+from tests.cache.making import FINGERPRINT, ROWS_PER_SHARD, assert_holds, build, feature, rows
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 SIZES = (1, 64, 1000, SHORT_BYTES, SHORT_BYTES + 1, 3 * SHORT_BYTES)
@@ -120,12 +120,14 @@ def test_a_file_cut_short_behind_its_map_is_damage_and_no_crash(
 
 
 @pytest.mark.parametrize("size", [64, 3 * SHORT_BYTES])
-def test_a_place_outside_of_its_file_is_damage(size: int, tmp_path: Path) -> None:
+def test_a_place_outside_of_its_file_is_damage(size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pile = Pile(tmp_path, size, 3).fill(9)
     os.truncate(pile.path(2), size)
     target, damaged = pile.copy([8, 0, 6])
     assert damaged == {0}
     assert [row.tobytes() for row in target[1:]] == [pile.row(0), pile.row(6)]
+    monkeypatch.setattr(pile, "places", lambda tap, slots: Places(slots // 3, slots % 3 - 1))
+    assert pile.copy([0, 4])[1] == {0}
 
 
 @pytest.mark.parametrize("size", [64, 3 * SHORT_BYTES])
@@ -167,11 +169,41 @@ def limited(kind: int, value: int) -> Iterator[None]:
         resource.setrlimit(kind, (soft, hard))
 
 
+@pytest.mark.parametrize("missing", ["pwritev", "memfd_create"])
+def test_systems_that_lack_a_call_read(missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, missing)
+    copying._sink.cache_clear()
+    store, _ = build(tmp_path / "store.zarr", wanted := rows(range(9)))
+    assert_holds(store, wanted)
+    copying._sink.cache_clear()
+
+
 def test_a_process_that_may_write_no_file_reads(tmp_path: Path) -> None:
     store, _ = build(tmp_path / "store.zarr", wanted := rows(range(9)))
     copying._sink.cache_clear()
     with limited(resource.RLIMIT_FSIZE, 0):
         assert_holds(store, wanted)
+
+
+def test_stores_that_hold_all_descriptors_let_go_of_them(tmp_path: Path) -> None:
+    build(tmp_path / "store.zarr", wanted := rows(range(10 * ROWS_PER_SHARD)))
+    stores = [cache.open_store(tmp_path / "store.zarr") for _ in range(4)]
+    for store in stores:
+        store.read([0])
+    with limited(resource.RLIMIT_NOFILE, sum(1 for _ in Path("/proc/self/fd").iterdir()) + 16):
+        for first in range(0, len(wanted), ROWS_PER_SHARD):
+            for store in stores:
+                assert store.read([first])["neck"][0].tobytes() == feature(first)["neck"].tobytes()
+
+
+def test_no_descriptor_left_is_said_so(tmp_path: Path) -> None:
+    store, _ = build(tmp_path / "store.zarr", rows(range(9)))
+    store.read([0])
+    with (
+        limited(resource.RLIMIT_NOFILE, 3),
+        pytest.raises(cache.StoreError, match=r"c\.1\.0\.0\.0: too many open files; .* `ulimit -n`"),
+    ):
+        store.read([ROWS_PER_SHARD])
 
 
 def test_a_batch_out_of_many_shards_holds_few_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 import cache
+from cache.description import IndexEntry
+from cache.zarr_layout import index_json
 from tests.cache.forging import Forged, Tree, exercise, sign
 from tests.cache.making import FORMATS, build, feature, rows
 
@@ -203,6 +205,26 @@ def test_what_hdf5_would_fetch_from_elsewhere_is_refused(change: Callable[[h5py.
         cache.open_store(path)
 
 
+@pytest.mark.parametrize("claimed", [3 * 2**30, 10**13])
+def test_holes_are_not_read(claimed: int, tmp_path: Path) -> None:
+    """A few kilobytes on disk that claim gigabytes: as an entry of the index, and as HDF5's structure."""
+    build(tmp_path / "store.zarr", rows(range(6)))
+    forged = Forged(tmp_path / "store.zarr")
+    description = forged.description()
+    description["index"]["ids"]["shape"] = [claimed]
+    forged.write_description(sign(description))
+    (forged.path / "index/ids/zarr.json").write_bytes(index_json(IndexEntry("uint8", (claimed,), "00")))
+    os.truncate(forged.path / "index/ids/c.0", claimed + 4)
+    build(tmp_path / "store.h5", rows(range(6)))
+    single = Forged(tmp_path / "store.h5")
+    single.write_header({**single.header(), "file_bytes": claimed})
+    os.truncate(single.path, claimed)
+    for path, size in ((forged.path, claimed + 4), (single.path, claimed)):
+        with pytest.raises(cache.UntrustedStoreError, match=f"claims {size} bytes and is nearly all holes"):
+            _ = cache.open_store(path).ids
+        assert cache.verify(path)
+
+
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "[" * 300_000 + "]" * 300_000])
 def test_deep_json_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "store.zarr").mkdir()
@@ -211,11 +233,12 @@ def test_deep_json_is_refused(text: str, tmp_path: Path) -> None:
         cache.open_store(tmp_path / "store.zarr")
 
 
-def test_a_huge_root_is_not_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("size", "reason"), [(2**21, "at most"), (2**40, "nearly all holes")])
+def test_a_huge_root_is_not_read(size: int, reason: str, tmp_path: Path) -> None:
     (tmp_path / "store.zarr").mkdir()
     with (tmp_path / "store.zarr" / "zarr.json").open("wb") as file:
-        file.truncate(2**40)
-    with pytest.raises(cache.UntrustedStoreError, match="at most"):
+        file.truncate(size)
+    with pytest.raises(cache.UntrustedStoreError, match=reason):
         cache.open_store(tmp_path / "store.zarr")
 
 
