@@ -21,7 +21,7 @@ array([2., 0.], dtype=float16)
 ()
 """
 
-from cache.convert import convert_store, keyed_pseudonyms, pseudonymise_store
+from cache.convert import convert_store, keyed_pseudonyms, pool_steps, pseudonymise_store
 from cache.description import FORMAT_VERSION, TapSpec
 from cache.diff import StoreDifference, TapDifference, diff_stores
 from cache.errors import (
@@ -85,6 +85,7 @@ __all__ = [
     "keyed_pseudonyms",
     "make_manifest",
     "open_store",
+    "pool_steps",
     "pseudonymise_store",
     "pull_store",
     "push_store",

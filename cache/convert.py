@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,9 @@ def convert_store(
         source: The store to read.
         target: The store to write, in the format of its suffix.
         taps: Taps to keep, in this order; all by default.
-        pool: Side of the windows, in grid cells, that are averaged (in float32, trailing cells that fill no window
-            left out), as the encoder's own pool does before rounding. Images (taps of type uint8) stay as they are.
+        pool: Side of the windows, in grid cells, that are averaged, trailing cells that fill no window left out. Rows
+            are those of an extraction with the coarser pool, bit for bit, where no prime factor of this one is smaller
+            than one of the source's own pool: see `pool_steps`. Images (taps of type uint8) stay as they are.
         fingerprint: What the result is to be taken for. Needed where taps or pool change, because only the caller
             knows how the encoder would have named that; else the source's.
         pseudonym: Gives the id to use instead of an id. Then the digests of the source pixels, the samples set aside
@@ -131,16 +133,33 @@ def _pooled_spec(store: Store, name: str, pool: int) -> TapSpec:
     return TapSpec(tap.channels, tap.height // pool, tap.width // pool, tap.dtype)
 
 
+def pool_steps(pool: int) -> tuple[int, ...]:
+    """The prime factors of a pool, smallest first: the sides of the windows that are averaged one after the other.
+
+    A pool goes in steps, and its result is rounded to the stored type after each, so that a store made coarser in two
+    conversions, or in one, or by the encoder, is the same store. The mean of a window is in float32: the sum over its
+    rows from the first to the last, then over the columns, times the float32 next to 1 / cells.
+    """
+    steps: list[int] = []
+    factor = 2
+    while pool > 1:
+        if pool % factor:
+            factor += 1
+        else:
+            steps.append(factor)
+            pool //= factor
+    return tuple(steps)
+
+
 def _pool(features: npt.NDArray[Any], pool: int) -> npt.NDArray[Any]:
     """Mean over windows of `pool` x `pool` cells: (n, C, h, w) to (n, C, h // pool, w // pool), of the same type."""
-    if pool == 1:
-        return features
-    count, channels, height, width = features.shape
-    rows, columns = height // pool, width // pool
-    cropped = features[:, :, : rows * pool, : columns * pool].astype(np.float32)
-    windows = cropped.reshape(count, channels, rows, pool, columns, pool)
-    means: npt.NDArray[Any] = windows.mean(axis=(3, 5)).astype(features.dtype)
-    return means
+    rows, columns = (side // pool * pool for side in features.shape[2:])
+    features = features[:, :, :rows, :columns]
+    for step in pool_steps(pool):
+        sums = reduce(np.add, [features[:, :, i::step].astype(np.float32) for i in range(step)])
+        sums = reduce(np.add, [sums[..., i::step] for i in range(step)])
+        features = (sums * np.float32(1 / step**2)).astype(features.dtype)
+    return features
 
 
 def _rows(store: Store, pseudonym: Callable[[str], str] | None) -> tuple[list[Row], dict[int, str]]:

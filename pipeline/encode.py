@@ -100,7 +100,7 @@ def launch(encoder: Encoder, batch: Sequence[Prepared], start: int, size: int, d
     """Send a batch through the encoder and on its way back, without waiting for it where the device allows.
 
     A short batch is filled up with its last image, because the last bits of a feature depend on the size of the batch
-    (not on the company in it): so an image encoded again later, alone, gets the very same numbers.
+    (not on the company or the place in it): so an image encoded again later, alone, gets the very same numbers.
 
     Args:
         encoder: The frozen encoder.
@@ -115,7 +115,7 @@ def launch(encoder: Encoder, batch: Sequence[Prepared], start: int, size: int, d
     sizes = torch.tensor([image.size for image in full])
     if device.type == "cuda":
         pixels = pixels.pin_memory().to(device, non_blocking=True)
-    features = {tap: feature[: len(batch)].to(dtype) for tap, feature in encoder.encode(pixels, sizes).items()}
+    features = {tap: feature[: len(batch)] for tap, feature in encoder.encode(pixels, sizes, dtype).items()}
     finite = torch.stack([feature.isfinite().flatten(1).all(1) for feature in features.values()]).all(0)
     return Flight(
         start=start,

@@ -147,9 +147,8 @@ def _encode(encoder: Encoder, images: list[Image], dtype: str) -> tuple[dict[str
     """Encode images into taps (B, C, h, w) rounded as a store would, and the part (B, 2) of the grid that is image."""
     prepared = [encoder.prepare(image) for image in images]
     sizes = torch.tensor([item.size for item in prepared])
-    features = encoder.encode(torch.stack([item.pixels for item in prepared]), sizes)
-    rounded = {tap: feature.to(getattr(torch, dtype)) for tap, feature in features.items()}
-    return rounded, (sizes / encoder.input_px).float()
+    features = encoder.encode(torch.stack([item.pixels for item in prepared]), sizes, getattr(torch, dtype))
+    return features, (sizes / encoder.input_px).float()
 
 
 def _batches(images: Iterable[Image], size: int) -> Iterator[list[Image]]:

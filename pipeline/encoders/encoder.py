@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from segment_anything.modeling import ImageEncoderViT
 from torch import Tensor, nn
 
+from cache import pool_steps
 from pipeline.encoders import vit
 from pipeline.encoders.checkpoint import load_encoder
 from pipeline.encoders.digest import weights_sha256
@@ -105,21 +106,24 @@ class Encoder(nn.Module):
         self._run_block = torch.compile(vit.run_block, dynamic=False)
 
     @torch.no_grad()
-    def encode(self, pixels: Tensor, sizes: Tensor) -> dict[str, Tensor]:
+    def encode(self, pixels: Tensor, sizes: Tensor, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         """Features of a batch.
 
         Args:
             pixels: uint8 (B, 3, S, S), as `prepare` gives them; on any device.
             sizes: int (B, 2), height and width of each image within `pixels`, px.
+            dtype: Type that features are stored in, to which maps are rounded before the pool and after each of its
+                steps (`cache.pool_steps`).
 
         Returns:
-            float32 (B, C, g, g) of every tap, on the encoder's device.
+            (B, C, g, g) of every tap, of type `dtype`, on the encoder's device.
         """
         pixels = pixels.to(self.vit.pos_embed.device, non_blocking=True)
         features: dict[str, Tensor] = {}
         for view in dict.fromkeys(view for _, view in self._recipe.sources.values()):
             maps = self._maps(normalise(*turned(pixels, sizes, view), self._recipe.preprocessing), view)
-            features |= {tap: _pooled(maps[depth], self._recipe.pool) for tap, depth in self._depths(view).items()}
+            steps = pool_steps(self._recipe.pool)
+            features |= {tap: _pooled(maps[depth].to(dtype), steps) for tap, depth in self._depths(view).items()}
         return {tap: features[tap] for tap in self._recipe.sources}
 
     def _maps(self, images: Tensor, view: str) -> dict[int, Tensor]:
@@ -132,6 +136,10 @@ class Encoder(nn.Module):
         return {tap: depth for tap, (depth, of) in self._recipe.sources.items() if of == view}
 
 
-def _pooled(features: Tensor, pool: int) -> Tensor:
-    """Average over pool x pool tokens: (B, h, w, C) to (B, C, h / pool, w / pool)."""
-    return F.avg_pool2d(features.permute(0, 3, 1, 2), pool).contiguous()
+def _pooled(features: Tensor, steps: Sequence[int]) -> Tensor:
+    """Average over windows of step x step tokens, step after step: (B, h, w, C) to (B, C, h / pool, w / pool)."""
+    for step in steps:
+        sums = reduce(torch.add, [features[:, i::step].float() for i in range(step)])
+        sums = reduce(torch.add, [sums[:, :, i::step] for i in range(step)])
+        features = (sums * (1 / step**2)).to(features.dtype)
+    return features.permute(0, 3, 1, 2).contiguous()

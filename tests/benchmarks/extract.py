@@ -170,8 +170,8 @@ class Null(nn.Module):
     def prepare(self, image: Image) -> Prepared:
         return Prepared(torch.tensor(image).permute(2, 0, 1), (self.input_px, self.input_px))
 
-    def encode(self, pixels: Tensor, sizes: Tensor) -> dict[str, Tensor]:
-        grey = pixels[:, 0, 0, 0].float()[:, None, None, None]
+    def encode(self, pixels: Tensor, sizes: Tensor, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        grey = pixels[:, 0, 0, 0].to(dtype)[:, None, None, None]
         return {tap: grey.expand(-1, *shape) for tap, shape in self.taps.items()}
 
 
@@ -317,10 +317,10 @@ class Timed(nn.Module):
         self.fingerprint, self.prepare = encoder.fingerprint, encoder.prepare
         self.batches: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
-    def encode(self, pixels: Tensor, sizes: Tensor) -> dict[str, Tensor]:
+    def encode(self, pixels: Tensor, sizes: Tensor, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
-        features = self.encoder.encode(pixels, sizes)
+        features = self.encoder.encode(pixels, sizes, dtype)
         end.record()
         self.batches.append((start, end))
         return features

@@ -12,6 +12,7 @@ import pytest
 import zarr
 
 import cache
+from cache import convert
 from tests.cache.making import (
     FINGERPRINT,
     FORMATS,
@@ -75,6 +76,31 @@ def test_a_coarser_pool_is_the_mean_of_windows(tmp_path: Path) -> None:
         cache.convert_store(
             tmp_path / "fine.zarr", tmp_path / "no.zarr", pool=9, fingerprint=cache.Fingerprint({"pool": 9})
         )
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_pools_one_after_the_other_are_one_pool(dtype: str) -> None:
+    maps = 100 * np.random.default_rng(0).standard_normal((2, 3, 24, 24)).astype(np.float32)
+    maps[0, 0, :2] = -0.0
+    stored = maps.astype(dtype)
+    once = convert._pool(stored, 12)
+    assert once.dtype == dtype
+    assert once.shape == (2, 3, 2, 2)
+    assert convert._pool(convert._pool(stored, 2), 6).tobytes() == once.tobytes()
+    assert convert._pool(convert._pool(stored, 4), 3).tobytes() == once.tobytes()
+    exact = maps.astype(np.float64).reshape(2, 3, 2, 12, 2, 12).mean((3, 5))
+    np.testing.assert_allclose(once, exact, atol=0.02 if dtype == "float16" else 1e-5)
+
+
+def test_a_pool_goes_in_prime_steps() -> None:
+    assert {pool: cache.pool_steps(pool) for pool in (1, 2, 7, 8, 12, 45)} == {
+        1: (),
+        2: (2,),
+        7: (7,),
+        8: (2, 2, 2),
+        12: (2, 2, 3),
+        45: (3, 3, 5),
+    }
 
 
 def test_samples_set_aside_stay_so_through_a_conversion(tmp_path: Path) -> None:

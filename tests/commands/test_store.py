@@ -61,10 +61,7 @@ def test_a_converted_store_equals_one_extracted_so(folder: Path) -> None:
     converting = ("features/demo.zarr", "features/converted.h5", "--tap", "neck", "--pool", "2")
     assert succeed(folder, "store", "convert", *converting)["written"] == "yes"
     assert succeed(folder, "store", "convert", *converting)["written"] == "no, it was there already"
-    found = succeed(folder, "store", "diff", "features/extracted.h5", "features/converted.h5", status=3)
-    assert found["fingerprint"] == []
-    (neck,) = found["taps"]
-    assert neck["relative"] < 1e-3  # one more rounding to float16 than the extracted one
+    assert succeed(folder, "store", "diff", "features/extracted.h5", "features/converted.h5")["equal"] is True
     assert "does not divide" in complaint(
         folder, "store", "convert", "features/demo.zarr", "features/x.zarr", "--pool", "3", status=2
     )

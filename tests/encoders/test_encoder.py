@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from cache import convert
 from pipeline.encoders import ARCHITECTURES, Encoder, build_encoder, vit, weights_sha256
 from pipeline.errors import ConfigError
 from tests.encoders.seeded import image_like
@@ -83,6 +85,19 @@ def test_the_fingerprint_names_everything_that_changes_the_numbers(build: Build,
     others = [build(("early", "neck"), pool=2, **change) for change in CHANGES]
     fingerprints = [json.dumps(e.fingerprint()) for e in (encoder, build(("early", "neck")), *others)]
     assert len(set(fingerprints)) == 5
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize(("input_px", "pool"), [(256, 8), (192, 12)])
+def test_a_pool_is_that_of_a_store_made_coarser(build: Build, input_px: int, pool: int, dtype: torch.dtype) -> None:
+    fine, coarse = (build(("early", "neck"), input_px=input_px, pool=cells) for cells in (1, pool))
+    prepared = fine.prepare(image_like(50, 64, 0))
+    batch = prepared.pixels[None], torch.tensor([prepared.size])
+    maps = fine.encode(*batch, dtype)
+    for tap, found in coarse.encode(*batch, dtype).items():
+        assert found.dtype == dtype
+        assert found.numpy().tobytes() == convert._pool(maps[tap].numpy(), pool).tobytes()
+        torch.testing.assert_close(found.float(), F.avg_pool2d(maps[tap].float(), pool), rtol=2e-3, atol=2e-3)
 
 
 @pytest.mark.parametrize("change", [{}, {"precision": "bfloat16"}, {"input_px": 208}], ids=str)

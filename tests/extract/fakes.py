@@ -78,14 +78,14 @@ class CountingEncoder(nn.Module):
         self.encoded += 1
         return Prepared(torch.from_numpy(image).permute(2, 0, 1), (SIDE_PX, SIDE_PX // 2))
 
-    def encode(self, pixels: Tensor, sizes: Tensor) -> dict[str, Tensor]:
+    def encode(self, pixels: Tensor, sizes: Tensor, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         if len(pixels) > self.limit:
             message = "this device is too small"
             raise torch.OutOfMemoryError(message)
         self.batches.append(len(pixels))
         value = pixels[:, 0, 0, 0].float()
         value = torch.where(value == self.poison, torch.nan, value)
-        return {tap: value[:, None, None, None].expand(-1, *shape) for tap, shape in self.taps.items()}
+        return {tap: value[:, None, None, None].expand(-1, *shape).to(dtype) for tap, shape in self.taps.items()}
 
 
 def as_encoder(fake: CountingEncoder) -> Encoder:

@@ -20,9 +20,9 @@ class Slow(CountingEncoder):
         super().__init__()
         self.seconds = seconds
 
-    def encode(self, pixels, sizes):  # type: ignore[no-untyped-def]
+    def encode(self, *batch):  # type: ignore[no-untyped-def]
         time.sleep(self.seconds)
-        return super().encode(pixels, sizes)
+        return super().encode(*batch)
 
 
 def main() -> None:

@@ -42,8 +42,8 @@ class ColourEncoder(torch.nn.Module):
         pixels[:, :height, :width] = torch.from_numpy(image).permute(2, 0, 1)
         return Prepared(pixels=pixels, size=(height, width))
 
-    def encode(self, pixels, sizes):
-        cells = torch.nn.functional.avg_pool2d(pixels.float() / 255, 8)  # (B, 3, 4, 4)
+    def encode(self, pixels, sizes, dtype=torch.float32):
+        cells = torch.nn.functional.avg_pool2d(pixels.float() / 255, 8).to(dtype)  # (B, 3, 4, 4)
         return {tap: torch.cat((cells, cells.square()), dim=1)[:, :channels] for tap, (channels, _, _) in TAPS.items()}
 
 
