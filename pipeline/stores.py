@@ -23,7 +23,12 @@ _NAMED = 10  # outliers that the map names; the report has them all
 
 
 def repair(config: Config, progress: Progress, path: Path) -> Report:
-    """Encode exactly the damaged rows of a store again, from the images and the encoder of the configuration."""
+    """Encode exactly the damaged rows of a store again, from the images and the encoder of the configuration.
+
+    Features have other last bits on another machine, number of threads or version of torch: the report's `as_before`
+    says whether the store is again the one that it was, where its root still told which.
+    """
+    before = _version(path)
     report = damaged.repair(
         load_dataset(config),
         build_encoder(config),
@@ -33,7 +38,16 @@ def repair(config: Config, progress: Progress, path: Path) -> Report:
         batch_size=config.resources.batch_size,
         progress=progress,
     )
-    return {"store": str(path), "rows": report.rows, "repaired": report.encoded}
+    as_before = before == _version(path) if before else None
+    return {"store": str(path), "rows": report.rows, "repaired": report.encoded, "as_before": as_before}
+
+
+def _version(path: Path) -> str:
+    """The version that the root of a store claims, empty if it is damaged."""
+    try:
+        return cache.info(path).version
+    except cache.StoreError:
+        return ""
 
 
 def labels_of(config: Config, path: Path) -> cache.Labels:

@@ -41,7 +41,28 @@ def test_damaged_rows_are_found_and_encoded_again(folder: Path) -> None:
     assert "pool is 4 there, 8 here" in said
     report = succeed(folder, "store", "repair", "features/demo.zarr", "-c", "tiny.yaml")
     assert report["repaired"] == 3
+    assert report["as_before"] is True
     assert digests(store) == before
+
+
+def test_a_repair_that_gives_other_bits_says_so(folder: Path) -> None:
+    store = folder / "features/demo.zarr"
+    opened = cache.open_store(store)
+    row = opened.read([3])
+    changed = {tap: feature.copy() for tap, feature in opened.read(range(len(opened))).items()}
+    changed["neck"][3] += 1  # as if another machine had made it
+    rows = [cache.Row(name, digest.tobytes()) for name, digest in zip(opened.ids, opened.digests, strict=True)]
+    other = {"fingerprint": opened.fingerprint, "taps": opened.taps, "rows": rows}
+    with cache.create_store(folder / "other.zarr", **other, provenance=opened.provenance) as writer:
+        for plan in writer.pending:
+            chosen = {tap: feature[list(plan.rows)] for tap, feature in changed.items()}
+            writer.write(plan, chosen, opened.extents[list(plan.rows)])
+        writer.commit()
+    shard = max((folder / "other.zarr").glob("neck/c.*"), key=lambda p: p.stat().st_size)
+    flip_a_bit(shard, 3 * (opened.taps["neck"].row_bytes + 4))
+    report = succeed(folder, "store", "repair", "other.zarr", "-c", "tiny.yaml")
+    assert (report["repaired"], report["as_before"]) == (1, False)
+    assert cache.open_store(folder / "other.zarr").read([3])["neck"].tobytes() == row["neck"].tobytes()
 
 
 def test_after_a_change_every_row_is_as_in_a_store_made_from_scratch(folder: Path) -> None:
