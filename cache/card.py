@@ -1,7 +1,7 @@
 """The card of a store: what a stranger should know before using it, as Markdown with front matter.
 
 It is made from the fingerprint, the taps and the provenance alone. Of the provenance it uses `license` (of the data),
-`data_set`, `citation` and `created`, where they are given.
+`data_set` and `citation`, where they are given.
 """
 
 from __future__ import annotations

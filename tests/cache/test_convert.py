@@ -6,6 +6,7 @@ import csv
 import json
 import stat
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -185,7 +186,15 @@ def test_the_card_tells_a_stranger_what_this_is(tmp_path: Path) -> None:
     assert fields["license"] == "CC-BY-4.0"
     assert (fields["rows"], fields["taps"], fields["encoder"]) == (12, list(TAPS), "fake")
     assert fields["fingerprint"] == FINGERPRINT.digest()
+    assert fields["weights_sha256"] == FINGERPRINT.fields["weights_sha256"]
     assert "Yang et al. 2023" in text
+    for name, tap in TAPS.items():
+        shape = f"{tap.channels} x {tap.height} x {tap.width}"
+        assert f"| `{name}` | {shape} | {tap.dtype} | {tap.row_bytes / 1024:.1f} |" in text
+    _, code, _ = text.split("```")
+    found: dict[str, Any] = {}
+    exec(code.removeprefix("python\n").replace("PATH OR URL OF THIS STORE", str(store.path)), found)
+    assert found["features"]["neck"].tobytes() == store.read([0, 1, 2])["neck"].tobytes()
     assert build(tmp_path / "store.h5", WANTED, provenance=story)[0].card == text
     names = [name for name, _ in zarr.open_group(tmp_path / "store.zarr", mode="r")["index"].members()]
     assert "slot" in names
