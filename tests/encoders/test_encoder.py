@@ -100,10 +100,7 @@ def test_a_pool_is_that_of_a_store_made_coarser(build: Build, input_px: int, poo
         torch.testing.assert_close(found.float(), F.avg_pool2d(maps[tap].float(), pool), rtol=2e-3, atol=2e-3)
 
 
-@pytest.mark.parametrize("change", [{}, {"precision": "bfloat16"}, {"input_px": 208}], ids=str)
-def test_an_image_gives_the_same_bits_at_every_place_of_a_batch(build: Build, change: dict[str, Any]) -> None:
-    """Else a row that is encoded again, beside others, would not be the row that it was."""
-    encoder = build(("early", "middle", "neck"), **change)
+def assert_same_bits_at_every_place(encoder: Encoder) -> None:
     prepared = [encoder.prepare(image_like(50 + 9 * seed, 64, seed)) for seed in range(6)]
     pixels, sizes = torch.stack([item.pixels for item in prepared]), torch.tensor([item.size for item in prepared])
     features = encoder.encode(pixels, sizes)
@@ -111,6 +108,21 @@ def test_an_image_gives_the_same_bits_at_every_place_of_a_batch(build: Build, ch
         moved = encoder.encode(pixels.roll(places, 0), sizes.roll(places, 0))
         for tap, feature in features.items():
             assert torch.equal(moved[tap], feature.roll(places, 0)), (tap, places)
+
+
+@pytest.mark.parametrize("change", [{}, {"precision": "bfloat16"}, {"input_px": 208}], ids=str)
+def test_an_image_gives_the_same_bits_at_every_place_of_a_batch(build: Build, change: dict[str, Any]) -> None:
+    """Else a row that is encoded again, beside others, would not be the row that it was."""
+    assert_same_bits_at_every_place(build(("early", "middle", "neck"), **change))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: kernels differ from those of a CPU")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_and_so_it_does_on_a_gpu(build: Build, precision: str) -> None:
+    encoder = build(("early", "middle", "neck"), precision=precision).cuda()
+    encoder.compile_blocks()
+    assert_same_bits_at_every_place(encoder)
 
 
 def test_threads_prepare_what_one_thread_prepares(build: Build) -> None:
