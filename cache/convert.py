@@ -140,15 +140,8 @@ def pool_steps(pool: int) -> tuple[int, ...]:
     conversions, or in one, or by the encoder, is the same store. The mean of a window is in float32: the sum over its
     rows from the first to the last, then over the columns, times the float32 next to 1 / cells.
     """
-    steps: list[int] = []
-    factor = 2
-    while pool > 1:
-        if pool % factor:
-            factor += 1
-        else:
-            steps.append(factor)
-            pool //= factor
-    return tuple(steps)
+    smallest = next((factor for factor in range(2, pool + 1) if pool % factor == 0), None)
+    return () if smallest is None else (smallest, *pool_steps(pool // smallest))
 
 
 def _pool(features: npt.NDArray[Any], pool: int) -> npt.NDArray[Any]:

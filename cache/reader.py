@@ -287,8 +287,8 @@ class Store:
         """The error that names the samples of damaged rows."""
         ids = list(dict.fromkeys(opened.index.ids[row] for row in rows.tolist()))
         shown = ", ".join(map(repr, ids[:8])) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
-        message = (
-            f"{self.path}: the stored features of {shown} are damaged; run 'store verify' for all damage and "
-            f"'store repair' to encode them again"
-        )
+        remedy = "run 'store verify' for all damage and 'store repair' to encode them again"
+        if isinstance(self.path, str):
+            remedy = "read them again, which fetches them anew; if that is no help, they are damaged where they lie"
+        message = f"{self.path}: the stored features of {shown} are damaged; {remedy}"
         return DamagedRowError(message, ids)

@@ -7,76 +7,42 @@ requested of each shard: the missing rows are cut at their widest gap, and what 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import threading
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from cache.description import Description, TapSpec
-from cache.errors import FormatError, StoreNotFoundError
+from cache.errors import FormatError, StoreError, StoreNotFoundError
 from cache.hdf5_file import Header, parse_block, user_block_size
 from cache.index import Index, UInt8, check_size
-from cache.mapped import Int64, MappedFile, Places
+from cache.mapped import MAX_MAPS, Int64, MappedFile, Places
+from cache.ranges import RemoteFile
+from cache.shard_copy import PASSING, ShardCopy, disk_errors, gone
 from cache.zarr_folder import OpenedStore, parse_root
 from cache.zarr_layout import CHECKSUM_BYTES, index_chunk_name, shard_name, stored_places
 
 _ROOT_BYTES = 1 << 20
 _FIRST_BYTES = 1 << 14
+_TRIES = 4
 
 PUSHED_FILE = "store.h5"
 """Name of a store that is one file, in the folder that a push makes for it."""
 
 
-class RemoteFile:
-    """Files below one URL.
+class _Asked(threading.local):
+    """What a thread has fetched last, to hand out no map without it: places by shard of one tap."""
 
-    Attributes:
-        url: The URL, for messages.
-    """
-
-    def __init__(self, url: str) -> None:
-        """Name the URL; nothing is fetched."""
-        self.url = url.rstrip("/")
-
-    def ranges(self, name: str, spans: Sequence[tuple[int, int]]) -> list[bytes]:
-        """Bytes [start, stop) of a file, for each span; one request a span, at once where the protocol can.
-
-        Raises:
-            StoreNotFoundError: The file is not there.
-            FormatError: The server sent something else than was asked for.
-        """
-        import fsspec.core
-
-        fs, path = fsspec.core.url_to_fs(f"{self.url}/{name}" if name else self.url)
-        starts, stops = [start for start, _ in spans], [stop for _, stop in spans]
-        try:
-            found = fs.cat_ranges([path] * len(spans), starts, stops, on_error="raise")
-        except (FileNotFoundError, IsADirectoryError) as error:
-            message = f"{self.url}{f'/{name}' if name else ''} does not exist; check the URL, or push the store again"
-            raise StoreNotFoundError(message) from error
-        for data, (start, stop) in zip(found, spans, strict=True):
-            if len(data) > stop - start:
-                message = f"{self.url}: the server sent {len(data)} bytes for {stop - start}; it does not know ranges"
-                raise FormatError(message)
-        return [bytes(data) for data in found]
-
-    def exactly(self, name: str, start: int, stop: int) -> bytes:
-        """Bytes [start, stop) of a file.
-
-        Raises:
-            FormatError: The file ends earlier.
-        """
-        (data,) = self.ranges(name, [(start, stop)])
-        if len(data) < stop - start:
-            message = f"{self.url}/{name} ends before byte {stop}; it is damaged, or being pushed"
-            raise FormatError(message)
-        return data
+    tap = ""
+    places: Mapping[int, Int64] = {}
 
 
 class RemoteRows:
@@ -104,57 +70,94 @@ class RemoteRows:
         self._stored = stored_places(present, description.shard_rows)
         self._folder = folder
         self._header = header
-        self._files: dict[tuple[str, int], MappedFile] = {}
+        self._copies: OrderedDict[tuple[str, int], ShardCopy] = OrderedDict()
+        self._asked = _Asked()
         self._fetching = threading.Lock()
+        with suppress(FileNotFoundError):  # deleted meanwhile, and made again when there is something to keep
+            self._make_folder(folder)
 
     def fetch(self, tap: str, slots: Int64) -> None:
         """Make sure that the rows of these slots are here."""
-        rows = self._description.shard_rows
-        with self._fetching:
-            self._fetch_missing(tap, slots, rows)
+        slots = np.unique(slots)
+        numbers, first = np.unique(slots // self._description.shard_rows, return_index=True)
+        places = np.split(slots % self._description.shard_rows, first[1:])
+        self._asked.tap, self._asked.places = tap, dict(zip(numbers.tolist(), places, strict=False))
+        for number, wanted in self._asked.places.items():
+            self._with_rows(tap, number, wanted)
+
+    def file(self, tap: str, number: int) -> MappedFile:
+        """A sparse file, mapped; it has the rows that this thread has fetched last, even if others deleted it since."""
+        places = self._asked.places.get(number) if self._asked.tap == tap else None
+        return self._with_rows(tap, number, np.empty(0, np.int64) if places is None else places)
 
     def forget(self, tap: str, slots: Int64) -> None:
         """Fetch the rows of these slots again when they are wanted next: what is here is damaged."""
         numbers, places = np.divmod(slots, self._description.shard_rows)
-        for number, place in zip(numbers.tolist(), places.tolist(), strict=True):
-            self._have(tap, number)[place] = False
+        with self._fetching:
+            for number in np.unique(numbers).tolist():
+                with suppress(OSError):
+                    self._copy(tap, number).drop(places[numbers == number].tolist())
 
-    def _fetch_missing(self, tap: str, slots: Int64, rows: int) -> None:
-        for number in np.unique(slots // rows).tolist():
-            places = np.unique(slots[slots // rows == number] % rows)
-            have = self._have(tap, number)
-            missing = places[~have[places]]
-            if len(missing):
-                self._fetch_shard(tap, number, _two_spans(missing.tolist()), have)
+    def places(self, tap: str, slots: Int64) -> Places:
+        """Where the rows of these slots lie in the sparse files."""
+        files, within = np.divmod(slots, self._description.shard_rows)
+        return Places(files, within * self._stride(tap))
 
-    def _fetch_shard(self, tap: str, number: int, spans: Sequence[tuple[int, int]], have: npt.NDArray[Any]) -> None:
-        """Fetch spans [first, last] of places of one shard."""
-        stride = self._stride(tap)
-        start = self._start(tap, number)
-        wanted = [(start + first * stride, start + (last + 1) * stride) for first, last in spans]
-        found = self._remote.ranges(self._name(tap, number), wanted)
-        with self._path(tap, number).open("r+b") as file:
-            for (first, last), data in zip(spans, found, strict=True):
-                if len(data) == (last + 1 - first) * stride:
-                    file.seek(first * stride)
-                    file.write(data)
-        for (first, last), data in zip(spans, found, strict=True):
-            have[first : last + 1] = len(data) == (last + 1 - first) * stride
+    def _with_rows(self, tap: str, number: int, places: Int64) -> MappedFile:
+        """The copy of a shard, with these rows in it."""
+        with self._fetching:
+            for _ in range(_TRIES):
+                try:
+                    copy = self._copy(tap, number)
+                    if not copy.have[places].all():
+                        self._fetch_missing(copy, tap, number, places)
+                    return copy.file
+                except OSError as error:
+                    if error.errno not in PASSING:
+                        raise
+                    reason = (error.strerror or str(error)).lower()
+                    self._copies.clear() if error.errno == errno.EMFILE else self._copies.pop((tap, number), None)
+        message = (
+            f"{self._folder / tap}: {reason}, again and again; if too many files are open, close other stores or raise "
+            f"the limit with `ulimit -n`, else set $FEATURE_STORE_CACHE to another folder"
+        )
+        raise StoreError(message)
 
-    def _have(self, tap: str, number: int) -> npt.NDArray[Any]:
-        """(places,) bool, kept in a file: which places of a shard are here."""
-        path = self._path(tap, number)
-        stored = int(self._stored[number])
-        marks = path.with_name(path.name + ".have")
-        if not marks.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            for file, size in ((path, stored * self._stride(tap)), (marks, stored)):
-                file.touch()  # another process may be at the same: neither cuts off what the other has written
-                os.truncate(file, size)
-        return np.memmap(marks, np.bool_, "r+", shape=(stored,))
+    def _copy(self, tap: str, number: int) -> ShardCopy:
+        """The copy of a shard out of the table of those used last, each of which costs a descriptor."""
+        key = tap, number
+        if key not in self._copies:
+            path = self._folder / tap / shard_name(number)
+            self._make_folder(path.parent)
+            self._copies[key] = ShardCopy(path, int(self._stored[number]), self._stride(tap))
+            if len(self._copies) > MAX_MAPS:
+                self._copies.popitem(last=False)
+        self._copies.move_to_end(key)
+        return self._copies[key]
 
-    def _path(self, tap: str, number: int) -> Path:
-        return self._folder / tap / shard_name(number)
+    def _make_folder(self, path: Path) -> None:
+        """Make the folder of this store, for its owner alone, and one in it."""
+        with disk_errors(self._folder):
+            try:
+                self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                path.mkdir(exist_ok=True)
+            except FileExistsError as error:
+                if os.path.lexists(error.filename) and not Path(error.filename).is_dir():
+                    raise
+                raise gone(path) from error
+
+    def _fetch_missing(self, copy: ShardCopy, tap: str, number: int, places: Int64) -> None:
+        """Fetch rows of one shard that no process has fetched yet."""
+        stride, start, name = self._stride(tap), self._start(tap, number), self._name(tap, number)
+        with copy.opened() as handle:
+            copy.reload(handle)
+            missing = places[~copy.have[places]].tolist()
+            if not missing:
+                return
+            spans = [(start + first * stride, start + (last + 1) * stride) for first, last in _two_spans(missing)]
+            for (begin, end), data in zip(spans, self._remote.ranges(name, spans), strict=True):
+                copy.put(handle, (begin - start) // stride, data[: len(data) // stride * stride])
+                self._remote.check_end(name, end, begin + len(data))
 
     def _stride(self, tap: str) -> int:
         return self._spec(tap).row_bytes + CHECKSUM_BYTES
@@ -170,18 +173,6 @@ class RemoteRows:
 
     def _name(self, tap: str, number: int) -> str:
         return f"{tap}/{shard_name(number)}" if self._header is None else ""
-
-    def places(self, tap: str, slots: Int64) -> Places:
-        """Where the rows of these slots lie in the sparse files."""
-        files, within = np.divmod(slots, self._description.shard_rows)
-        return Places(files, within * self._stride(tap))
-
-    def file(self, tap: str, number: int) -> MappedFile:
-        """A sparse file, mapped."""
-        if (tap, number) not in self._files:
-            size = int(self._stored[number]) * self._stride(tap)
-            self._files[tap, number] = MappedFile(self._path(tap, number), size)
-        return self._files[tap, number]
 
 
 def _two_spans(places: Sequence[int]) -> list[tuple[int, int]]:
@@ -247,9 +238,8 @@ def _open_single(remote: RemoteFile) -> OpenedStore:
 def _opened(remote: RemoteFile, description: Description, index: Index, header: Header | None) -> OpenedStore:
     """A store whose rows are kept in a folder of its own, by URL and version."""
     name = hashlib.sha256(remote.url.encode()).hexdigest()[:16] + "-" + description.checksum[:16]
-    folder = mirror_folder() / name
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return OpenedStore(description, index, RemoteRows(remote, description, index.present, folder, header))
+    rows = RemoteRows(remote, description, index.present, mirror_folder() / name, header)
+    return OpenedStore(description, index, rows)
 
 
 def mirror_folder() -> Path:

@@ -10,9 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Mapping
-from contextlib import suppress
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -22,7 +24,9 @@ from cache.durable import link_or_copy, remove, space_errors, swap, sync_folder
 from cache.errors import FingerprintMismatchError, FormatError, NoSpaceError, StoreError, UntrustedStoreError
 from cache.fingerprint import canonical
 from cache.lock import WriterLock
+from cache.mapped import open_plain
 from cache.progress import Progress, silent
+from cache.ranges import file_system, http_options, is_http, network_errors
 from cache.reader import Store, open_files, open_store, store_format
 from cache.remote import PUSHED_FILE
 from cache.verify import verify
@@ -31,7 +35,12 @@ from cache.writer import let_go
 
 MANIFEST = "manifest.json"
 _VERSION = 1
-_MAX_MANIFEST_BYTES = 256 << 20
+_MAX_MANIFEST_BYTES = 32 << 20
+"""Some 250 000 files; parsed, a manifest of that size takes about 1 GiB of memory at worst."""
+_MAX_FILE_BYTES = 2**63 - 1
+_MAX_NAME = 200
+_MAX_DEPTH = 8
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _BLOCK_BYTES = 1 << 20
 
 
@@ -69,7 +78,11 @@ class Manifest:
 
 
 def make_manifest(path: str | os.PathLike[str], progress: Progress = silent) -> Manifest:
-    """Sizes and digests of a finished store's files; reads all of them."""
+    """Sizes and digests of a finished store's files; reads all of them.
+
+    Raises:
+        UntrustedStoreError: There is something in its folder that is no plain file.
+    """
     store = Path(path)
     opened = open_files(store)
     files = {}
@@ -81,15 +94,28 @@ def make_manifest(path: str | os.PathLike[str], progress: Progress = silent) -> 
 
 
 def _local_files(store: Path) -> dict[str, Path]:
-    """Files of a store by their path below its URL."""
+    """Files of a store by their path below its URL.
+
+    Raises:
+        UntrustedStoreError: Something in its folder is neither a plain file nor a folder.
+    """
     if not store.is_dir():
-        return {PUSHED_FILE: store}
-    found = sorted(Path(base) / file for base, _, names in os.walk(store) for file in names)
-    return {file.relative_to(store).as_posix(): file for file in found}
+        return {PUSHED_FILE: Path(os.path.realpath(store))}
+    found: dict[str, Path] = {}
+    for base, folders, names in os.walk(store):
+        for entry in (Path(base) / name for name in folders + names):
+            mode = entry.lstat().st_mode
+            if stat.S_ISREG(mode):
+                found[entry.relative_to(store).as_posix()] = entry
+            elif not stat.S_ISDIR(mode):
+                kind = "a symbolic link" if stat.S_ISLNK(mode) else "no plain file"
+                message = f"{entry} is {kind}; a store holds only files and folders: delete it, or do not pass it on"
+                raise UntrustedStoreError(message)
+    return dict(sorted(found.items()))
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with open(open_plain(path), "rb") as file:  # noqa: PTH123 - a descriptor has no path
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -106,10 +132,14 @@ def push_store(path: str | os.PathLike[str], url: str, progress: Progress = sile
 
     Raises:
         StoreError: The place cannot be written, or another push is going on there with other content.
+        UntrustedStoreError: There is something in the store's folder that is no plain file; nothing is sent.
     """
     manifest = make_manifest(path, progress)
+    if len(manifest.to_bytes()) > _MAX_MANIFEST_BYTES:
+        message = f"{path} has {len(manifest.files)} files, which is too many to share; write it with larger shards"
+        raise StoreError(message)
     local = _local_files(Path(path))
-    fs, root = _file_system(url)
+    fs, root = file_system(url)
     before = _read_manifest(fs, root, url)
     trusted = before.files if before else {}
     stale = {name for name, file in trusted.items() if manifest.files.get(name) != file}
@@ -146,12 +176,12 @@ def pull_store(url: str, path: str | os.PathLike[str], *, replace: bool = False,
 
     Raises:
         FormatError: There is no complete manifest, or a file is not what the manifest says.
-        UntrustedStoreError: The manifest names a file outside of the store.
+        UntrustedStoreError: The manifest is huge, or names what is no file inside a store.
         FingerprintMismatchError: A store of another fingerprint has that name.
         StoreLockedError: Another process is writing that store.
     """
     target = Path(os.path.realpath(path))
-    fs, root = _file_system(url)
+    fs, root = file_system(url)
     manifest = _read_manifest(fs, root, url)
     if manifest is None or not manifest.complete:
         state = "a push that is not finished" if manifest else "no manifest.json"
@@ -176,41 +206,60 @@ def _fetch_all(fs: Any, root: str, manifest: Manifest, fetched: Path, target: Pa
     """Bring every file of a manifest into place."""
     base = fetched.parent if PUSHED_FILE in manifest.files else fetched
     base.mkdir(parents=True, exist_ok=True)
-    older = _local_files(target) if target.exists() else {}
+    _clear(base, manifest)
+    scratch = fetched.with_name("unfinished")
     missing = sum(file.size for name, file in manifest.files.items() if not (base / name).exists())
     if missing > shutil.disk_usage(base).free:
         message = f"{target}: {missing / 2**20:.0f} MiB are to be fetched and less is free; make space"
         raise NoSpaceError(message)
     total = 0
     for done, (name, file) in enumerate(manifest.files.items()):
-        place = base / name
+        place, older = base / name, target if name == PUSHED_FILE else target / name
         if not _is(place, file):
             place.parent.mkdir(parents=True, exist_ok=True)
             place.unlink(missing_ok=True)
-            if name in older and _is(older[name], file):
-                link_or_copy(older[name], place, base / ".unfinished")
+            if _is(older, file):
+                link_or_copy(older, place, scratch)
             else:
-                _fetch(fs, f"{root}/{name}", file, place)
+                _fetch(fs, f"{root}/{name}", file, place, scratch)
                 total += file.size
         progress("pull", done + 1, len(manifest.files), fetched=total)
 
 
+def _clear(base: Path, manifest: Manifest) -> None:
+    """Delete what a broken pull of another version left that is in the way, or in no place of this one."""
+    folders = {str(folder) for name in manifest.files for folder in PurePosixPath(name).parents}
+    for inside, inner, names in os.walk(base):
+        for name in inner + names:
+            here = Path(inside) / name
+            wanted = manifest.files if name in names or here.is_symlink() else folders
+            if here.relative_to(base).as_posix() not in wanted:
+                remove(here)
+        inner[:] = [name for name in inner if (Path(inside) / name).exists()]
+
+
 def _is(place: Path, file: File) -> bool:
     """Whether a local file has the content that the manifest says."""
-    return place.is_file() and place.stat().st_size == file.size and _sha256(place) == file.sha256
+    try:
+        return place.lstat().st_size == file.size and _sha256(place) == file.sha256
+    except (FileNotFoundError, NotADirectoryError, UntrustedStoreError):
+        return False
 
 
-def _fetch(fs: Any, remote: str, file: File, place: Path) -> None:
+def _fetch(fs: Any, remote: str, file: File, place: Path, scratch: Path) -> None:
     """Fetch one file under another name first; never more bytes than announced."""
-    scratch = place.with_name(place.name + ".unfinished")
     digest, size = hashlib.sha256(), 0
-    with space_errors(place), _open(fs, remote) as source, scratch.open("wb") as target:
-        while (block := source.read(_BLOCK_BYTES)) and size <= file.size:
-            digest.update(block)
-            size += len(block)
-            target.write(block)
-        target.flush()
-        os.fsync(target.fileno())
+    try:
+        with space_errors(place), _stream(fs, remote) as source, scratch.open("wb") as target:
+            while size <= file.size and (block := source.read(_BLOCK_BYTES)):
+                digest.update(block)
+                size += len(block)
+                target.write(block)
+            target.flush()
+            os.fsync(target.fileno())
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        message = f"{remote} is named in the manifest and is not there; push the store again"
+        raise FormatError(message) from error
     if size != file.size or digest.hexdigest() != file.sha256:
         scratch.unlink()
         message = f"{remote} is not the file that its manifest describes; push the store again, or pull it again"
@@ -222,10 +271,6 @@ def _accept(
     fetched: Path, target: Path, manifest: Manifest, url: str, replace: bool, work: WorkFolder, progress: Progress
 ) -> None:
     """Give a fetched store its name, once it is sound and may have it."""
-    base = fetched.parent if PUSHED_FILE in manifest.files else fetched
-    for place in _local_files(fetched).values():
-        if place.relative_to(base).as_posix() not in manifest.files:
-            place.unlink()
     damage = verify(fetched, progress)
     if damage or open_files(fetched).description.checksum != manifest.version:
         reason = damage[0].reason if damage else "it is another version than its manifest says"
@@ -246,26 +291,12 @@ def _accept(
     sync_folder(target.parent)
 
 
-def _file_system(url: str) -> tuple[Any, str]:
-    """Fsspec's file system for a URL, and the path in it.
-
-    Raises:
-        StoreError: fsspec does not know it or lacks a package for it.
-    """
-    import fsspec.core
-
-    try:
-        fs, root = fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        message = f"{url}: {error}; install what that kind of place needs, or use another"
-        raise StoreError(message) from error
-    return fs, str(root).rstrip("/")
-
-
-def _open(fs: Any, remote: str) -> Any:
-    """A remote file as a stream; http servers need not know ranges for that."""
-    protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
-    return fs.open(remote, "rb", **({"block_size": 0} if protocols & {"http", "https"} else {}))
+@contextmanager
+def _stream(fs: Any, remote: str) -> Iterator[Any]:
+    """A remote file from its beginning; http servers need not know ranges for that, nor are they asked for its size."""
+    options = {"block_size": 0, "size": 1, **http_options(fs)} if is_http(fs) else {}
+    with network_errors(remote), fs.open(remote, "rb", **options) as file:
+        yield file
 
 
 def _size(fs: Any, remote: str) -> int | None:
@@ -282,36 +313,51 @@ def _read_manifest(fs: Any, root: str, url: str) -> Manifest | None:
         FormatError: It is malformed.
         UntrustedStoreError: It is huge or names a file outside of the store.
     """
+    data = bytearray()
     try:
-        with _open(fs, f"{root}/{MANIFEST}") as file:
-            data = file.read(_MAX_MANIFEST_BYTES + 1)
+        with _stream(fs, f"{root}/{MANIFEST}") as file:
+            while len(data) <= _MAX_MANIFEST_BYTES and (block := file.read(_BLOCK_BYTES)):
+                data += block
     except FileNotFoundError:
         return None
     if len(data) > _MAX_MANIFEST_BYTES:
-        message = f"{url}: the manifest is larger than {_MAX_MANIFEST_BYTES} bytes; it is no store's"
+        message = f"{url}: the manifest is larger than {_MAX_MANIFEST_BYTES} bytes; it is no store's: check the URL"
         raise UntrustedStoreError(message)
-    value = load_json(data, f"{url}/{MANIFEST}")
+    value = load_json(bytes(data), f"{url}/{MANIFEST}")
     try:
         if value["manifest"] != _VERSION:
-            message = f"its version is {value['manifest']!r}, this software reads {_VERSION}"
+            message = f"its version is {value['manifest']!r:.100}, this software reads {_VERSION}"
             raise ValueError(message)
-        files = {name: File(file["size"], file["sha256"]) for name, file in value["files"].items()}
-        numbers = all(type(file.size) is int and file.size >= 0 for file in files.values())
-        if not numbers or not isinstance(value["version"], str) or type(value["complete"]) is not bool:
+        files = {name: _parse_file(name, item) for name, item in value["files"].items()}
+        if not isinstance(value["version"], str) or type(value["complete"]) is not bool:
             message = "a value has the wrong type"
             raise TypeError(message)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         message = f"{url}: the manifest is malformed ({error}); push the store again"
         raise FormatError(message) from error
-    for name in files:
-        _check_name(name, url)
+    _check_names(files, url)
     return Manifest(value["version"], files, value["complete"])
 
 
-def _check_name(name: str, url: str) -> None:
-    """Refuse a file name that leads out of the store's own folder."""
-    parts = PurePosixPath(name).parts
-    plain = json.dumps(name) == f'"{name}"' and "\\" not in name
-    if not parts or name != "/".join(parts) or name.startswith("/") or {"..", "."} & set(parts) or not plain:
-        message = f"{url}: the manifest names {name!r}, which is no file inside a store"
+def _parse_file(name: str, value: Any) -> File:
+    """Size and digest of one file."""
+    size, sha256 = value["size"], value["sha256"]
+    if type(size) is not int or not 0 <= size <= _MAX_FILE_BYTES or not _SHA256.fullmatch(sha256):
+        message = f"{name[:_MAX_NAME]!r} has the size {str(size)[:30]} and the digest {str(sha256)[:70]!r}"
+        raise ValueError(message)
+    return File(size, sha256)
+
+
+def _check_names(files: Mapping[str, File], url: str) -> None:
+    """Refuse file names that lead out of the store's own folder, or that no folder can hold together."""
+    for name in files:
+        parts = PurePosixPath(name).parts
+        plain = json.dumps(name) == f'"{name}"' and "\\" not in name
+        inside = name == "/".join(parts) and not name.startswith("/") and not {"..", "."} & set(parts)
+        if not (plain and inside and 0 < len(parts) <= _MAX_DEPTH and len(name) <= _MAX_NAME):
+            message = f"{url}: the manifest names {name[:_MAX_NAME]!r}, which is no file inside a store; do not use it"
+            raise UntrustedStoreError(message)
+    blocked = next((name for name in files if any(str(f) in files for f in PurePosixPath(name).parents)), None)
+    if blocked is not None or (PUSHED_FILE in files and len(files) > 1):
+        message = f"{url}: the manifest names {blocked or PUSHED_FILE!r} and a file in its way; do not use it"
         raise UntrustedStoreError(message)

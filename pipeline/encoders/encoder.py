@@ -13,7 +13,6 @@ import torch
 from segment_anything.modeling import ImageEncoderViT
 from torch import Tensor, nn
 
-from cache import pool_steps
 from pipeline.encoders import vit
 from pipeline.encoders.checkpoint import load_encoder
 from pipeline.encoders.digest import weights_sha256
@@ -113,7 +112,7 @@ class Encoder(nn.Module):
             pixels: uint8 (B, 3, S, S), as `prepare` gives them; on any device.
             sizes: int (B, 2), height and width of each image within `pixels`, px.
             dtype: Type that features are stored in, to which maps are rounded before the pool and after each of its
-                steps (`cache.pool_steps`).
+                steps, which `cache.pool_steps` describes.
 
         Returns:
             (B, C, g, g) of every tap, of type `dtype`, on the encoder's device.
@@ -122,7 +121,7 @@ class Encoder(nn.Module):
         features: dict[str, Tensor] = {}
         for view in dict.fromkeys(view for _, view in self._recipe.sources.values()):
             maps = self._maps(normalise(*turned(pixels, sizes, view), self._recipe.preprocessing), view)
-            steps = pool_steps(self._recipe.pool)
+            steps = _prime_factors(self._recipe.pool)
             features |= {tap: _pooled(maps[depth].to(dtype), steps) for tap, depth in self._depths(view).items()}
         return {tap: features[tap] for tap in self._recipe.sources}
 
@@ -134,6 +133,12 @@ class Encoder(nn.Module):
 
     def _depths(self, view: str) -> dict[str, int]:
         return {tap: depth for tap, (depth, of) in self._recipe.sources.items() if of == view}
+
+
+def _prime_factors(number: int) -> tuple[int, ...]:
+    """Smallest first."""
+    smallest = next((factor for factor in range(2, number + 1) if number % factor == 0), None)
+    return () if smallest is None else (smallest, *_prime_factors(number // smallest))
 
 
 def _pooled(features: Tensor, steps: Sequence[int]) -> Tensor:

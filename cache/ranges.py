@@ -1,0 +1,153 @@
+"""Byte ranges of files at a URL: a folder, a bucket, or an http server that may send anything.
+
+Of an http server's answer no more is read than was asked for: fsspec would take in all of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from cache.errors import FormatError, StoreError, StoreNotFoundError
+
+
+class RemoteFile:
+    """Files below one URL.
+
+    Attributes:
+        url: The URL, for messages.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Name the URL; nothing is fetched."""
+        self.url = url.rstrip("/")
+
+    def ranges(self, name: str, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Bytes [start, stop) of a file, for each span; one request a span, at once where the protocol can.
+
+        Raises:
+            StoreNotFoundError: The file is not there.
+            FormatError: The server sends something else than was asked for; it is not read to its end.
+            StoreError: The server cannot be reached or refuses.
+        """
+        where = f"{self.url}/{name}" if name else self.url
+        fs, path = file_system(where)
+        try:
+            with network_errors(where):
+                found = _http_ranges(fs, path, spans) if is_http(fs) else _other_ranges(fs, path, spans)
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+            message = f"{where} does not exist; check the URL, or push the store again"
+            raise StoreNotFoundError(message) from error
+        for data, (start, stop) in zip(found, spans, strict=True):
+            if data is None or len(data) > stop - start:
+                message = (
+                    f"{where}: the server sent something else than the {stop - start} bytes from byte {start} on; it "
+                    f"does not know ranges: pull the store, or put it on another server"
+                )
+                raise FormatError(message)
+        return [bytes(data) for data in found if data is not None]
+
+    def exactly(self, name: str, start: int, stop: int) -> bytes:
+        """Bytes [start, stop) of a file.
+
+        Raises:
+            FormatError: The file ends earlier.
+        """
+        (data,) = self.ranges(name, [(start, stop)])
+        self.check_end(name, stop, start + len(data))
+        return data
+
+    def check_end(self, name: str, stop: int, end: int) -> None:
+        """Refuse a file that ends before byte `stop`.
+
+        Raises:
+            FormatError: It does.
+        """
+        if end < stop:
+            where = f"{self.url}/{name}" if name else self.url
+            message = f"{where} ends before byte {stop}; it is damaged, or being pushed: try again, or push it again"
+            raise FormatError(message)
+
+
+def file_system(url: str) -> tuple[Any, str]:
+    """Fsspec's file system for a URL, and the path in it.
+
+    Raises:
+        StoreError: fsspec does not know it or lacks a package for it.
+    """
+    import fsspec.core
+
+    try:
+        fs, path = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        message = f"{url}: {error}; install what that kind of place needs, or use another"
+        raise StoreError(message) from error
+    return fs, str(path).rstrip("/")
+
+
+def is_http(fs: Any) -> bool:
+    """Whether a file system speaks plain http, where the server alone decides how much it sends."""
+    protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
+    return bool(protocols & {"http", "https"})
+
+
+def http_options(fs: Any, **headers: str) -> dict[str, Any]:
+    """Options of one http request: the bytes of a file as they are, for sizes and places count those."""
+    own = {**fs.kwargs.get("headers", {}), "Accept-Encoding": "identity", **headers}
+    return {**fs.kwargs, "headers": own, "auto_decompress": False}
+
+
+@contextmanager
+def network_errors(url: str) -> Iterator[None]:
+    """Turn what http requests fail with into a `StoreError` that names the URL."""
+    import aiohttp
+
+    try:
+        yield
+    except (aiohttp.ClientError, TimeoutError) as error:
+        message = f"{url}: {str(error) or type(error).__name__}; check the URL and the connection, and try again"
+        raise StoreError(message) from error
+
+
+def _other_ranges(fs: Any, path: str, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+    """Spans of a file in a folder or bucket."""
+    starts, stops = [start for start, _ in spans], [stop for _, stop in spans]
+    found: list[bytes] = fs.cat_ranges([path] * len(spans), starts, stops, on_error="raise")
+    return found
+
+
+def _http_ranges(fs: Any, url: str, spans: Sequence[tuple[int, int]]) -> list[bytes | None]:
+    """Spans of a file at an http server, None for an answer that is not the span."""
+    from fsspec.asyn import sync
+
+    async def all_spans() -> list[bytes | BaseException | None]:
+        return await asyncio.gather(*(_http_range(fs, url, *span) for span in spans), return_exceptions=True)
+
+    found: list[bytes | None] = []
+    for answer in sync(fs.loop, all_spans):
+        if isinstance(answer, BaseException):
+            raise answer
+        found.append(answer)
+    return found
+
+
+async def _http_range(fs: Any, url: str, start: int, stop: int) -> bytes | None:
+    """One span of a file; of an answer without an end no more is read than shows that it is not the span."""
+    session = await fs.set_session()
+    async with session.get(fs.encode_url(url), **http_options(fs, Range=f"bytes={start}-{stop - 1}")) as answer:
+        if answer.status == 404:
+            raise FileNotFoundError(url)
+        if answer.status == 416:  # the file ends before `start`
+            return b""
+        answer.raise_for_status()
+        expected = f"bytes {start}-"
+        in_place = answer.headers.get("Content-Range", expected).startswith(expected)
+        if not (in_place if answer.status == 206 else start == 0) or (answer.content_length or 0) > stop - start:
+            return None
+        blocks, left = [], stop - start + 1
+        while left and (block := await answer.content.read(left)):
+            blocks.append(block)
+            left -= len(block)
+    return b"".join(blocks)
