@@ -34,6 +34,9 @@ SHORT_BYTES = 8 << 10
 _GATHERED_BYTES = 1 << 18
 """Gathered rows are copied twice: so many bytes at a time, which the processor's cache holds."""
 
+_ROWS_AT_ONCE = 1 << 14
+"""Rows are gathered so many at a time: what is kept of each meanwhile takes a hundred bytes."""
+
 _LOWEST = 1 << 12
 """Nothing is mapped below this address; numpy takes a buffer at address 0 for one that is missing."""
 _HIGHEST = 1 << 48
@@ -56,11 +59,15 @@ def copy_rows(
     Returns:
         Which of the n are damaged: their bytes are missing or have another checksum.
     """
-    if not len(slots):
-        return set()
-    if size <= SHORT_BYTES and _gather(rows, tap, rows.places(tap, slots), target, expected):
-        return set()
-    return _one_by_one(rows, tap, slots, target, expected)
+    if size > SHORT_BYTES:
+        return _one_by_one(rows, tap, slots, target, expected)
+    damaged: set[int] = set()
+    for first in range(0, len(slots), _ROWS_AT_ONCE):
+        part = slice(first, first + _ROWS_AT_ONCE)
+        wanted = None if expected is None else expected[part]
+        if not _gather(rows, tap, rows.places(tap, slots[part]), target[part], wanted):
+            damaged |= {first + i for i in _one_by_one(rows, tap, slots[part], target[part], wanted)}
+    return damaged
 
 
 def _one_by_one(rows: RowFiles, tap: str, slots: Int64, target: UInt8, expected: UInt32 | None) -> set[int]:

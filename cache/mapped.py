@@ -11,9 +11,10 @@ import errno
 import mmap
 import os
 import stat
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Protocol
 
@@ -247,7 +248,7 @@ class ZarrRows:
         self._taps = taps
         self._shard_rows = shard_rows
         self.shards = ShardFiles(folder, taps, shard_rows, present)
-        self.file = lru_cache(MAX_MAPS)(self._file)
+        self.file = lru_cache(MAX_MAPS)(partial(_open_shard, self.shards, weakref.proxy(self)))
 
     def fetch(self, tap: str, slots: Int64) -> None:
         """Nothing to do: the rows are here."""
@@ -260,28 +261,29 @@ class ZarrRows:
         files, within = np.divmod(slots, self._shard_rows)
         return Places(files, within * (self._taps[tap].row_bytes + CHECKSUM_BYTES))
 
-    def _file(self, tap: str, number: int) -> MappedFile:
-        """A shard file, mapped.
 
-        Raises:
-            FileNotFoundError: It is not there.
-            FormatError: It has another size.
-            StoreError: The folder was swapped for another version, or the process has no descriptor left.
-        """
-        try:
-            return self.shards.open(tap, number)
-        except OSError as error:
-            if error.errno != errno.EMFILE:
-                raise
-        self.file.cache_clear()  # many stores are open: this one lets go of its maps
-        try:
-            return self.shards.open(tap, number)
-        except OSError as error:
-            if error.errno != errno.EMFILE:
-                raise
-            path = self.shards.path(tap, number)
-            message = f"{path}: too many open files; close other stores, or raise the limit with `ulimit -n`"
-            raise StoreError(message) from error
+def _open_shard(shards: ShardFiles, rows: ZarrRows, tap: str, number: int) -> MappedFile:
+    """A shard file, mapped; `rows` lets go of the others if the process has no descriptor left.
+
+    Raises:
+        FileNotFoundError: It is not there.
+        FormatError: It has another size.
+        StoreError: The folder was swapped for another version, or there are too many open files still.
+    """
+    try:
+        return shards.open(tap, number)
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+    rows.file.cache_clear()
+    try:
+        return shards.open(tap, number)
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+        path = shards.path(tap, number)
+        message = f"{path}: too many open files; close other stores, or raise the limit with `ulimit -n`"
+        raise StoreError(message) from error
 
 
 class Hdf5Rows:

@@ -78,15 +78,19 @@ class WorkFolder:
         """Whether there is a plan."""
         return (self._work / "plan.json").exists()
 
-    def drop_committed(self) -> None:
-        """Delete what a run left that was stopped after its store got its name, and what has no plan."""
+    def drop_committed(self, target: Path) -> None:
+        """Delete what a run left that was stopped after its store got the name `target`, and what has no plan."""
         seal = self._work / "sealed"
-        root = self.store / "zarr.json"
-        swapped = seal.exists() and (
-            not root.exists() or hashlib.sha256(root.read_bytes()).hexdigest() != seal.read_text()
-        )
-        if swapped or not self.exists():
+        if not self.exists() or (seal.exists() and self._has_name(target, seal.read_text())):
             self.clear()
+
+    def _has_name(self, target: Path, sealed: str) -> bool:
+        """Whether the sealed store is no longer in `store/`: it was renamed, or the version before it lies there.
+
+        A root that is missing there says nothing: it is written after the seal, and an older version may be damaged.
+        """
+        here, there = (_sha256(folder / "zarr.json") for folder in (self.store, target))
+        return not self.store.exists() or there == sealed or here not in {"", sealed}
 
     def clear(self) -> None:
         """Delete everything but the lock; the plan first, so that what is left is nothing."""
@@ -229,6 +233,11 @@ class WorkFolder:
     def _write(self, name: str, data: bytes) -> None:
         write_file(self._work / name, [data], self.scratch(name))
         sync_folder(self._work)
+
+
+def _sha256(path: Path) -> str:
+    """Hexadecimal digest of a file, empty if there is none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
 def _npz(**arrays: npt.NDArray[Any]) -> bytes:

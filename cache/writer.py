@@ -259,7 +259,7 @@ def _begin(
 ) -> Job | None:
     """Plan what is to be done under the lock; None if the finished store at `path` is what is asked for."""
     recover_swap(path, work.aside)
-    work.drop_committed()
+    work.drop_committed(path)
     current = _current(path, identity, replace)
     if current is not None and holds(current.index, rows) and (labels is None or labels == _labels(current)):
         return None

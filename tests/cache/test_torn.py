@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import gc
-import multiprocessing
 import os
 import random
 import shutil
+import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ import cache
 from cache import durable
 from tests.cache import making, run_store
 from tests.cache.making import FORMATS, ROWS_PER_SHARD, assert_holds, begin, build, files, rows, write
+from tests.cache.run_store import Heard, Maker, finish, start
 
 
 class Stop(BaseException):
@@ -48,12 +51,24 @@ def stopped_at(call: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]
         yield made
 
 
+def make(path: Path, wanted: Sequence[cache.Row], written: set[int]) -> None:
+    """Make a store; `written` gets the indices of its rows, shard by shard."""
+    with begin(path, wanted) as writer:
+        for plan in writer.pending:
+            write(writer, plan, wanted)
+            written.update(plan.rows)
+        writer.commit()
+
+
 @pytest.mark.parametrize("suffix", FORMATS)
 @pytest.mark.parametrize("before", [None, range(5)])
 def test_every_stop_resumes_to_the_same_bytes(
     suffix: str, before: range | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The run is stopped at one change of the file system after the other, each time on a fresh copy."""
+    """The run is stopped at one change of the file system after the other, each time on a fresh copy.
+
+    What it had written by then is not encoded again.
+    """
     wanted = rows(range(1, 8))
 
     def prepared(name: str) -> Path:
@@ -70,23 +85,28 @@ def test_every_stop_resumes_to_the_same_bytes(
     for call in range(1, made[0] + 1, 2):
         path = prepared(f"stop-{call}")
         old = cache.info(path).version if before is not None else None
+        written: set[int] = set()
         with stopped_at(call, monkeypatch), pytest.raises(Stop):
-            build(path, wanted)
+            make(path, wanted, written)
         if path.exists():
             assert cache.info(path).version in {old, version}
             assert cache.verify(path) == ()
-        store, _ = build(path, wanted)
+        store, encoded = build(path, wanted)
         assert files(path) == expected, f"stopped at change {call}"
+        assert written.isdisjoint(encoded), f"stopped at change {call}"
         assert_holds(store, wanted)
         assert list(path.parent.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("older", ["sound", "without a root"])
 def test_what_is_left_after_the_swap_is_not_taken_for_the_new_version(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    older: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The process dies between the swap and the clearing up; then somebody deletes the store."""
+    """The process dies between the swap and the clearing up; then somebody deletes the store, if it can be told."""
     path = tmp_path / "store.zarr"
     build(path, rows(range(8)))
+    if older == "without a root":
+        (path / "zarr.json").unlink()
 
     def swap_and_stop(*paths: Path) -> None:
         durable.swap(*paths)
@@ -95,56 +115,100 @@ def test_what_is_left_after_the_swap_is_not_taken_for_the_new_version(
     with monkeypatch.context() as patch:
         patch.setattr("cache.writer.swap", swap_and_stop)
         with pytest.raises(Stop):
-            build(path, rows(range(100, 108)))
-    shutil.rmtree(path)
+            build(path, rows(range(100, 108)), replace=True)
+    if older == "sound":
+        shutil.rmtree(path)
     store, _ = build(path, rows(range(100, 108)))
     assert cache.verify(path) == ()
     assert_holds(store, rows(range(100, 108)))
 
 
-KILLS = int(os.environ.get("STORE_KILLS", "60"))
-processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["tests.cache.run_store"])
-
-
-def start(target: Callable[..., None], *arguments: Any) -> Any:
-    """A process of its own, quickly: it is forked from a server that has imported what it needs."""
-    process = processes.Process(target=target, args=arguments)
-    process.start()
-    return process
-
-
-def finish(process: Any) -> int:
-    """Exit status of a process that must end by itself."""
-    process.join(60)
-    assert process.exitcode is not None, "it hangs"
-    return int(process.exitcode)
+KILLS = int(os.environ.get("STORE_KILLS", "60")) // 2
+"""Half of a format's in a new store, half in an update."""
+STEPS = ("opening", "between", "encoding", "writing", "commit")
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
-@pytest.mark.parametrize("before", [None, range(20)])
-def test_killed_processes_resume_to_the_same_bytes(suffix: str, before: range | None, tmp_path: Path) -> None:
-    """SIGKILL at random moments, also in an update; no more than the shard in hand is encoded again."""
-    numbers, log = range(5, 60), tmp_path / "log"
-    paths = [tmp_path / name / f"store.{suffix}" for name in ("killed", "whole")]
-    for path in paths:
+@pytest.mark.parametrize("before", [range(0), range(20)])
+def test_killed_processes_resume_to_the_same_bytes(suffix: str, before: range, tmp_path: Path) -> None:
+    """SIGKILL at random moments, also in an update; no more than the shard in hand is encoded again.
+
+    A kill counts if it ends a process at work. A store that gets finished is compared, and another one begun.
+    """
+    numbers, moments = range(6, 46), random.Random(f"{suffix} {before}")
+    to_encode = {i for i, number in enumerate(numbers) if number not in before}
+
+    def prepared(name: str) -> Path:
+        path = tmp_path / name / f"store.{suffix}"
         path.parent.mkdir()
-        if before is not None:
+        if before:
             build(path, rows(before))
-    moments = random.Random(f"{suffix} {before}")
-    for _ in range(KILLS):
-        process = start(run_store.make, paths[0], numbers, 0.001, log)
-        time.sleep(moments.uniform(0, 0.05))
-        process.kill()
-        process.join()
-    assert finish(start(run_store.make, paths[0], numbers, 0, log)) == 0
-    encoded = log.read_text().splitlines()
-    missing = len(set(numbers) - set(before or ()))
-    assert missing <= len(encoded) <= missing + KILLS * ROWS_PER_SHARD
-    build(paths[1], rows(numbers))
-    assert files(paths[0]) == files(paths[1])
-    assert cache.verify(paths[0]) == ()
-    assert list(paths[0].parent.iterdir()) == [paths[0]]
+        return path
+
+    whole = Maker(prepared("whole"), numbers)
+    assert whole.end() is None
+    assert follow(whole.heard, to_encode, set()) == (set(), set())
+    takes, hits = durations(whole.heard), Counter[str]()
+    for store in range(KILLS):
+        path, left = prepared(f"killed-{store}"), (to_encode, set[int]())
+        ended: str | None = "start"
+        while ended:
+            maker = Maker(path, numbers)
+            if hits.total() < KILLS:
+                shoot(maker, hits, takes, moments)
+            ended = maker.end()
+            left = follow(maker.heard, *left)
+            hits.update([ended] if ended else [])
+        assert files(path) == files(tmp_path / "whole" / path.name)
+        assert cache.verify(path) == ()
+        assert list(path.parent.iterdir()) == [path]
+        if hits.total() == KILLS:
+            break
+    assert hits.total() == KILLS
+    assert all(hits[step] for step in STEPS), hits
+
+
+def shoot(maker: Maker, hits: Counter[str], takes: dict[str, float], moments: random.Random) -> None:
+    """Kill a process at a random moment of a random step, which is rather one that was hit seldom.
+
+    One that never gets to that step, because it has less left to do, is spared.
+    """
+    (step,) = moments.choices(STEPS, [2.0 ** -hits[step] for step in STEPS])
+    if maker.hears(step, 1 if step in ("opening", "commit") else moments.randint(1, 3)):
+        time.sleep(moments.uniform(0, takes[step]))
+        maker.kill()
+
+
+def durations(heard: list[Heard]) -> dict[str, float]:
+    """Seconds that each step takes: the median of all times that it was taken."""
+    taken: dict[str, list[float]] = {}
+    for (step, _, begun), (_, _, ended) in pairwise(heard):
+        taken.setdefault(step, []).append(ended - begun)
+    return {step: statistics.median(seconds) for step, seconds in taken.items()}
+
+
+def follow(heard: list[Heard], missing: set[int], in_hand: set[int]) -> tuple[set[int], set[int]]:
+    """Check what a process encodes against what those before it left; returns what it leaves itself.
+
+    Args:
+        heard: What it told.
+        missing: Rows that nobody has told to be written.
+        in_hand: Those that the last one was encoding or writing: it may have finished them and told nobody.
+
+    Returns:
+        `missing` and `in_hand` for the next one.
+    """
+    for step, about, _ in heard:
+        if step == "between":
+            assert about in (missing, missing - in_hand), "all that is not written is to be encoded, and no more"
+            missing, in_hand = about, set()
+        elif step == "encoding":
+            assert about <= missing
+            assert len(about) <= ROWS_PER_SHARD
+            in_hand = about
+        elif step == "commit":
+            assert not missing
+    return missing, in_hand
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -287,7 +351,8 @@ def test_a_store_lets_go_of_its_files(suffix: str, tmp_path: Path) -> None:
     def open_files() -> int:
         return len(list(Path("/proc/self/fd").iterdir()))
 
-    path = build(tmp_path / f"store.{suffix}", rows(range(40)))[0].path
+    path = tmp_path / f"store.{suffix}"
+    build(path, rows(range(40)))[0].read([0])  # the first of a process opens what is kept for all
     gc.collect()
     before = open_files()
     gc.disable()
