@@ -19,6 +19,8 @@ OUTLIER = 6.0
 
 _AT_ONCE_BYTES = 64 << 20
 
+Bools = npt.NDArray[np.bool_]
+
 
 @dataclass(frozen=True)
 class TapReport:
@@ -84,7 +86,7 @@ def inspect_store(
 ) -> Inspection:
     """Read a store once and report what a careful person would look for.
 
-    Memory is bounded by 64 MiB of features and a few numbers a row.
+    Memory is bounded by 64 MiB, or what one row takes, and a few numbers a row.
 
     Args:
         path: The store.
@@ -114,20 +116,17 @@ def _report(store: Store, tap: str, progress: Progress) -> TapReport:
     finite, zero, constant = np.ones(count, bool), np.zeros(count, bool), np.zeros(count, bool)
     norms = np.zeros(count)
     total = squares = 0.0
-    step = max(1, _AT_ONCE_BYTES // (4 * spec.row_bytes))
+    numbers = spec.channels * spec.height * spec.width
+    step = max(1, _AT_ONCE_BYTES // (2 * spec.row_bytes + 5 * numbers))  # read, made finite, compared, in float32
     for start in range(0, count, step):
         part = slice(start, min(start + step, count))
-        values = store.read(range(part.start, part.stop), [tap])[tap]
-        values = values.reshape(-1, spec.channels, spec.height * spec.width)
-        finite[part] = np.isfinite(values).all((1, 2))
-        zero[part] = ~values.any((1, 2))
-        constant[part] = (values == values[:, :, :1]).all((1, 2)) & ~zero[part]
-        wide = np.where(finite[part, None, None], values, 0).astype(np.float32)
-        norms[part] = np.sqrt(np.einsum("ncp,ncp->n", wide, wide, dtype=np.float64))
-        total += float(wide.sum(dtype=np.float64))
+        finite[part], zero[part], constant[part], norms[part], added = _numbers(
+            store, tap, range(part.start, part.stop)
+        )
+        total += added
         squares += float((norms[part] ** 2).sum())
         progress("inspect", part.stop, count, tap=tap)
-    numbers = max(1, int(finite.sum())) * spec.channels * spec.height * spec.width
+    numbers *= max(1, int(finite.sum()))
     mean = total / numbers
     usual = finite & ~zero
     if spec.holds_pixels:  # a black, white or dark image is no damage
@@ -145,6 +144,18 @@ def _report(store: Store, tap: str, progress: Progress) -> TapReport:
         mean=mean,
         std=max(0.0, squares / numbers - mean**2) ** 0.5,
     )
+
+
+def _numbers(store: Store, tap: str, rows: range) -> tuple[Bools, Bools, Bools, npt.NDArray[np.float64], float]:
+    """Of each row whether it is finite, zero, constant, and its norm; and the sum over all finite rows."""
+    spec = store.taps[tap]
+    values = store.read(rows, [tap])[tap].reshape(len(rows), spec.channels, -1)
+    finite: Bools = np.isfinite(values).all((1, 2))
+    zero: Bools = np.logical_not(values.any((1, 2)))
+    constant: Bools = (values == values[:, :, :1]).all((1, 2)) & ~zero
+    wide = np.where(finite[:, None, None], values, values.dtype.type(0)).astype(np.float32, copy=False)
+    norms = np.sqrt(np.einsum("ncp,ncp->n", wide, wide, dtype=np.float64))
+    return finite, zero, constant, norms, float(wide.sum(dtype=np.float64))
 
 
 def _outliers(norms: npt.NDArray[np.float64], usual: npt.NDArray[np.bool_]) -> list[int]:
