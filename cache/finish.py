@@ -47,6 +47,7 @@ def finish_store(work: WorkFolder, identity: Identity, slots: int, shard_rows: i
     _write_files(work.store, store_files(description, arrays), work.scratch("metadata"))
     root = root_json(description)
     (work.store / "zarr.json").unlink(missing_ok=True)  # of a commit that was stopped: not what the seal is about
+    sync_folder(work.store)
     work.seal(root)
     write_file(work.store / "zarr.json", [root], work.scratch("metadata"))
     sync_folder(work.store)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -129,10 +130,11 @@ def _files(path: Path) -> Iterator[os.stat_result]:
         return
     with os.scandir(path) as entries:
         for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                yield from _files(Path(entry.path))
-            else:
-                yield entry.stat(follow_symlinks=False)
+            with suppress(FileNotFoundError):  # renamed by a writer at work
+                if entry.is_dir(follow_symlinks=False):
+                    yield from _files(Path(entry.path))
+                else:
+                    yield entry.stat(follow_symlinks=False)
 
 
 def _latest(files: Sequence[os.stat_result]) -> str:

@@ -31,6 +31,7 @@ Int64 = npt.NDArray[np.int64]
 _MOST_HOLLOW = 256
 _HOLLOW_BYTES = 64 << 20
 """A file may claim so many times the room that it takes on disk, and so many bytes besides: file systems compress."""
+_MOST_PIECES = 10_000
 
 MAX_MAPS = 256
 """Open maps of one store; each costs a file descriptor, of which a process often has 1024."""
@@ -104,23 +105,30 @@ def open_plain(path: Path, *, hollow: bool = False) -> int:
         message = f"{path} is {what}; a store holds only files"
         raise UntrustedStoreError(message)
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0))
-    if not hollow and found.st_size > _HOLLOW_BYTES + _MOST_HOLLOW * _room(handle, found):
+    if not hollow and _nearly_empty(handle, found):
         os.close(handle)
         message = f"{path} claims {found.st_size} bytes and is nearly all holes; no store is: fetch it again"
         raise UntrustedStoreError(message)
     return handle
 
 
-def _room(handle: int, found: os.stat_result) -> int:
-    """Bytes that a file takes on disk; its size on a file system that does not tell, as some in user space."""
-    if found.st_blocks:
-        return found.st_blocks * 512
-    try:
-        os.lseek(handle, 0, os.SEEK_DATA)
-    except OSError:  # one hole from end to end
-        return 0
+def _nearly_empty(handle: int, found: os.stat_result) -> bool:
+    """Whether a file claims far more than it has; its blocks are counted late or not at all on some file systems."""
+    enough = (found.st_size - _HOLLOW_BYTES) / _MOST_HOLLOW
+    if found.st_blocks * 512 >= enough:
+        return False
+    data = end = 0
+    for _ in range(_MOST_PIECES):
+        try:
+            start = os.lseek(handle, end, os.SEEK_DATA)
+        except OSError:  # nothing but a hole from here on
+            break
+        end = os.lseek(handle, start, os.SEEK_HOLE)
+        data += end - start
+        if data >= enough or end >= found.st_size:
+            break
     os.lseek(handle, 0, os.SEEK_SET)
-    return found.st_size
+    return data < enough
 
 
 def read_plain(path: Path, limit: int) -> bytes:

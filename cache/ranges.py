@@ -94,9 +94,15 @@ def is_http(fs: Any) -> bool:
 
 
 def http_options(fs: Any, **headers: str) -> dict[str, Any]:
-    """Options of one http request: the bytes of a file as they are, for sizes and places count those."""
+    """Options of one http request: the bytes of a file as they are, for sizes and places count those.
+
+    A large file may take hours, but a server that is silent for a minute is given up.
+    """
+    import aiohttp
+
+    patience = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
     own = {**fs.kwargs.get("headers", {}), "Accept-Encoding": "identity", **headers}
-    return {**fs.kwargs, "headers": own, "auto_decompress": False}
+    return {"timeout": patience, **fs.kwargs, "headers": own, "auto_decompress": False}
 
 
 @contextmanager
@@ -106,7 +112,7 @@ def network_errors(url: str) -> Iterator[None]:
 
     try:
         yield
-    except (aiohttp.ClientError, TimeoutError) as error:
+    except (aiohttp.ClientError, TimeoutError, ValueError) as error:  # a URL that is none is a ValueError
         message = f"{url}: {str(error) or type(error).__name__}; check the URL and the connection, and try again"
         raise StoreError(message) from error
 

@@ -95,7 +95,7 @@ class RemoteRows:
         numbers, places = np.divmod(slots, self._description.shard_rows)
         with self._fetching:
             for number in np.unique(numbers).tolist():
-                with suppress(OSError):
+                with suppress(OSError, StoreError):  # what is damaged is told, whether or not it can be marked
                     self._copy(tap, number).drop(places[numbers == number].tolist())
 
     def places(self, tap: str, slots: Int64) -> Places:

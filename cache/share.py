@@ -138,9 +138,13 @@ def push_store(path: str | os.PathLike[str], url: str, progress: Progress = sile
     if len(manifest.to_bytes()) > _MAX_MANIFEST_BYTES:
         message = f"{path} has {len(manifest.files)} files, which is too many to share; write it with larger shards"
         raise StoreError(message)
+    _check_names(manifest.files, str(path))
     local = _local_files(Path(path))
     fs, root = file_system(url)
-    before = _read_manifest(fs, root, url)
+    try:
+        before = _read_manifest(fs, root, url)
+    except (FormatError, UntrustedStoreError):  # nothing there can be taken over
+        before = None
     trusted = before.files if before else {}
     stale = {name for name, file in trusted.items() if manifest.files.get(name) != file}
     if before is None or before.complete or before.files != manifest.files:
@@ -318,7 +322,7 @@ def _read_manifest(fs: Any, root: str, url: str) -> Manifest | None:
         with _stream(fs, f"{root}/{MANIFEST}") as file:
             while len(data) <= _MAX_MANIFEST_BYTES and (block := file.read(_BLOCK_BYTES)):
                 data += block
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     if len(data) > _MAX_MANIFEST_BYTES:
         message = f"{url}: the manifest is larger than {_MAX_MANIFEST_BYTES} bytes; it is no store's: check the URL"
@@ -335,7 +339,7 @@ def _read_manifest(fs: Any, root: str, url: str) -> Manifest | None:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         message = f"{url}: the manifest is malformed ({error}); push the store again"
         raise FormatError(message) from error
-    _check_names(files, url)
+    _check_names(files, f"{url}: the manifest")
     return Manifest(value["version"], files, value["complete"])
 
 
@@ -348,16 +352,16 @@ def _parse_file(name: str, value: Any) -> File:
     return File(size, sha256)
 
 
-def _check_names(files: Mapping[str, File], url: str) -> None:
+def _check_names(files: Mapping[str, File], where: str) -> None:
     """Refuse file names that lead out of the store's own folder, or that no folder can hold together."""
     for name in files:
         parts = PurePosixPath(name).parts
         plain = json.dumps(name) == f'"{name}"' and "\\" not in name
         inside = name == "/".join(parts) and not name.startswith("/") and not {"..", "."} & set(parts)
         if not (plain and inside and 0 < len(parts) <= _MAX_DEPTH and len(name) <= _MAX_NAME):
-            message = f"{url}: the manifest names {name[:_MAX_NAME]!r}, which is no file inside a store; do not use it"
+            message = f"{where}: {name[:_MAX_NAME]!r} is no file inside a store; delete it there, or do not use it"
             raise UntrustedStoreError(message)
     blocked = next((name for name in files if any(str(f) in files for f in PurePosixPath(name).parents)), None)
     if blocked is not None or (PUSHED_FILE in files and len(files) > 1):
-        message = f"{url}: the manifest names {blocked or PUSHED_FILE!r} and a file in its way; do not use it"
+        message = f"{where}: {blocked or PUSHED_FILE!r} has a file in its way; delete one there, or do not use it"
         raise UntrustedStoreError(message)

@@ -21,7 +21,7 @@ from cache.durable import link_or_copy, remove, sync_folder, write_file
 from cache.errors import FormatError
 from cache.fingerprint import JSON, Fingerprint, canonical
 from cache.identity import Identity
-from cache.mapped import ZarrRows
+from cache.mapped import ZarrRows, folder_inode
 from cache.plan import KeptShard, Plan
 from cache.source import Source
 from cache.zarr_layout import shard_name
@@ -81,16 +81,19 @@ class WorkFolder:
     def drop_committed(self, target: Path) -> None:
         """Delete what a run left that was stopped after its store got the name `target`, and what has no plan."""
         seal = self._work / "sealed"
-        if not self.exists() or (seal.exists() and self._has_name(target, seal.read_text())):
+        if not self.exists() or (seal.exists() and self._has_name(target, *seal.read_text().split("\n"))):
             self.clear()
 
-    def _has_name(self, target: Path, sealed: str) -> bool:
+    def _has_name(self, target: Path, root: str, folder: str = "") -> bool:
         """Whether the sealed store is no longer in `store/`: it was renamed, or the version before it lies there.
 
-        A root that is missing there says nothing: it is written after the seal, and an older version may be damaged.
+        The folder itself tells, unless the work was copied to another disk. There the roots do; one that is missing
+        says nothing, as it is written after the seal, and an older version may be damaged.
         """
-        here, there = (_sha256(folder / "zarr.json") for folder in (self.store, target))
-        return not self.store.exists() or there == sealed or here not in {"", sealed}
+        if folder == str(folder_inode(self.store)):
+            return False
+        here, there = (_sha256(place / "zarr.json") for place in (self.store, target))
+        return not self.store.exists() or there == root or here not in {"", root}
 
     def clear(self) -> None:
         """Delete everything but the lock; the plan first, so that what is left is nothing."""
@@ -199,8 +202,8 @@ class WorkFolder:
         return ShardRecord(arrays["extent"], arrays["checksums"], {int(key): text for key, text in reasons.items()})
 
     def seal(self, root: bytes) -> None:
-        """Remember the root of the finished `store/`, to know after a stop whether it still lies there."""
-        self._write("sealed", hashlib.sha256(root).hexdigest().encode())
+        """Remember the finished `store/` and its root, to know after a stop whether it still lies there."""
+        self._write("sealed", f"{hashlib.sha256(root).hexdigest()}\n{folder_inode(self.store)}".encode())
 
     def source(self) -> Source:
         """The finished shards, to take features from."""

@@ -176,12 +176,13 @@ class Encoding:
         sizes: Images per encoder call.
         workers: Decoding threads.
         image_px: Side of the images to store beside the features; None for none.
-        strict: Stop at a feature that is not finite instead of setting its sample aside.
+        strict: Stop at an image that the encoder refuses, or of which a feature is not finite, instead of setting its
+            sample aside.
         shared: Whether other processes encode shards of the same store.
         clock: Where the time went.
         progress: Called after each batch.
         encoded: Images that went through the encoder.
-        set_aside: Reason by sample id, for features that are not finite.
+        set_aside: Reason by sample id, for images that the encoder refuses and features that are not finite.
     """
 
     encoder: Encoder
@@ -197,6 +198,7 @@ class Encoding:
     progress: Progress = silent
     encoded: int = 0
     set_aside: dict[str, str] = field(default_factory=dict)
+    _refused: dict[int, str] = field(default_factory=dict)
 
     def run(self, writer: cache.StoreWriter | cache.StoreWorker) -> None:
         """Encode and write every pending shard that this process gets hold of."""
@@ -207,7 +209,7 @@ class Encoding:
             writing: Future[None] | None = None
             for plan in writer.claims():
                 shard = self._encode(plan, decoders)
-                bad = self._non_finite(plan, shard)
+                bad = self._bad_rows(plan, shard)
                 with self.clock("wait for write"):
                     if writing is not None:
                         writing.result()
@@ -252,7 +254,12 @@ class Encoding:
         with self.clock("decode"):
             image = self.image(row)
             kept = None if self.image_px is None else squared(image, self.image_px)
-            return self.encoder.prepare(image), kept
+            try:
+                return self.encoder.prepare(image), kept
+            except DataError as error:
+                self._refused[row] = str(error)
+                side = self.encoder.input_px
+                return self.encoder.prepare(np.zeros((side, side, 3), np.uint8)), kept
 
     def _write(
         self, writer: cache.StoreWriter | cache.StoreWorker, plan: cache.ShardPlan, shard: Shard, bad: dict[int, str]
@@ -260,9 +267,10 @@ class Encoding:
         with self.clock("write"):
             writer.write(plan, shard.features, shard.extents, bad)
 
-    def _non_finite(self, plan: cache.ShardPlan, shard: Shard) -> dict[int, str]:
+    def _bad_rows(self, plan: cache.ShardPlan, shard: Shard) -> dict[int, str]:
         """Reason by row for the rows of a shard that must not be stored."""
         bad = {plan.rows[i]: "the encoder gave a feature that is not finite" for i in shard.non_finite()}
+        bad |= {row: self._refused[row] for row in plan.rows if row in self._refused}
         by_id = {self.names[row]: reason for row, reason in bad.items()}
         if bad and self.strict:
             sample, reason = next(iter(by_id.items()))

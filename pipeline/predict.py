@@ -35,12 +35,14 @@ class ReadableImages:
     Attributes:
         paths: The files.
         reading: How they become RGB.
+        encoder: That has to take them, too; None where there is none.
         read: Those that came out so far, in order.
         set_aside: Reason by path, of those that cannot be read.
     """
 
     paths: Sequence[Path]
     reading: Reading
+    encoder: Encoder | None = None
     read: list[Path] = field(default_factory=list)
     set_aside: dict[str, str] = field(default_factory=dict)
 
@@ -48,8 +50,10 @@ class ReadableImages:
         for path in self.paths:
             try:
                 image = read_image(path, self.reading)
+                if self.encoder is not None:
+                    self.encoder.prepare(image)  # done again with its batch, which takes little beside encoding
             except DataError as error:
-                self.set_aside[str(path)] = str(error)
+                self.set_aside[str(path)] = str(error) if str(path) in str(error) else f"{path}: {error}"
                 continue
             self.read.append(path)
             yield image

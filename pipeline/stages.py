@@ -162,7 +162,7 @@ def predict(config: Config, progress: Progress, paths: Sequence[Path]) -> Report
     if description.model.taps:
         encoder = build_encoder(config)
         identity = fingerprint(encoder.fingerprint(), data.reading_rules(reading(config)), config.store.dtype)
-    images = on_the_fly.ReadableImages(paths, reading(config))
+    images = on_the_fly.ReadableImages(paths, reading(config), encoder)
     probabilities = on_the_fly.predict(
         config.run,
         images,
@@ -264,6 +264,6 @@ def export(config: Config, progress: Progress, folder: Path, target: Path, *, on
 def predict_exported(progress: Progress, folder: Path, checkpoint: Path | None, paths: Sequence[Path]) -> Report:
     """Class probabilities of image files by a model that was handed on; needs no configuration."""
     model = handing_on.load_export(folder, checkpoint=checkpoint, device="cuda" if torch.cuda.is_available() else "cpu")
-    images = on_the_fly.ReadableImages(paths, model.reading)
+    images = on_the_fly.ReadableImages(paths, model.reading, model.encoder)
     verdicts = on_the_fly.verdicts(images, model.classify(images), model.class_names, model.task, progress)
     return {"model": str(folder), **verdicts}

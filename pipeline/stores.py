@@ -139,6 +139,17 @@ def _colourings(labels: cache.Labels | None, rows: Sequence[int]) -> dict[str, t
     }
 
 
+def _refuse_other_steps(before: int, pool: int) -> None:
+    """Refuse a pool whose result would not be that of an encoder with both: see `cache.pool_steps`."""
+    whole = cache.pool_steps(before * pool)
+    if whole != (*cache.pool_steps(before), *cache.pool_steps(pool)):
+        message = (
+            f"a pool of {pool} after one of {before} averages in other steps than one of {before * pool}, so the "
+            f"numbers would differ; extract with encoder.pool={before * pool}, or convert a store with a smaller pool"
+        )
+        raise ConfigError(message)
+
+
 def convert(source: Path, target: Path, progress: Progress, *, taps: Sequence[str] = (), pool: int = 1) -> Report:
     """Write a store in the other format, with fewer taps or pooled further; equal to extracting it so.
 
@@ -150,7 +161,7 @@ def convert(source: Path, target: Path, progress: Progress, *, taps: Sequence[st
         progress: Called after each shard.
 
     Raises:
-        ConfigError: The store has no such tap.
+        ConfigError: The store has no such tap, or no encoder's pool goes in the steps that this would.
         cache.StoreError: The pool does not fit, or `target` holds something else.
     """
     with cache.open_store(source) as store:
@@ -166,6 +177,7 @@ def convert(source: Path, target: Path, progress: Progress, *, taps: Sequence[st
             message = f"a pool of {pool} does not divide the grid of {source} ({sorted(sides)} cells a side)"
             raise ConfigError(message)
     if "pool" in fields:
+        _refuse_other_steps(fields["pool"], pool)
         fields["pool"] *= pool
     there = target.exists()  # only an equal store is left as it is; anything else is refused
     done = cache.convert_store(

@@ -20,6 +20,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 import cache
 from cache import share
+from cache.ranges import file_system, http_options
 from tests.cache.making import FORMATS, ROWS_PER_SHARD, assert_holds, build, feature, files, rows
 from tests.cache.test_damage import damage_row
 
@@ -430,3 +431,40 @@ def test_threads_read_over_http_at_once(tmp_path: Path, server: Server) -> None:
     for thread in threads:
         thread.join()
     assert not failures
+
+
+def test_a_push_sends_nothing_that_a_pull_would_refuse(tmp_path: Path) -> None:
+    store, _ = build(tmp_path / "store.zarr", rows(range(3)))
+    stray = store.path / "notes\u00e4.txt"
+    stray.write_text("mine")
+    with pytest.raises(cache.UntrustedStoreError, match="is no file inside a store; delete it there"):
+        cache.push_store(store.path, (tmp_path / "there").as_uri())
+    assert not (tmp_path / "there").exists()
+    stray.unlink()
+    assert cache.push_store(store.path, (tmp_path / "there").as_uri()) > 0
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", "no JSON", '{"manifest": 1, "version": "", "complete": true, "files": {"../x": 1}}']
+)
+def test_a_push_takes_the_place_of_a_manifest_that_nobody_can_read(text: str, tmp_path: Path) -> None:
+    store, _ = build(tmp_path / "store.zarr", wanted := rows(range(3)))
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "manifest.json").write_text(text)
+    cache.push_store(store.path, (tmp_path / "there").as_uri())
+    assert_holds(cache.pull_store((tmp_path / "there").as_uri(), tmp_path / "pulled.zarr"), wanted)
+
+
+@pytest.mark.parametrize("url", ["http://localhost:99999/x", "http://[::1/x", f"http://{'a' * 70}/x", "http:///x"])
+def test_a_url_that_is_none_is_said_so(url: str, tmp_path: Path) -> None:
+    for attempt in (lambda: cache.open_store(url), lambda: cache.pull_store(url, tmp_path / "pulled.zarr")):
+        with pytest.raises(cache.StoreError, match="check the URL"):
+            attempt()
+
+
+def test_a_large_file_may_take_its_time_and_a_silent_server_may_not() -> None:
+    fs, _ = file_system("http://localhost/x")
+    patience = http_options(fs)["timeout"]
+    assert patience.total is None
+    assert 0 < patience.sock_read <= 60
+    assert 0 < patience.sock_connect <= 60

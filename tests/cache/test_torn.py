@@ -65,7 +65,7 @@ def make(path: Path, wanted: Sequence[cache.Row], written: set[int]) -> None:
 def test_every_stop_resumes_to_the_same_bytes(
     suffix: str, before: range | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The run is stopped at one change of the file system after the other, each time on a fresh copy.
+    """The run is stopped at every second change of the file system, each time on a fresh copy.
 
     What it had written by then is not encoded again.
     """
@@ -123,8 +123,29 @@ def test_what_is_left_after_the_swap_is_not_taken_for_the_new_version(
     assert_holds(store, rows(range(100, 108)))
 
 
-KILLS = int(os.environ.get("STORE_KILLS", "60")) // 2
-"""Half of a format's in a new store, half in an update."""
+def test_a_commit_that_makes_the_same_root_again_is_not_taken_for_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store under the name has a sound root and a damaged index; its replacement is stopped before the swap."""
+    path = tmp_path / "store.zarr"
+    build(path, wanted := rows(range(16)))
+    (path / "index/slot/zarr.json").write_text("{}")
+
+    def stop(*paths: Path) -> None:
+        raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cache.writer.swap", stop)
+        with pytest.raises(Stop):
+            build(path, wanted, replace=True)
+    store, encoded = build(path, wanted, replace=True)
+    assert encoded == []
+    assert_holds(store, wanted)
+    assert cache.verify(path) == ()
+
+
+KILLS = max(10, int(os.environ.get("STORE_KILLS", "60"))) // 2
+"""Half of a format's in a new store, half in an update; at least one in each step."""
 STEPS = ("opening", "between", "encoding", "writing", "commit")
 
 

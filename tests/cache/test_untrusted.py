@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import cache
+from cache import mapped
 from cache.description import IndexEntry
 from cache.zarr_layout import index_json
 from tests.cache.forging import Forged, Tree, exercise, sign
@@ -223,6 +224,27 @@ def test_holes_are_not_read(claimed: int, tmp_path: Path) -> None:
         with pytest.raises(cache.UntrustedStoreError, match=f"claims {size} bytes and is nearly all holes"):
             _ = cache.open_store(path).ids
         assert cache.verify(path)
+
+
+def test_blocks_that_are_counted_late_are_no_holes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some file systems count the blocks of a file seconds after it was written, or never."""
+    monkeypatch.setattr(mapped, "_HOLLOW_BYTES", 1 << 16)
+    dense, pieces, hollow = (tmp_path / name for name in ("dense", "pieces", "hollow"))
+    dense.write_bytes(b"1" * (1 << 20))
+    with pieces.open("wb") as file:
+        for place in range(0, 1 << 24, 1 << 20):
+            file.seek(place)
+            file.write(b"1" * 8192)
+    with hollow.open("wb") as file:
+        file.write(b"1" * 4096)
+        file.truncate(1 << 30)
+    for path, nearly_empty in ((dense, False), (pieces, False), (hollow, True)):
+        found = path.stat()
+        late = os.stat_result(found, {"st_blocks": 1, "st_size": found.st_size})
+        with path.open("rb") as file:
+            assert late.st_blocks == 1
+            assert mapped._nearly_empty(file.fileno(), late) is nearly_empty
+            assert file.tell() == 0
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "[" * 300_000 + "]" * 300_000])

@@ -83,6 +83,20 @@ def test_a_checkpoint_with_code_is_not_run(work: Path) -> None:
     assert not (work / "sprung").exists()
 
 
+def test_an_image_without_a_pixel_left_is_set_aside(work: Path) -> None:
+    folder_of_images(work / "images", {"a": 12, "b": 12})
+    Image.new("L", (3000, 1)).save(work / "images/a/3.png")
+    config = folder_config(work)
+    report = succeed(work, "extract", "-c", config, status=3)
+    ((sample, reason),) = report["set_aside"].items()
+    assert "3" in sample
+    assert "an image of 1x3000 px has no pixel left at 256 px" in reason
+    assert report["rows"] == 23
+    assert "has no pixel left" in complaint(
+        work, "extract", "-c", config, "--strict", "--set", "store.path=features/strict.zarr", status=1
+    )
+
+
 def test_a_truncated_image_is_set_aside_and_tried_again(work: Path) -> None:
     folder_of_images(work / "images", {"a": 12, "b": 12})
     bad = work / "images/a/3.png"

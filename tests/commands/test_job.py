@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from PIL import Image
 
 import cache
 from pipeline.encoders import ARCHITECTURES
@@ -107,14 +108,17 @@ def test_predict_names_the_files_that_it_cannot_read(trained: Path) -> None:
     good = sorted((trained / "data/demo/images").glob("*.png"))[:9]  # more than are encoded at a time
     bad = trained / "torn.png"
     bad.write_bytes(good[0].read_bytes()[:100])
+    thin = trained / "thin.png"
+    Image.new("L", (3000, 1)).save(thin)
     alone = succeed(trained, "predict", "-c", "tiny.yaml", *good)
-    report = succeed(trained, "predict", "-c", "tiny.yaml", good[0], bad, *good[1:], "nothing.png", status=3)
+    report = succeed(trained, "predict", "-c", "tiny.yaml", good[0], bad, *good[1:], thin, "nothing.png", status=3)
     assert alone["set_aside"] == {}
     assert [item["image"] for item in report["predictions"]] == [str(path) for path in good]
     for found, expected in zip(report["predictions"], alone["predictions"], strict=True):
         assert found["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-5)
         assert found["predicted"] == max(found["probabilities"], key=found["probabilities"].get)
-    assert report["set_aside"].keys() == {str(bad), "nothing.png"}
+    assert report["set_aside"].keys() == {str(bad), str(thin), "nothing.png"}
+    assert report["set_aside"][str(thin)].startswith(f"{thin}: an image of 1x3000 px has no pixel left")
     assert "torn.png" in report["set_aside"][str(bad)]
     assert "torn.png" in complaint(trained, "predict", "-c", "tiny.yaml", bad, status=1)
 

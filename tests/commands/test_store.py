@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 import cache
+from pipeline.errors import ConfigError
+from pipeline.stores import _refuse_other_steps
 
 from .conftest import complaint, copy_of, succeed
 from .test_kill import digests
@@ -74,6 +76,13 @@ def test_after_a_change_every_row_is_as_in_a_store_made_from_scratch(folder: Pat
     succeed(folder, "extract", "-c", "tiny.yaml", "--set", "store.path=features/scratch.zarr")
     found = succeed(folder, "store", "diff", "features/demo.zarr", "features/scratch.zarr")
     assert found["equal"] is True
+
+
+def test_a_pool_that_no_encoder_has_is_refused() -> None:
+    for before, pool in ((1, 12), (2, 2), (2, 6), (4, 3)):
+        _refuse_other_steps(before, pool)
+    with pytest.raises(ConfigError, match=r"pool of 2 after one of 3 averages in other steps than one of 6.*pool=6"):
+        _refuse_other_steps(3, 2)
 
 
 def test_a_converted_store_equals_one_extracted_so(folder: Path) -> None:
