@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from cache.description import Description
+from cache.description import KEY, Description
 from cache.errors import FormatError, StoreError
 from cache.hdf5_file import read_header
 from cache.index import Index, UInt8
-from cache.mapped import Hdf5Rows, MappedFile, ZarrRows, read_range
+from cache.mapped import Hdf5Rows, MappedFile, ZarrRows, read_plain, read_range
 from cache.spare import MAGIC, SPARE, Spare, decode_spare
-from cache.zarr_folder import OpenedStore, load_index, read_root
+from cache.zarr_folder import MAX_METADATA_BYTES, OpenedStore, load_index, read_root
 
 
 def recover(path: Path) -> OpenedStore:
@@ -25,6 +26,19 @@ def recover(path: Path) -> OpenedStore:
         FormatError: Both copies of something are damaged.
     """
     return _recover_zarr(path) if path.is_dir() else _recover_hdf5(path)
+
+
+def is_marked(path: Path) -> bool:
+    """Whether something was a feature store once, however damaged it is: by its root or by the second copy."""
+    if path.is_dir():
+        root = path / "zarr.json"
+        with suppress(StoreError, OSError):
+            return (path / "index" / SPARE).is_dir() or f'"{KEY}"'.encode() in read_plain(root, MAX_METADATA_BYTES)
+        return False
+    with suppress(StoreError, OSError):
+        mapped = MappedFile(path)
+        return mapped.data[:16].tobytes() == b"feature-store hd" or mapped.last(MAGIC) >= 0
+    return False
 
 
 def _recover_zarr(store: Path) -> OpenedStore:

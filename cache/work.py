@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +26,10 @@ from cache.identity import Identity
 from cache.mapped import ZarrRows, folder_inode
 from cache.plan import KeptShard, Plan
 from cache.source import Source
-from cache.zarr_layout import shard_name
+from cache.zarr_layout import shard_bytes, shard_name, stored_places
+
+_UNREADABLE = (KeyError, TypeError, ValueError, IndexError, OSError, EOFError, zipfile.BadZipFile, zlib.error)
+"""What reading a damaged plan or record ends in."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +172,7 @@ class WorkFolder:
             arrays = _load_npz(self._work / "plan.npz")
             plan = Plan(fields["shard_rows"], arrays["row_slot"], arrays["digest"], arrays["filled"], ())
             return identity, plan, {bytes.fromhex(key): reason for key, reason in fields["known_bad"].items()}
-        except (KeyError, TypeError, ValueError, OSError) as error:
+        except _UNREADABLE as error:
             message = f"{self.path} is damaged ({error}); delete it and run the same command again"
             raise FormatError(message) from error
 
@@ -194,12 +199,38 @@ class WorkFolder:
         for path in self._work.glob("unfinished-*"):
             path.unlink(missing_ok=True)
 
+    def drop_torn(self, plan: Plan, taps: Mapping[str, TapSpec]) -> None:
+        """Take shards for unfinished whose record cannot be read, or whose files have not the size that it calls for.
+
+        Their bytes are not read here: a bit that flips shows when the store is verified or the row is read.
+        """
+        for number in self.finished():
+            try:
+                present = self.record(number).extent[:, 0] > 0
+                places = int(stored_places(present, max(len(present), 1))[0])
+                sizes = {
+                    self.shard(tap, number): shard_bytes(places, taps[tap].row_bytes, plan.shard_rows) for tap in taps
+                }
+                whole = not places or all(path.stat().st_size == size for path, size in sizes.items())
+            except (FormatError, FileNotFoundError):
+                whole = False
+            if not whole:
+                (self._work / f"shard-{number}.npz").unlink()
+
     def record(self, number: int) -> ShardRecord:
-        """What is known of a finished shard."""
+        """What is known of a finished shard.
+
+        Raises:
+            FormatError: Its record is damaged.
+        """
         path = self._work / f"shard-{number}.npz"
-        arrays = _load_npz(path)
-        reasons = load_json(arrays["set_aside"].tobytes(), str(path))
-        return ShardRecord(arrays["extent"], arrays["checksums"], {int(key): text for key, text in reasons.items()})
+        try:
+            arrays = _load_npz(path)
+            reasons = load_json(arrays["set_aside"].tobytes(), str(path))
+            return ShardRecord(arrays["extent"], arrays["checksums"], {int(key): text for key, text in reasons.items()})
+        except _UNREADABLE as error:
+            message = f"{path} is damaged ({error}); run the same command again, which encodes that shard again"
+            raise FormatError(message) from error
 
     def seal(self, root: bytes) -> None:
         """Remember the finished `store/` and its root, to know after a stop whether it still lies there."""
@@ -251,5 +282,5 @@ def _npz(**arrays: npt.NDArray[Any]) -> bytes:
 
 
 def _load_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
-    with np.load(path, allow_pickle=False) as file:
+    with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}

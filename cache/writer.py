@@ -21,7 +21,7 @@ import numpy.typing as npt
 from cache.card import render_card
 from cache.description import MAX_STORY_BYTES, TapSpec, check_taps, load_json
 from cache.durable import recover_swap, swap, sync_folder
-from cache.errors import IncompleteRowsError, StoreError, StoreNotFoundError
+from cache.errors import FormatError, IncompleteRowsError, StoreError, StoreNotFoundError
 from cache.fingerprint import JSON, Fingerprint, canonical
 from cache.finish import collect_index, finish_store
 from cache.hdf5_pack import pack_hdf5
@@ -32,6 +32,7 @@ from cache.labels import Labels, parse_labels
 from cache.lock import WriterLock
 from cache.plan import Plan, make_plan
 from cache.reader import Store, open_files, open_store, store_format
+from cache.recover import is_marked, recover
 from cache.shards import Origins, ShardPlan, ShardWriter, find_origins
 from cache.source import store_source
 from cache.work import WorkFolder, partial_path
@@ -260,8 +261,8 @@ def _begin(
     """Plan what is to be done under the lock; None if the finished store at `path` is what is asked for."""
     recover_swap(path, work.aside)
     work.drop_committed(path)
-    current = _current(path, identity, replace)
-    if current is not None and holds(current.index, rows) and (labels is None or labels == _labels(current)):
+    current, sound = _current(path, identity, replace)
+    if current is not None and sound and holds(current.index, rows) and (labels is None or labels == _labels(current)):
         return None
     stores = [] if current is None else [current]
     for name in reuse:
@@ -277,6 +278,7 @@ def _begin(
             work.clear()
         elif before.rows_sha256 == identity.rows_sha256:
             work.drop_litter()
+            work.drop_torn(plan, before.taps)
             sources += [folder.source() for folder in work.retired()]
             return Job(before, plan, known_bad, find_origins(work, plan, before.taps, sources))
         else:
@@ -298,20 +300,47 @@ def _labels(opened: OpenedStore) -> Labels | None:
     return parse_labels(load_json(text.encode(), "labels"), opened.description.rows, "labels") if text else None
 
 
-def _current(path: Path, identity: Identity, replace: bool) -> OpenedStore | None:
-    """The finished store at the path, None if there is none to build on."""
+def _current(path: Path, identity: Identity, replace: bool) -> tuple[OpenedStore | None, bool]:
+    """The finished store at the path, None if there is none to build on; and whether its metadata are sound.
+
+    Raises:
+        StoreError: Something else has that name, which is never deleted; or a store whose metadata are damaged, which
+            is swapped out only by request.
+    """
+    if not os.path.lexists(path) or (path.is_dir() and not any(path.iterdir())):
+        return None, True
+    current: OpenedStore | None
+    sound = True
     try:
         current = open_files(path)
-    except StoreNotFoundError:
-        return None
-    except StoreError:
-        if replace:
-            return None
-        raise
+    except StoreError as error:
+        if not replace and not isinstance(error, StoreNotFoundError):
+            raise
+        current, sound = _recovered(path), False
+        if not replace:
+            message = f"{path} has lost its zarr.json; run 'store repair', which keeps its features"
+            raise FormatError(message) from error
+        if current is None:
+            return None, False
     described = current.description
     if not replace:
         identity.require(described.fingerprint, described.taps, path, REPLACE)
-    return None if identity.differences(described.fingerprint, described.taps) else current
+    return (None if identity.differences(described.fingerprint, described.taps) else current), sound
+
+
+def _recovered(path: Path) -> OpenedStore | None:
+    """A store with damaged metadata, as its second copy has them; None if that is damaged, too.
+
+    Raises:
+        StoreError: It is no feature store.
+    """
+    try:
+        return recover(path)
+    except StoreError as error:
+        if not is_marked(path):
+            message = f"{path} exists and is no feature store; move it away, or choose another path"
+            raise StoreError(message) from error
+        return None
 
 
 def let_go(work: WorkFolder, lock: WriterLock) -> None:

@@ -6,9 +6,10 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import zarr
@@ -258,3 +259,74 @@ def test_dvc_push_sends_only_new_shards(tmp_path: Path) -> None:
     assert sum(sent.values()) < shard_bytes + index_bytes + 20_000
     assert sum(sent.values()) < 0.06 * sum(before.values())
     assert mib > SHARD_MIB
+
+
+def foreign_group(path: Path) -> None:
+    zarr.open_group(path, mode="w", zarr_format=2).create_array("ct", data=np.arange(9))
+
+
+def foreign_group_of_version_3(path: Path) -> None:
+    zarr.open_group(path, mode="w", zarr_format=3).create_array("ct", data=np.arange(9))
+
+
+def foreign_file(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        file["ct"] = np.arange(9)
+
+
+@pytest.mark.parametrize("replace", [False, True])
+@pytest.mark.parametrize(
+    ("suffix", "put"),
+    [("zarr", foreign_group), ("zarr", foreign_group_of_version_3), ("zarr", foreign_file), ("h5", foreign_file)],
+)
+def test_what_is_no_store_is_never_swapped_out(
+    suffix: str, put: Callable[[Path], None], replace: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / f"store.{suffix}"
+    put(path)
+    before = files(path)
+    with pytest.raises(cache.StoreError, match=r"feature store|is a file, which"):
+        build(path, rows(range(4)), replace=replace)
+    assert files(path) == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_empty_folder_is_nothing(tmp_path: Path) -> None:
+    (tmp_path / "store.zarr").mkdir()
+    assert_holds(build(tmp_path / "store.zarr", wanted := rows(range(4)))[0], wanted)
+
+
+@pytest.mark.parametrize("damage", ["lost", "flipped"])
+def test_a_store_with_a_damaged_root_keeps_its_features(damage: str, tmp_path: Path) -> None:
+    path = tmp_path / "store.zarr"
+    build(path, wanted := rows(range(10)))
+    root = path / "zarr.json"
+    content = root.read_bytes()
+    root.unlink() if damage == "lost" else root.write_bytes(content.replace(b"fake", b"take"))
+    with pytest.raises(cache.FormatError, match=r"store repair|fetch or extract it again|fetch it again"):
+        build(path, wanted)
+    store, encoded = build(path, wanted, replace=True)
+    assert encoded == []
+    assert_holds(store, wanted)
+    assert cache.verify(path) == ()
+
+
+@pytest.mark.parametrize("what", ["truncated", "deleted", "record"])
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_torn_shard_of_unfinished_work_is_encoded_again(suffix: str, what: str, tmp_path: Path) -> None:
+    path, wanted = tmp_path / f"store.{suffix}", rows(range(12))
+    with begin(path, wanted) as writer:
+        for plan in writer.pending[:2]:
+            write(writer, plan, wanted)
+    partial = path.with_name(path.name + ".partial")
+    shard, record = partial / "store/neck/c.1.0.0.0", partial / "work/shard-1.npz"
+    if what == "truncated":
+        os.truncate(shard, shard.stat().st_size - 1)
+    elif what == "deleted":
+        shard.unlink()
+    else:
+        record.write_bytes(b"PK\x03\x04 and no more")
+    store, encoded = build(path, wanted)
+    assert encoded == list(range(4, 12))
+    assert_holds(store, wanted)
+    assert cache.verify(path) == ()
