@@ -1,4 +1,8 @@
-"""Repair: exactly the damaged rows are encoded again, everything else is taken from what is sound."""
+"""Repair: exactly the damaged rows are encoded again, everything else is taken from what is sound.
+
+An interrupted repair is continued if its plan is the one that is made now and every byte it has finished is right;
+else it starts over. To find out costs one more reading of what it had finished.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ import numpy as np
 
 from cache.description import load_json
 from cache.durable import recover_swap, remove
+from cache.errors import StoreError, StoreNotFoundError
 from cache.identity import Identity, rows_sha256
 from cache.index import Row
 from cache.labels import Labels, parse_labels
@@ -23,10 +28,11 @@ from cache.verify import Damage, verify
 from cache.work import WorkFolder, partial_path
 from cache.writer import Job, StoreWriter, let_go
 from cache.zarr_folder import OpenedStore
+from cache.zarr_layout import shard_blocks
 
 
 def repair_store(path: str | os.PathLike[str]) -> StoreWriter:
-    """Begin the repair of a damaged store.
+    """Begin the repair of a damaged store, or continue one that was interrupted.
 
     The writer's `pending` names the damaged rows; encode them from their images and `write` them, then `commit`. The
     result has the bytes that the store had before it was damaged. Damaged metadata are made again from their second
@@ -45,14 +51,16 @@ def repair_store(path: str | os.PathLike[str]) -> StoreWriter:
     """
     target = Path(os.path.realpath(path))
     main = WorkFolder(partial_path(target))
+    if not target.exists() and not main.path.exists():
+        open_files(target)  # says so before the lock makes a folder
     lock = WriterLock(main.path / "lock", target)
     work = WorkFolder(main.path / "repair")
     try:
         for folder in (main, work):
             recover_swap(target, folder.aside)
-        remove(work.path)
         if not target.exists():
-            open_files(target)
+            _drop(work)
+            _say_missing(target, main)
         rows, job = _plan(target, work)
         return StoreWriter(target, work, lock, rows, job)
     except BaseException:
@@ -60,12 +68,31 @@ def repair_store(path: str | os.PathLike[str]) -> StoreWriter:
         raise
 
 
+def _drop(work: WorkFolder) -> None:
+    """Delete a repair; the plan first, so that what a stop leaves is not continued."""
+    work.clear()
+    remove(work.path)
+
+
+def _say_missing(path: Path, main: WorkFolder) -> None:
+    """Raise for a store that is not there; a folder that holds only a lock is none that was begun."""
+    if main.exists():
+        open_files(path)
+    message = f"there is no store at {path}; check the path, or run extract to make it"
+    raise StoreNotFoundError(message)
+
+
 def _plan(path: Path, work: WorkFolder) -> tuple[tuple[Row, ...], Job | None]:
     """The store's own rows and slots, with every sound shard kept; no job for a sound store."""
     damage = verify(path)
-    opened = recover(path)
+    try:
+        opened = recover(path)
+    except StoreError:
+        _drop(work)
+        raise
     rows = _rows(opened)
     if not damage:
+        _drop(work)
         return rows, None
     old = opened.description
     slots = np.concatenate([opened.index.slot, np.full(len(rows) - old.rows, NOWHERE, np.int64)])
@@ -85,9 +112,73 @@ def _plan(path: Path, work: WorkFolder) -> tuple[tuple[Row, ...], Job | None]:
     plan = Plan(old.shard_rows, slots, source.digest, filled, _sound_shards(source, damage))
     identity = Identity(old.fingerprint, old.taps, old.provenance, rows_sha256(rows))
     reasons = {bytes.fromhex(item["digest"]): item["reason"] for item in opened.index.set_aside}
-    work.start(identity, plan, [source], reasons)
+    if not _continues(work, path, identity, plan, source, origins):
+        _drop(work)
+        work.start(identity, plan, [source], reasons)
     job = Job(identity, plan, reasons, origins, _labels(opened), opened.index.text("card"), "digest" in old.index)
     return rows, job
+
+
+def _continues(work: WorkFolder, path: Path, identity: Identity, plan: Plan, source: Source, origins: Origins) -> bool:
+    """Take up an interrupted repair, if there is one of the same plan and all that it has finished is right."""
+    try:
+        work.drop_committed(path)
+        if not work.exists() or not _is_same(work, identity, plan):
+            return False
+        saved = work.source()
+        if not all(_is_right(work, saved, number, plan, source, origins) for number in work.finished()):
+            return False
+    except Exception:  # it cannot be read, in whichever way: it is made anew
+        return False
+    work.drop_litter()
+    for entry in work.store.iterdir():  # index and metadata of a commit that was stopped are written again
+        if entry.name not in identity.taps:
+            remove(entry)
+    return True
+
+
+def _is_same(work: WorkFolder, identity: Identity, plan: Plan) -> bool:
+    """Whether an interrupted repair has this plan, and a folder for every tap."""
+    before, saved, _ = work.load()
+    return (
+        before == identity
+        and list(before.taps) == list(identity.taps)
+        and saved.shard_rows == plan.shard_rows
+        and np.array_equal(saved.row_slot, plan.row_slot)
+        and np.array_equal(saved.digest, plan.digest)
+        and np.array_equal(saved.filled, plan.filled)
+        and all((work.store / tap).is_dir() for tap in identity.taps)
+    )
+
+
+def _is_right(work: WorkFolder, saved: Source, number: int, plan: Plan, source: Source, origins: Origins) -> bool:
+    """Whether a finished shard holds what belongs there, byte for byte.
+
+    A shard that the repair shares with the store by hard link is damaged with it.
+
+    Args:
+        work: The interrupted repair.
+        saved: Its finished shards.
+        number: Number of the shard.
+        plan: The plan that is made now.
+        source: The store.
+        origins: Its intact rows.
+    """
+    slots = plan.shard_slots(number)
+    part, sound = slice(slots.start, slots.stop), [slot for slot in slots if slot in origins]
+    if work.record(number).set_aside or not np.array_equal(saved.present[part], plan.filled[part]):
+        return False
+    if not np.array_equal(saved.extent[sound], source.extent[sound]):
+        return False
+    for name, tap in saved.taps.items():
+        rows = [saved.row(name, slot) if plan.filled[slot] else None for slot in slots]
+        if any(row is None and plan.filled[slot] for row, slot in zip(rows, slots, strict=True)):
+            return False
+        blocks = shard_blocks(rows, tap.row_bytes, plan.shard_rows, np.zeros(len(slots), np.uint32))
+        as_written = b"".join(blocks) == saved.rows.file(name, number).data.data
+        if not as_written or not np.array_equal(saved.checksums[name][sound], source.checksums[name][sound]):
+            return False
+    return True
 
 
 def _labels(opened: OpenedStore) -> Labels | None:
