@@ -202,24 +202,26 @@ def pseudonymise_store(
         source: The store.
         target: The copy.
         key: At least 16 secret bytes; with the same key the same sample has the same pseudonym in every store.
-        mapping: CSV file to write, `pseudonym,id`; readable by its owner alone, and not inside the copy.
+        mapping: CSV file to write, `pseudonym,id`; readable by its owner alone, and inside neither store.
         taps: See `convert_store`; images must not be among them.
         fingerprint: See `convert_store`.
         labels: Class names, labels and splits to send along.
         progress: See `convert_store`.
 
     Raises:
-        StoreError: The key is too short, the mapping would lie inside the copy, or images are among the taps.
+        StoreError: The key is too short, the mapping would lie inside a store, or images are among the taps.
     """
-    listing, copy = Path(mapping).absolute(), Path(target).absolute()
-    if listing == copy or copy in listing.parents:
-        message = f"{os.fspath(mapping)} would be sent along inside {os.fspath(target)}; keep the mapping elsewhere"
-        raise StoreError(message)
+    listing = Path(os.path.realpath(mapping))
+    for place in (source, target):
+        if listing.is_relative_to(os.path.realpath(place)):
+            message = f"{os.fspath(mapping)} would be sent along inside {os.fspath(place)}; keep the mapping elsewhere"
+            raise StoreError(message)
     store = open_store(source)
     _refuse_pixels(source, {tap: spec for tap, spec in store.taps.items() if taps is None or tap in taps})
     names = keyed_pseudonyms(store.ids, key)
     lines = ["pseudonym,id", *(f'{new},"{_quoted(old)}"' for old, new in names.items())]
     scratch = listing.with_name(f".{listing.name}.unfinished")
+    scratch.unlink(missing_ok=True)
     scratch.touch(mode=0o600)
     write_file(listing, ["\n".join(lines).encode() + b"\n"], scratch)
     return convert_store(

@@ -6,8 +6,11 @@ Of an http server's answer no more is read than was asked for: fsspec would take
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from cache.errors import FormatError, StoreError, StoreNotFoundError
@@ -75,16 +78,27 @@ def file_system(url: str) -> tuple[Any, str]:
     """Fsspec's file system for a URL, and the path in it.
 
     Raises:
-        StoreError: fsspec does not know it or lacks a package for it.
+        StoreError: It is empty, fsspec does not know it or lacks a package for it, or the server cannot be reached.
     """
     import fsspec.core
 
+    if not url.strip():
+        message = "the URL is empty; name a folder, or a place like s3://bucket/name"
+        raise StoreError(message)
     try:
-        fs, path = fsspec.core.url_to_fs(url)
+        with network_errors(url, values=False):
+            fs, path = fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
         message = f"{url}: {error}; install what that kind of place needs, or use another"
         raise StoreError(message) from error
     return fs, str(path).rstrip("/")
+
+
+def local_place(fs: Any, root: str) -> Path | None:
+    """The folder on this machine that a file system and the path in it stand for, links resolved; None elsewhere."""
+    from fsspec.implementations.local import LocalFileSystem
+
+    return Path(os.path.realpath(root or "/")) if isinstance(fs, LocalFileSystem) else None
 
 
 def is_http(fs: Any) -> bool:
@@ -105,14 +119,27 @@ def http_options(fs: Any, **headers: str) -> dict[str, Any]:
     return {"timeout": patience, **fs.kwargs, "headers": own, "auto_decompress": False}
 
 
-@contextmanager
-def network_errors(url: str) -> Iterator[None]:
-    """Turn what http requests fail with into a `StoreError` that names the URL."""
-    import aiohttp
+_CLIENTS = {
+    *("aiohttp", "azure", "botocore", "ftplib", "gcsfs", "google", "httpx", "httpx2", "huggingface_hub", "requests")
+}
+"""Packages that speak to servers, each with errors of its own; most of them are not installed everywhere."""
 
+
+@contextmanager
+def network_errors(url: str, *, values: bool = True) -> Iterator[None]:
+    """Turn what requests to servers fail with into a `StoreError` that names the URL.
+
+    Args:
+        url: The URL.
+        values: A `ValueError` is one of them: that of a URL that is none.
+    """
     try:
         yield
-    except (aiohttp.ClientError, TimeoutError, ValueError) as error:  # a URL that is none is a ValueError
+    except Exception as error:
+        lost = isinstance(error, TimeoutError | ConnectionError | socket.gaierror)
+        foreign = type(error).__module__.partition(".")[0] in _CLIENTS and not isinstance(error, FileNotFoundError)
+        if not (lost or foreign or (values and isinstance(error, ValueError))):
+            raise
         message = f"{url}: {str(error) or type(error).__name__}; check the URL and the connection, and try again"
         raise StoreError(message) from error
 

@@ -13,25 +13,27 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cache.description import load_json
-from cache.durable import link_or_copy, remove, space_errors, swap, sync_folder
+from cache.durable import link_or_copy, remove, space_errors, swap, sync_folder, write_file
 from cache.errors import FingerprintMismatchError, FormatError, NoSpaceError, StoreError, UntrustedStoreError
 from cache.fingerprint import canonical
+from cache.finish import store_files
 from cache.lock import WriterLock
-from cache.mapped import open_plain
+from cache.mapped import ZarrRows, open_plain
 from cache.progress import Progress, silent
-from cache.ranges import file_system, http_options, is_http, network_errors
+from cache.ranges import file_system, http_options, is_http, local_place, network_errors
 from cache.reader import Store, open_files, open_store, store_format
 from cache.remote import PUSHED_FILE
-from cache.verify import verify
+from cache.verify import stray_files, verify
 from cache.work import WorkFolder, partial_path
 from cache.writer import let_go
+from cache.zarr_folder import OpenedStore
 
 MANIFEST = "manifest.json"
 _VERSION = 1
@@ -81,12 +83,14 @@ def make_manifest(path: str | os.PathLike[str], progress: Progress = silent) -> 
     """Sizes and digests of a finished store's files; reads all of them.
 
     Raises:
-        UntrustedStoreError: There is something in its folder that is no plain file.
+        UntrustedStoreError: There is something in its folder that is no plain file, or no part of the store.
     """
     store = Path(path)
     opened = open_files(store)
     files = {}
     found = _local_files(store)
+    _check_names(found, str(path))
+    _refuse_strays(store, opened)
     for done, (name, file) in enumerate(found.items()):
         files[name] = File(file.stat().st_size, _sha256(file))
         progress("hash", done + 1, len(found))
@@ -114,6 +118,18 @@ def _local_files(store: Path) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
+def _refuse_strays(store: Path, opened: OpenedStore) -> None:
+    """Refuse to pass on what somebody put into a store's folder: it may be a key, or who is who."""
+    if not isinstance(opened.rows, ZarrRows):
+        return
+    description, index = opened.description, opened.index
+    known = store_files(description, {name: index.array(name) for name in description.index})
+    stray = next(stray_files(store, description, opened.rows, known.keys()), None)
+    if stray is not None:
+        message = f"{store / stray.file}: {stray.reason}; nothing is sent: move it elsewhere"
+        raise UntrustedStoreError(message)
+
+
 def _sha256(path: Path) -> str:
     with open(open_plain(path), "rb") as file:  # noqa: PTH123 - a descriptor has no path
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -131,42 +147,107 @@ def push_store(path: str | os.PathLike[str], url: str, progress: Progress = sile
         Bytes sent.
 
     Raises:
-        StoreError: The place cannot be written, or another push is going on there with other content.
-        UntrustedStoreError: There is something in the store's folder that is no plain file; nothing is sent.
+        StoreError: The place cannot be written, is or holds the store itself, or holds what no push put there.
+        UntrustedStoreError: There is something in the store's folder that is no part of it; nothing is sent.
     """
+    fs, root = file_system(url)
+    here = local_place(fs, root)
+    if here is not None:
+        _refuse_overlap(Path(os.path.realpath(path)), here)
     manifest = make_manifest(path, progress)
     if len(manifest.to_bytes()) > _MAX_MANIFEST_BYTES:
         message = f"{path} has {len(manifest.files)} files, which is too many to share; write it with larger shards"
         raise StoreError(message)
-    _check_names(manifest.files, str(path))
     local = _local_files(Path(path))
-    fs, root = file_system(url)
     try:
         before = _read_manifest(fs, root, url)
+        if before is None:
+            _refuse_strangers(fs, root, url)
     except (FormatError, UntrustedStoreError):  # nothing there can be taken over
         before = None
     trusted = before.files if before else {}
     stale = {name for name, file in trusted.items() if manifest.files.get(name) != file}
+    if here is not None:
+        _refuse_links(here, manifest.files.keys() | trusted.keys())
     if before is None or before.complete or before.files != manifest.files:
         for name in stale & manifest.files.keys():
             with suppress(FileNotFoundError):
                 fs.rm_file(f"{root}/{name}")
-        announced = Manifest(manifest.version, manifest.files, complete=False)
-        fs.makedirs(root, exist_ok=True)
-        fs.pipe_file(f"{root}/{MANIFEST}", announced.to_bytes())
+        _put_manifest(fs, root, here, Manifest(manifest.version, manifest.files, complete=False))
     sent = 0
     for done, (name, file) in enumerate(manifest.files.items()):
         remote = f"{root}/{name}"
         if not (name in trusted and _size(fs, remote) == file.size):
-            fs.makedirs(remote.rsplit("/", 1)[0], exist_ok=True)
-            fs.put_file(str(local[name]), remote)
+            if here is not None:
+                _write(here / name, _blocks(local[name]))
+            else:
+                with network_errors(remote):
+                    fs.makedirs(remote.rsplit("/", 1)[0], exist_ok=True)
+                    fs.put_file(str(local[name]), remote)
             sent += file.size
         progress("push", done + 1, len(manifest.files), sent=sent)
-    fs.pipe_file(f"{root}/{MANIFEST}", manifest.to_bytes())
+    _put_manifest(fs, root, here, manifest)
     for name in stale - manifest.files.keys():
         with suppress(FileNotFoundError):
             fs.rm_file(f"{root}/{name}")
     return sent
+
+
+def _refuse_overlap(source: Path, here: Path) -> None:
+    """Refuse to push a store into itself, or into a folder that it lies in."""
+    if here.is_relative_to(source) or source.is_relative_to(here):
+        where = "is the store itself or inside it" if here.is_relative_to(source) else f"holds the store {source.name}"
+        message = f"{here} {where}; push to a folder of its own"
+        raise StoreError(message)
+    if here.exists() and not here.is_dir():
+        message = f"{here} is a file, and a push needs a folder of its own; name another place"
+        raise StoreError(message)
+
+
+def _refuse_links(here: Path, names: Collection[str]) -> None:
+    """Refuse a place whose folders are links: what they lead to is not the place's own."""
+    for folder in sorted({(here / name).parent for name in names}):
+        if Path(os.path.realpath(folder)) != folder:
+            message = f"{folder} is a link, or lies behind one; delete it, or push to another place"
+            raise StoreError(message)
+
+
+def _refuse_strangers(fs: Any, root: str, url: str) -> None:
+    """Refuse a place without a manifest that holds anything but hidden files, which hubs make by themselves."""
+    try:
+        with network_errors(url):
+            names = [str(name).rstrip("/").rsplit("/", 1)[-1] for name in fs.ls(root or "/", detail=False)]
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    found = sorted(name for name in names if not name.startswith("."))
+    if found:
+        message = f"{url} holds {found[0]!r} and no manifest.json, so no push made it; name a new or empty place"
+        raise StoreError(message)
+
+
+def _put_manifest(fs: Any, root: str, here: Path | None, manifest: Manifest) -> None:
+    """Say at the place what is there, or is going to be."""
+    if here is not None:
+        _write(here / MANIFEST, [manifest.to_bytes()])
+    else:
+        with network_errors(root):
+            fs.makedirs(root, exist_ok=True)
+            fs.pipe_file(f"{root}/{MANIFEST}", manifest.to_bytes())
+
+
+def _write(place: Path, blocks: Iterable[bytes]) -> None:
+    """Write a file on this machine under a hidden name first: other names of what was there keep their content."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    scratch = place.with_name(f".{place.name}.unfinished")
+    scratch.unlink(missing_ok=True)
+    write_file(place, blocks, scratch)
+    sync_folder(place.parent)
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    with open(open_plain(path), "rb") as file:  # noqa: PTH123 - a descriptor has no path
+        while block := file.read(_BLOCK_BYTES):
+            yield block
 
 
 def pull_store(url: str, path: str | os.PathLike[str], *, replace: bool = False, progress: Progress = silent) -> Store:
@@ -352,7 +433,7 @@ def _parse_file(name: str, value: Any) -> File:
     return File(size, sha256)
 
 
-def _check_names(files: Mapping[str, File], where: str) -> None:
+def _check_names(files: Collection[str], where: str) -> None:
     """Refuse file names that lead out of the store's own folder, or that no folder can hold together."""
     for name in files:
         parts = PurePosixPath(name).parts

@@ -85,7 +85,7 @@ def _zarr_damage(store: Path, progress: Progress) -> Iterator[Damage]:
     assert isinstance(rows, ZarrRows)
     for name, content in files.items():
         yield from _file_damage(store, name, content)
-    yield from _stray_files(store, description, rows, files.keys())
+    yield from stray_files(store, description, rows, files.keys())
     shards = -(-description.slots // description.shard_rows)
     for number in range(shards):
         for tap in description.taps:
@@ -113,7 +113,7 @@ def _slot_ids(index: Index) -> dict[int, list[str]]:
     return found
 
 
-def _stray_files(store: Path, description: Description, rows: ZarrRows, files: Collection[str]) -> Iterator[Damage]:
+def stray_files(store: Path, description: Description, rows: ZarrRows, files: Collection[str]) -> Iterator[Damage]:
     """Files that no store of this description has; links among them."""
     shards = -(-description.slots // description.shard_rows)
     wanted = {"zarr.json", *files}

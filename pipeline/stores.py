@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import cache
+from cache.durable import sync_folder, write_file
+from cache.ranges import file_system, local_place
 from pipeline import data, image_tap, pca, plots
 from pipeline import repair as damaged
 from pipeline.arguments import build_encoder, workers
@@ -210,12 +213,17 @@ def push(
         progress: Called after each file.
         labels: Class names, labels and splits that shall travel.
         key_file: File of the secret key of the pseudonyms; made if it is not there. The mapping is left beside it.
+
+    Raises:
+        ConfigError: The key would lie inside a store or in the place that the store is sent to.
+        cache.StoreError: The place cannot be written, or holds something else.
     """
     report: Report = {"store": str(source), "url": url}
     sent = source
     if key_file is not None:
         sent = source.with_name(f"{source.stem}.pseudonymous{source.suffix}")
         mapping = key_file.with_name(f"{key_file.name}.pseudonyms.csv")
+        _refuse_company(key_file, (source, sent, local_place(*file_system(url))))
         with cache.open_store(source) as store:
             images = [name for name, tap in store.taps.items() if tap.holds_pixels]
             kept = [name for name in store.taps if name not in images]
@@ -240,10 +248,24 @@ def push(
     return {**report, "bytes_sent": cache.push_store(sent, url, progress)}
 
 
+def _refuse_company(key_file: Path, places: Sequence[Path | None]) -> None:
+    """Refuse a key, with the mapping beside it, that would travel with what it protects."""
+    key = Path(os.path.realpath(key_file))
+    inside = next(
+        (place for place in places if place is not None and key.is_relative_to(os.path.realpath(place))), None
+    )
+    if inside is not None:
+        message = f"{key_file} would be sent along inside {inside}; keep the key and the mapping elsewhere"
+        raise ConfigError(message)
+
+
 def _key(file: Path) -> bytes:
-    """The secret in a file, made on first use and readable by its owner alone."""
+    """The secret in a file, made on first use and readable by its owner alone; it is there whole or not at all."""
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch(mode=0o600)
-        file.write_bytes(secrets.token_bytes(KEY_BYTES))
+        scratch = file.with_name(f".{file.name}.unfinished")
+        scratch.unlink(missing_ok=True)
+        scratch.touch(mode=0o600)
+        write_file(file, [secrets.token_bytes(KEY_BYTES)], scratch)
+        sync_folder(file.parent)
     return file.read_bytes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import os
 import signal
 import sys
@@ -13,7 +14,7 @@ from types import FrameType
 import click
 
 from pipeline.cli.explain import explain
-from pipeline.cli.options import configured, load
+from pipeline.cli.options import configured, load, refuse_url
 from pipeline.cli.report import export, report
 from pipeline.cli.store import store
 from pipeline.cli.study import compare, study
@@ -65,13 +66,32 @@ def _explain(error: Exception) -> int:
     from cache.errors import StoreError
     from pipeline.errors import PipelineError
 
-    if not isinstance(error, PipelineError | StoreError):
+    if not isinstance(error, PipelineError | StoreError | OSError):
         raise error
-    for line in str(error).splitlines():
+    for line in (_of_system(error) if isinstance(error, OSError) else str(error)).splitlines():
         click.echo(f"error: {line}", err=True)
     for note in getattr(error, "__notes__", ()):
         click.echo(f"  {note}", err=True)
     return getattr(error, "exit_status", FAILED)
+
+
+_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make space, and run the same command again"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "ask for the right to it, or name another place"),
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST, errno.EISDIR), "move what is in the way, or name another place"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit (`ulimit -n`), and run the same command again"),
+    errno.ENOENT: "check the path",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+
+
+def _of_system(error: OSError) -> str:
+    """One line for what the operating system refused: which file, why, and what to do where that is clear."""
+    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
+    remedy = _REMEDIES.get(error.errno or 0, "")
+    said = f"{' -> '.join(names)}: {reason[:1].lower()}{reason[1:]}" if names else reason
+    return f"{said}; {remedy}" if remedy else said
 
 
 @click.group(
@@ -119,6 +139,7 @@ def extract(
     from pipeline.inputs import finished
 
     config = load(config_path, overrides)
+    refuse_url(config.store.path)
     with bars() as progress:
         report = None if recheck else finished(config, progress)
         if report is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -11,6 +12,7 @@ import click
 if TYPE_CHECKING:
     from pipeline.config import Config
 
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -31,6 +33,20 @@ def configured(command: Command) -> Command:
     ):
         command = option(command)
     return command
+
+
+def refuse_url(path: Path) -> None:
+    """Refuse a URL where a store is written: it would become a folder named after the protocol.
+
+    Raises:
+        StoreError: It is one; `Path` has made one slash of its two.
+    """
+    from cache.errors import StoreError
+
+    if _URL.match(str(path)):
+        url = str(path).replace(":/", "://", 1)
+        message = f"{url} is a URL, and stores are written on this machine: name a local path, and push that store"
+        raise StoreError(message)
 
 
 def load(path: Path, overrides: tuple[str, ...]) -> Config:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from pipeline.cli.options import configured, load
+from pipeline.cli.options import configured, load, refuse_url
 from pipeline.cli.terminal import DONE, INCOMPLETE, bars, examples, show
 
 
@@ -139,6 +139,7 @@ def convert(source: Path, target: Path, taps: tuple[str, ...], pool: int, as_jso
     """Write a store in the other format, with fewer taps, or pooled further, as if it had been extracted so."""
     from pipeline import stores
 
+    refuse_url(target)
     with bars() as progress:
         report = stores.convert(source, target, progress, taps=taps, pool=pool)
     return show(report, as_json)
@@ -187,6 +188,7 @@ def pull(url: str, target: Path, replace: bool, as_json: bool) -> int:
     """Fetch a store: only files that are missing here; it gets its name when every byte has been checked."""
     import cache
 
+    refuse_url(target)
     with bars() as progress, cache.pull_store(url, target, replace=replace, progress=progress) as found:
         report = {"store": str(target), "rows": len(found), "taps": list(found.taps)}
     return show(report, as_json)

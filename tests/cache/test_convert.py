@@ -149,9 +149,14 @@ def test_pseudonyms_need_a_secret_and_a_list_kept_at_home(tmp_path: Path) -> Non
         cache.pseudonymise_store(
             tmp_path / "first.zarr", tmp_path / "copy.zarr", key=b"x", mapping=tmp_path / "who.csv"
         )
-    inside = tmp_path / "copy.zarr" / "who.csv"
-    with pytest.raises(cache.StoreError, match="inside"):
-        cache.pseudonymise_store(tmp_path / "first.zarr", tmp_path / "copy.zarr", key=KEY, mapping=inside)
+    (tmp_path / "link").symlink_to(tmp_path / "first.zarr")
+    for inside in ("copy.zarr/who.csv", "first.zarr/who.csv", "link/neck/who.csv", "copy.zarr"):
+        with pytest.raises(cache.StoreError, match=r"inside .*; keep the mapping elsewhere"):
+            cache.pseudonymise_store(
+                tmp_path / "first.zarr", tmp_path / "copy.zarr", key=KEY, mapping=tmp_path / inside
+            )
+    assert cache.verify(tmp_path / "first.zarr") == ()
+    assert not (tmp_path / "copy.zarr").exists()
 
 
 @pytest.mark.parametrize("suffix", FORMATS)

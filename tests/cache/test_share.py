@@ -7,6 +7,8 @@ import hashlib
 import json
 import os
 import pickle
+import shutil
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -15,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 import cache
@@ -141,27 +142,157 @@ def test_a_new_version_sends_and_fetches_only_what_is_new(tmp_path: Path) -> Non
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_a_broken_push_continues(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, _ = build(tmp_path / f"mine.{suffix}", WANTED)
-    url = str(tmp_path / "bucket")
-    put = LocalFileSystem.put_file
+    url = f"memory://{tmp_path.name}/store"
+    bucket = MemoryFileSystem()
+    put = MemoryFileSystem.put_file
     sent: list[str] = []
 
     def breaking(self: Any, local: str, remote: str, **kwargs: Any) -> None:
         if len(sent) == 5 or suffix == "h5":
-            Path(remote).write_bytes(b"half")
+            bucket.pipe_file(remote, b"half")
             raise ConnectionError
         sent.append(remote)
         put(self, local, remote, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(LocalFileSystem, "put_file", breaking)
-        with pytest.raises(ConnectionError):
+        patch.setattr(MemoryFileSystem, "put_file", breaking)
+        with pytest.raises(cache.StoreError, match="check the URL and the connection"):
             cache.push_store(store.path, url)
     with pytest.raises(cache.FormatError, match="push that is not finished"):
         cache.pull_store(url, tmp_path / f"theirs.{suffix}")
     total = sum(map(len, files(store.path).values()))
     again = cache.push_store(store.path, url)
-    assert again == total - sum(Path(name).stat().st_size for name in sent)
+    assert again == total - sum(bucket.size(name) for name in sent)
     assert_holds(cache.pull_store(url, tmp_path / f"theirs.{suffix}"), WANTED)
+
+
+def test_a_push_to_a_folder_that_breaks_shows_only_whole_files_and_continues(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, _ = build(tmp_path / "mine.zarr", WANTED)
+    bucket, blocks = tmp_path / "bucket", share._blocks
+    opened: list[Path] = []
+
+    def breaking(path: Path) -> Iterator[bytes]:
+        opened.append(path)
+        yield from blocks(path)
+        if len(opened) == 6:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(share, "_blocks", breaking)
+        with pytest.raises(KeyboardInterrupt):
+            cache.push_store(store.path, str(bucket))
+    whole = files(store.path)
+    there = {name: content for name, content in files(bucket).items() if name != "manifest.json"}
+    assert len(there) == 5
+    assert there.items() <= whole.items()
+    again = cache.push_store(store.path, str(bucket))
+    assert again == sum(map(len, whole.values())) - sum(map(len, there.values()))
+    assert_holds(cache.pull_store(str(bucket), tmp_path / "theirs.zarr"), WANTED)
+
+
+def test_a_push_leaves_other_names_of_what_was_there_as_they_were(tmp_path: Path) -> None:
+    path, bucket, kept = tmp_path / "mine.zarr", tmp_path / "bucket", tmp_path / "kept"
+    build(path, WANTED)
+    cache.push_store(path, str(bucket))
+    shutil.copytree(bucket, kept, copy_function=os.link)
+    before = files(kept)
+    (bucket / "manifest.json").unlink()
+    (bucket / "manifest.json").write_text("{}")  # nothing there is trusted: all is sent again
+    os.link(bucket / "manifest.json", tmp_path / "linked.json")
+    build(path, WANTED[3:])
+    cache.push_store(path, str(bucket))
+    assert files(kept) == before
+    assert (tmp_path / "linked.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("place", ["itself", "inside", "around", "link"])
+def test_a_store_is_not_pushed_into_itself_or_around_itself(suffix: str, place: str, tmp_path: Path) -> None:
+    path = build(tmp_path / "home" / f"mine.{suffix}", WANTED)[0].path
+    (tmp_path / "link").symlink_to(tmp_path / "home")
+    (tmp_path / "home" / "manifest.json").write_text("{}")  # not even over one that nobody can read
+    places = {"itself": path, "inside": path / "neck", "around": path.parent, "link": tmp_path / "link" / path.name}
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(cache.StoreError, match="push to a folder of its own"):
+        cache.push_store(path, str(places[place]))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("what", ["store", "strangers", "file", "bucket"])
+def test_a_push_takes_no_place_that_no_push_made(what: str, tmp_path: Path) -> None:
+    path = build(tmp_path / "mine.zarr", WANTED)[0].path
+    url = str(place := tmp_path / "place.zarr")
+    match what:
+        case "store":
+            build(place, rows(range(3)))
+        case "strangers":
+            place.mkdir()
+            (place / "thesis.txt").write_text("mine")
+        case "file":
+            place.write_text("mine")
+        case "bucket":
+            url = f"memory://{tmp_path.name}/place"
+            MemoryFileSystem().pipe_file(f"/{tmp_path.name}/place/thesis.txt", b"mine")
+    before = files(tmp_path)
+    with pytest.raises(cache.StoreError, match=r"name (a new or empty|another) place"):
+        cache.push_store(path, url)
+    assert files(tmp_path) == before
+    assert len(MemoryFileSystem().find(f"/{tmp_path.name}")) == (what == "bucket")
+
+
+def test_a_push_takes_a_place_that_holds_only_hidden_files(tmp_path: Path) -> None:
+    path = build(tmp_path / "mine.zarr", WANTED)[0].path
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / ".gitattributes").write_text("*.h5 filter=lfs")
+    assert cache.push_store(path, str(tmp_path / "hub")) > 0
+
+
+def test_a_push_follows_no_link_out_of_its_place(tmp_path: Path) -> None:
+    path = build(tmp_path / "mine.zarr", WANTED)[0].path
+    cache.push_store(path, str(tmp_path / "bucket"))
+    (tmp_path / "bucket" / "neck").rename(tmp_path / "elsewhere")
+    (tmp_path / "bucket" / "neck").symlink_to(tmp_path / "elsewhere")
+    build(path, WANTED[3:])
+    before = files(tmp_path)
+    with pytest.raises(cache.StoreError, match="neck is a link"):
+        cache.push_store(path, str(tmp_path / "bucket"))
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("url", ["", " "])
+def test_an_empty_url_is_no_place(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = build(tmp_path / "mine.zarr", WANTED)[0].path
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for attempt in (lambda: cache.push_store(path, url), lambda: cache.pull_store(url, tmp_path / "pulled.zarr")):
+        with pytest.raises(cache.StoreError, match="the URL is empty; name a folder"):
+            attempt()
+    assert not list((tmp_path / "here").iterdir())
+
+
+@pytest.mark.parametrize("name", ["key", "neck/key.pseudonyms.csv", "manifest.json", "notes"])
+def test_what_somebody_put_into_a_store_is_not_sent(name: str, tmp_path: Path) -> None:
+    path = build(tmp_path / "mine.zarr", WANTED)[0].path
+    (path / name).mkdir() if name == "notes" else (path / name).write_text("secret")
+    with pytest.raises(cache.UntrustedStoreError, match=rf"{path / name}.* not part of the store; nothing is sent"):
+        cache.push_store(path, str(tmp_path / "bucket"))
+    assert not (tmp_path / "bucket").exists()
+
+
+@pytest.mark.parametrize(
+    "kind", [ConnectionRefusedError, socket.gaierror, type("ConnectError", (Exception,), {"__module__": "httpx"})]
+)
+def test_a_server_that_cannot_be_reached_is_said(kind: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    reason = "no way"
+
+    def fail(url: str) -> None:
+        raise kind(reason)
+
+    monkeypatch.setattr("fsspec.core.url_to_fs", fail)
+    with pytest.raises(cache.StoreError, match=r"hf://x: no way; check the URL and the connection"):
+        file_system("hf://x")
 
 
 def test_a_broken_pull_continues(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

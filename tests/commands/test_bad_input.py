@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import resource
 import subprocess
 import sys
@@ -12,7 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from .conftest import TINY, complaint, environment, run_pipeline, succeed
+from pipeline.cli import _explain
+
+from .conftest import TINY, complaint, copy_of, environment, run_pipeline, succeed
 
 DEMO = "data: {layout: demo, path: data/demo, count: 48, size_px: 64, seed: 0}"
 
@@ -183,3 +186,40 @@ def test_a_device_that_is_not_there(work: Path, device: str) -> None:
         pytest.skip("this machine has the device")
     said = complaint(work, "extract", "-c", "tiny.yaml", "--set", f"resources.device={device}", status=2)
     assert "resources.device" in said
+
+
+def test_what_the_operating_system_refuses_is_one_line(trained: Path, tmp_path: Path) -> None:
+    work = copy_of(trained, tmp_path / "work")
+    (work / "file").write_text("mine")
+    (work / "folder.h5").mkdir()
+    succeed(work, "store", "push", "features/demo.zarr", "sent", "-c", "tiny.yaml")
+    for command in (
+        ("store", "convert", "features/demo.zarr", "file/x.zarr"),
+        ("store", "convert", "features/demo.zarr", "folder.h5"),
+        ("store", "push", "features/demo.zarr", "file/x"),
+        ("store", "push", "features/demo.zarr", "there", "--pseudonymise", "file/key"),
+        ("store", "pull", "sent", "file/x.zarr"),
+    ):
+        said = complaint(work, *command, status=1)
+        (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
+        assert command[-1].split("/")[0] in line
+    assert (work / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device; make space"),
+        (PermissionError(errno.EACCES, "Permission denied", "a/b"), "a/b: permission denied; ask for the right to it"),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", "a", None, "b"), "a -> b: is a directory; move what is in"),
+        (OSError("cannot\nread it"), "cannot read it"),
+        (ConnectionError(), "ConnectionError"),
+    ],
+)
+def test_an_error_of_the_system_says_which_file_why_and_what_to_do(
+    error: OSError, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _explain(error) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"error: {said}")
+    assert shown.count("\n") == 1

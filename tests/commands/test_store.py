@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 
 import cache
 from pipeline.errors import ConfigError
-from pipeline.stores import _refuse_other_steps
+from pipeline.stores import KEY_BYTES, _key, _refuse_other_steps
 
 from .conftest import complaint, copy_of, succeed
 from .test_kill import digests
@@ -118,3 +119,39 @@ def test_a_store_travels_without_names_and_with_labels(folder: Path) -> None:
         assert theirs.labels is not None
     sent = b"".join(p.read_bytes() for p in (folder / "share").rglob("*") if p.is_file())
     assert not [name for name in mapping if name.encode() in sent]
+
+
+def test_the_key_and_the_mapping_stay_out_of_every_store(folder: Path) -> None:
+    before = digests(folder / "features")
+    for key in ("features/demo.zarr/key", "features/demo.pseudonymous.zarr/key", "share/demo.zarr/key"):
+        said = complaint(
+            folder, "store", "push", "features/demo.zarr", "share/demo.zarr", "--pseudonymise", key, status=2
+        )
+        assert f"{key} would be sent along inside" in said
+        assert "keep the key and the mapping elsewhere" in said
+    assert digests(folder / "features") == before
+    assert not (folder / "share").exists()
+
+
+def test_a_key_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", lambda handle: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            _key(tmp_path / "home" / "key")
+    assert not list((tmp_path / "home").iterdir())
+    secret = _key(tmp_path / "home" / "key")
+    assert len(secret) == KEY_BYTES
+    assert stat.S_IMODE((tmp_path / "home" / "key").stat().st_mode) == 0o600
+    assert _key(tmp_path / "home" / "key") == secret
+
+
+def test_a_url_is_no_place_to_write_a_store(folder: Path) -> None:
+    for command in (
+        ("store", "convert", "features/demo.zarr", "s3://bucket/demo.zarr"),
+        ("store", "pull", "share/demo.zarr", "s3://bucket/demo.zarr"),
+        ("extract", "-c", "tiny.yaml", "--set", "store.path=s3://bucket/demo.zarr"),
+    ):
+        said = complaint(folder, *command, status=1)
+        assert "s3://bucket/demo.zarr is a URL" in said
+        assert "name a local path, and push that store" in said
+    assert not (folder / "s3:").exists()
