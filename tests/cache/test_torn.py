@@ -274,7 +274,7 @@ def test_only_one_of_many_processes_holds_the_lock(tmp_path: Path) -> None:
 
 def test_a_second_writer_is_refused_with_the_first_ones_name(tmp_path: Path) -> None:
     path, log = tmp_path / "store.zarr", tmp_path / "log"
-    process = start(run_store.make, path, range(8), 0.01, log)
+    process = start(run_store.make, path, range(8), 0.5, log)
     while not log.exists():
         time.sleep(0.002)
     with pytest.raises(cache.StoreLockedError, match=rf"process {process.pid} on .* since \d+ s"):
