@@ -1,7 +1,7 @@
 """The folder of a store in the making: the plan, a record per finished shard, and the store as it grows.
 
-`NAME.partial/work/plan.json` is written last of the plan, a shard's record last of the shard. What lacks its last file
-does not exist, so a kill at any moment leaves either a finished piece or none.
+Of the plan `plan.json` is written last, of a shard its record. What lacks its last file does not exist, so a kill at
+any moment leaves either a finished piece or none.
 """
 
 from __future__ import annotations
