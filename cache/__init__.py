@@ -41,10 +41,11 @@ from cache.info import StoreInfo, info
 from cache.inspect import Inspection, TapReport, Twins, inspect_store
 from cache.join import StoreWorker, join_store
 from cache.labels import Labels
+from cache.manifest import Manifest
 from cache.reader import Store, open_store
 from cache.repair import repair_store
 from cache.shards import ShardPlan
-from cache.share import Manifest, make_manifest, pull_store, push_store
+from cache.share import make_manifest, pull_store, push_store
 from cache.verify import Damage, verify
 from cache.writer import StoreWriter, create_store
 

@@ -8,23 +8,19 @@ fetched store gets its name when every file has its digest and `verify` finds no
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import re
 import shutil
 import stat
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from cache.description import load_json
 from cache.durable import link_or_copy, remove, space_errors, swap, sync_folder, write_file
 from cache.errors import FingerprintMismatchError, FormatError, NoSpaceError, StoreError, UntrustedStoreError
-from cache.fingerprint import canonical
 from cache.finish import store_files
 from cache.lock import WriterLock
+from cache.manifest import MANIFEST, MAX_MANIFEST_BYTES, File, Manifest, check_names, parse_manifest
 from cache.mapped import ZarrRows, open_plain
 from cache.progress import Progress, silent
 from cache.ranges import file_system, http_options, is_http, local_place, network_errors
@@ -35,48 +31,7 @@ from cache.work import WorkFolder, partial_path
 from cache.writer import let_go
 from cache.zarr_folder import OpenedStore
 
-MANIFEST = "manifest.json"
-_VERSION = 1
-_MAX_MANIFEST_BYTES = 32 << 20
-"""Some 250 000 files; parsed, a manifest of that size takes about 1 GiB of memory at worst."""
-_MAX_FILE_BYTES = 2**63 - 1
-_MAX_NAME = 200
-_MAX_DEPTH = 8
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _BLOCK_BYTES = 1 << 20
-
-
-@dataclass(frozen=True)
-class File:
-    """One file of a store.
-
-    Attributes:
-        size: Bytes.
-        sha256: Hexadecimal digest.
-    """
-
-    size: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What lies at a URL.
-
-    Attributes:
-        version: Checksum of the store's description.
-        files: By path below the URL.
-        complete: False while a push is under way.
-    """
-
-    version: str
-    files: Mapping[str, File]
-    complete: bool
-
-    def to_bytes(self) -> bytes:
-        """As stored at the URL."""
-        files = {name: {"size": file.size, "sha256": file.sha256} for name, file in self.files.items()}
-        return canonical({"manifest": _VERSION, "version": self.version, "complete": self.complete, "files": files})
 
 
 def make_manifest(path: str | os.PathLike[str], progress: Progress = silent) -> Manifest:
@@ -89,7 +44,7 @@ def make_manifest(path: str | os.PathLike[str], progress: Progress = silent) -> 
     opened = open_files(store)
     files = {}
     found = _local_files(store)
-    _check_names(found, str(path))
+    check_names(found, str(path))
     _refuse_strays(store, opened)
     for done, (name, file) in enumerate(found.items()):
         files[name] = File(file.stat().st_size, _sha256(file))
@@ -155,7 +110,7 @@ def push_store(path: str | os.PathLike[str], url: str, progress: Progress = sile
     if here is not None:
         _refuse_overlap(Path(os.path.realpath(path)), here)
     manifest = make_manifest(path, progress)
-    if len(manifest.to_bytes()) > _MAX_MANIFEST_BYTES:
+    if len(manifest.to_bytes()) > MAX_MANIFEST_BYTES:
         message = f"{path} has {len(manifest.files)} files, which is too many to share; write it with larger shards"
         raise StoreError(message)
     local = _local_files(Path(path))
@@ -401,48 +356,11 @@ def _read_manifest(fs: Any, root: str, url: str) -> Manifest | None:
     data = bytearray()
     try:
         with _stream(fs, f"{root}/{MANIFEST}") as file:
-            while len(data) <= _MAX_MANIFEST_BYTES and (block := file.read(_BLOCK_BYTES)):
+            while len(data) <= MAX_MANIFEST_BYTES and (block := file.read(_BLOCK_BYTES)):
                 data += block
     except (FileNotFoundError, NotADirectoryError):
         return None
-    if len(data) > _MAX_MANIFEST_BYTES:
-        message = f"{url}: the manifest is larger than {_MAX_MANIFEST_BYTES} bytes; it is no store's: check the URL"
+    if len(data) > MAX_MANIFEST_BYTES:
+        message = f"{url}: the manifest is larger than {MAX_MANIFEST_BYTES} bytes; it is no store's: check the URL"
         raise UntrustedStoreError(message)
-    value = load_json(bytes(data), f"{url}/{MANIFEST}")
-    try:
-        if value["manifest"] != _VERSION:
-            message = f"its version is {value['manifest']!r:.100}, this software reads {_VERSION}"
-            raise ValueError(message)
-        files = {name: _parse_file(name, item) for name, item in value["files"].items()}
-        if not isinstance(value["version"], str) or type(value["complete"]) is not bool:
-            message = "a value has the wrong type"
-            raise TypeError(message)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        message = f"{url}: the manifest is malformed ({error}); push the store again"
-        raise FormatError(message) from error
-    _check_names(files, f"{url}: the manifest")
-    return Manifest(value["version"], files, value["complete"])
-
-
-def _parse_file(name: str, value: Any) -> File:
-    """Size and digest of one file."""
-    size, sha256 = value["size"], value["sha256"]
-    if type(size) is not int or not 0 <= size <= _MAX_FILE_BYTES or not _SHA256.fullmatch(sha256):
-        message = f"{name[:_MAX_NAME]!r} has the size {str(size)[:30]} and the digest {str(sha256)[:70]!r}"
-        raise ValueError(message)
-    return File(size, sha256)
-
-
-def _check_names(files: Collection[str], where: str) -> None:
-    """Refuse file names that lead out of the store's own folder, or that no folder can hold together."""
-    for name in files:
-        parts = PurePosixPath(name).parts
-        plain = json.dumps(name) == f'"{name}"' and "\\" not in name
-        inside = name == "/".join(parts) and not name.startswith("/") and not {"..", "."} & set(parts)
-        if not (plain and inside and 0 < len(parts) <= _MAX_DEPTH and len(name) <= _MAX_NAME):
-            message = f"{where}: {name[:_MAX_NAME]!r} is no file inside a store; delete it there, or do not use it"
-            raise UntrustedStoreError(message)
-    blocked = next((name for name in files if any(str(f) in files for f in PurePosixPath(name).parents)), None)
-    if blocked is not None or (PUSHED_FILE in files and len(files) > 1):
-        message = f"{where}: {blocked or PUSHED_FILE!r} has a file in its way; delete one there, or do not use it"
-        raise UntrustedStoreError(message)
+    return parse_manifest(bytes(data), url)

@@ -423,7 +423,7 @@ def test_a_store_with_a_file_too_many_gets_no_name(name: str, tmp_path: Path) ->
 
 def test_too_many_files_are_not_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, _ = build(tmp_path / "mine.zarr", WANTED)
-    monkeypatch.setattr(share, "_MAX_MANIFEST_BYTES", 1000)
+    monkeypatch.setattr(share, "MAX_MANIFEST_BYTES", 1000)
     with pytest.raises(cache.StoreError, match=r"too many to share; write it with larger shards"):
         cache.push_store(store.path, str(tmp_path / "bucket"))
     assert not (tmp_path / "bucket").exists()
