@@ -2,78 +2,24 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
-import pickle
 import shutil
 import socket
-import threading
 from collections.abc import Iterator
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 import cache
 from cache import share
 from cache.ranges import file_system, http_options
-from tests.cache.making import FORMATS, ROWS_PER_SHARD, assert_holds, build, feature, files, rows
+from tests.cache.making import FORMATS, assert_holds, build, files, rows
+from tests.cache.serving import Server
 from tests.cache.test_damage import damage_row
-
-
-class Handler(SimpleHTTPRequestHandler):
-    """Files of a folder, whole or in ranges; every request is written down."""
-
-    def log_message(self, *arguments: Any) -> None:
-        """Nothing: pytest shows the log of a failed test."""
-
-    def do_GET(self) -> None:
-        asked = self.headers.get("Range")
-        self.server.requests.append((self.path, asked))  # type: ignore[attr-defined]
-        path = Path(self.translate_path(self.path))
-        if not path.is_file():
-            self.send_error(404)
-            return
-        content = path.read_bytes()
-        if asked and self.server.ranges:  # type: ignore[attr-defined]
-            first, last = asked.removeprefix("bytes=").split("-")
-            part = content[int(first) : int(last) + 1]
-            self.send_response(206)
-            self.send_header("Content-Range", f"bytes {first}-{int(first) + len(part) - 1}/{len(content)}")
-        else:
-            part = content
-            self.send_response(200)
-        self.send_header("Content-Length", str(len(part)))
-        self.end_headers()
-        self.wfile.write(part)
-
-
-class Server(ThreadingHTTPServer):
-    """A server of one folder."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
-        self.requests: list[tuple[str, str | None]] = []
-        self.ranges = True
-        self.url = f"http://127.0.0.1:{self.server_port}"
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("FEATURE_STORE_CACHE", str(tmp_path / "mirror"))
-    (tmp_path / "served").mkdir()
-    with Server(tmp_path / "served") as running:
-        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield running
-        running.shutdown()
-        thread.join()
-
 
 WANTED = rows(range(22))
 
@@ -340,87 +286,6 @@ def test_a_damaged_store_that_was_pushed_gets_no_name(tmp_path: Path) -> None:
     assert not (tmp_path / "theirs.zarr").exists()
 
 
-EVIL = {"size": 4, "sha256": hashlib.sha256(b"evil").hexdigest()}
-
-
-def forge_manifest(url: Path, name: str, entry: Any = EVIL) -> None:
-    """Push a store and name one more file in its manifest."""
-    cache.push_store(build(url.parent / "mine.zarr", WANTED)[0].path, str(url))
-    manifest = json.loads((url / "manifest.json").read_text())
-    manifest["files"][name] = entry
-    (url / "manifest.json").write_text(json.dumps(manifest))
-
-
-OUTSIDE = ["../evil", "/etc/evil", "a/../../evil", "a//b", "./a", "..", "", "a\\b", "a\nb", "a\0b"]
-
-
-@pytest.mark.parametrize("name", [*OUTSIDE, "a" * 300, "a/" * 20 + "b", "a/" * 3000 + "b"])
-def test_a_manifest_that_names_no_file_inside_a_store_is_refused(name: str, tmp_path: Path) -> None:
-    forge_manifest(tmp_path / "bucket", name)
-    before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(cache.UntrustedStoreError, match="no file inside a store"):
-        cache.pull_store(str(tmp_path / "bucket"), tmp_path / "theirs.zarr")
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-@pytest.mark.parametrize("name", ["zarr.json/x", "neck/zarr.json/x/y", "neck", "store.h5"])
-def test_files_that_lie_in_the_way_of_each_other_are_refused(name: str, tmp_path: Path) -> None:
-    forge_manifest(tmp_path / "bucket", name)
-    with pytest.raises(cache.UntrustedStoreError, match="a file in its way"):
-        cache.pull_store(str(tmp_path / "bucket"), tmp_path / f"theirs.{'h5' if name == 'store.h5' else 'zarr'}")
-
-
-@pytest.mark.parametrize(
-    "entry", [{**EVIL, "size": 10**400}, {**EVIL, "size": 2**63}, {**EVIL, "sha256": 5}, {**EVIL, "sha256": "x"}, 5, {}]
-)
-def test_an_impossible_size_or_digest_is_refused(entry: Any, tmp_path: Path) -> None:
-    forge_manifest(tmp_path / "bucket", "a", entry)
-    with pytest.raises(cache.FormatError, match=r"manifest is malformed .*push the store again"):
-        cache.pull_store(str(tmp_path / "bucket"), tmp_path / "theirs.zarr")
-
-
-def test_more_than_the_disk_holds_is_refused(tmp_path: Path) -> None:
-    forge_manifest(tmp_path / "bucket", "a", {**EVIL, "size": 2**63 - 1})
-    with pytest.raises(cache.NoSpaceError, match="make space"):
-        cache.pull_store(str(tmp_path / "bucket"), tmp_path / "theirs.zarr")
-
-
-def test_a_file_that_is_named_and_not_there_is_said(tmp_path: Path, server: Server) -> None:
-    forge_manifest(tmp_path / "served" / "s", "a")
-    for url in (f"{server.url}/s", str(tmp_path / "served" / "s")):
-        with pytest.raises(cache.FormatError, match=r"s/a is named in the manifest and is not there; push"):
-            cache.pull_store(url, tmp_path / "theirs.zarr")
-    (tmp_path / "served" / "s" / "a").mkdir()
-    with pytest.raises(cache.FormatError, match=r"s/a is named in the manifest and is not there; push"):
-        cache.pull_store(url, tmp_path / "theirs.zarr")
-
-
-def test_a_store_is_pulled_after_another_one_left_files_in_its_way(tmp_path: Path) -> None:
-    forge_manifest(tmp_path / "bucket", "zarr.json.unfinished/deep/x")
-    with pytest.raises(cache.FormatError, match="is not there"):
-        cache.pull_store(str(tmp_path / "bucket"), tmp_path / "theirs.zarr")
-    left = tmp_path / "theirs.zarr.partial" / "pull" / "store.zarr"
-    for name in ("neck", "zarr.json", "README.md"):
-        (left / name).rename(left / f"{name}.moved")
-    (left / "zarr.json" / "x").mkdir(parents=True)
-    (left / "neck").write_text("a file")
-    (left / "README.md").symlink_to(tmp_path / "elsewhere")
-    (left / "gone").symlink_to(tmp_path)
-    cache.push_store(tmp_path / "mine.zarr", str(tmp_path / "bucket"))
-    assert_holds(cache.pull_store(str(tmp_path / "bucket"), tmp_path / "theirs.zarr"), WANTED)
-    assert files(tmp_path / "theirs.zarr") == files(tmp_path / "mine.zarr")
-    assert not (tmp_path / "elsewhere").exists()
-
-
-@pytest.mark.parametrize("name", ["zarr.json.unfinished", ".unfinished", "unfinished"])
-def test_a_store_with_a_file_too_many_gets_no_name(name: str, tmp_path: Path) -> None:
-    forge_manifest(tmp_path / "bucket", name)
-    (tmp_path / "bucket" / name).write_bytes(b"evil")
-    with pytest.raises(cache.FormatError, match="not part of the store"):
-        cache.pull_store(str(tmp_path / "bucket"), tmp_path / "theirs.zarr")
-    assert not (tmp_path / "theirs.zarr").exists()
-
-
 def test_too_many_files_are_not_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, _ = build(tmp_path / "mine.zarr", WANTED)
     monkeypatch.setattr(share, "MAX_MANIFEST_BYTES", 1000)
@@ -461,14 +326,6 @@ def test_a_store_is_sent_by_a_link_of_its_owner(suffix: str, tmp_path: Path) -> 
     assert_holds(cache.pull_store(str(tmp_path / "bucket"), tmp_path / f"theirs.{suffix}"), WANTED)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"manifest": 2}', '{"manifest": 1, "files": []}', "[" * 100_000])
-def test_a_malformed_manifest_is_refused(text: str, tmp_path: Path) -> None:
-    (tmp_path / "bucket").mkdir()
-    (tmp_path / "bucket" / "manifest.json").write_text(text)
-    with pytest.raises(cache.FormatError):
-        cache.pull_store(str(tmp_path / "bucket"), tmp_path / "theirs.zarr")
-
-
 def test_no_manifest_and_no_protocol_are_said(tmp_path: Path) -> None:
     with pytest.raises(cache.FormatError, match=r"no manifest\.json"):
         cache.pull_store(str(tmp_path / "nothing"), tmp_path / "theirs.zarr")
@@ -485,83 +342,6 @@ def test_pulling_over_another_fingerprint_is_refused(tmp_path: Path) -> None:
         cache.pull_store(str(tmp_path / "bucket"), tmp_path / "theirs.zarr")
     assert cache.open_store(tmp_path / "theirs.zarr").fingerprint == other
     assert_holds(cache.pull_store(str(tmp_path / "bucket"), tmp_path / "theirs.zarr", replace=True), WANTED)
-
-
-@pytest.mark.parametrize("suffix", FORMATS)
-def test_a_store_is_read_over_http_two_ranges_a_shard_at_most(suffix: str, tmp_path: Path, server: Server) -> None:
-    build(tmp_path / "served" / f"store.{suffix}", WANTED)
-    store = cache.open_store(f"{server.url}/store.{suffix}")
-    assert store.ids == tuple(row.id for row in WANTED)
-    _ = store.extents, store.read([0])
-    dice = np.random.default_rng(3)
-    for _ in range(12):
-        order = dice.integers(0, 22, 6)
-        server.requests.clear()
-        read = store.read(order, ["neck"])["neck"]
-        for i, number in enumerate(order):
-            assert read[i].tobytes() == feature(int(number))["neck"].tobytes()
-        shards = len({number // ROWS_PER_SHARD for number in order.tolist()})
-        assert len(server.requests) <= 2 * shards
-        assert all(asked for _, asked in server.requests), "nothing is fetched whole"
-    assert_holds(store, WANTED)
-    server.requests.clear()
-    assert_holds(store, WANTED)
-    assert server.requests == [], "what was read once is here"
-    assert_holds(pickle.loads(pickle.dumps(store)), WANTED)
-    assert not any("c." in path and "index" not in path for path, _ in server.requests)
-
-
-@pytest.mark.parametrize("suffix", FORMATS)
-@pytest.mark.parametrize("name", ["pushed", "pushed.h5", "pushed.zarr"])
-def test_what_was_pushed_is_read_where_it_lies(suffix: str, name: str, tmp_path: Path, server: Server) -> None:
-    build(tmp_path / f"mine.{suffix}", WANTED)
-    (tmp_path / "served").mkdir(exist_ok=True)
-    cache.push_store(tmp_path / f"mine.{suffix}", str(tmp_path / "served" / name))
-    assert_holds(cache.open_store(f"{server.url}/{name}"), WANTED)
-    assert_holds(cache.open_store(f"file://{tmp_path}/served/{name}"), WANTED)
-
-
-@pytest.mark.parametrize("suffix", FORMATS)
-def test_damage_over_http_is_found_and_fetched_again_once_it_is_mended(
-    suffix: str, tmp_path: Path, server: Server
-) -> None:
-    path = build(tmp_path / "served" / f"store.{suffix}", WANTED)[0].path
-    sound = files(path)
-    damage_row(path, 2)
-    store = cache.open_store(f"{server.url}/store.{suffix}")
-    with pytest.raises(cache.DamagedRowError, match="image-2"):
-        store.read([2])
-    for name, content in sound.items():
-        (path if name == "." else path / name).write_bytes(content)
-    assert store.read([2])["neck"][0].tobytes() == feature(2)["neck"].tobytes()
-
-
-def test_what_is_not_there_and_servers_without_ranges_are_said(tmp_path: Path, server: Server) -> None:
-    with pytest.raises(cache.StoreNotFoundError, match="does not exist"):
-        cache.open_store(f"{server.url}/store.zarr")
-    build(tmp_path / "served" / "store.zarr", WANTED)
-    server.ranges = False
-    with pytest.raises(cache.FormatError, match="does not know ranges"):
-        cache.open_store(f"{server.url}/store.zarr")
-
-
-def test_threads_read_over_http_at_once(tmp_path: Path, server: Server) -> None:
-    build(tmp_path / "served" / "store.zarr", WANTED)
-    store = cache.open_store(f"{server.url}/store.zarr")
-    failures: list[BaseException] = []
-
-    def read(seed: int) -> None:
-        try:
-            assert_holds(store, WANTED)
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
 
 
 def test_a_push_sends_nothing_that_a_pull_would_refuse(tmp_path: Path) -> None:
