@@ -21,11 +21,16 @@ array([2., 0.], dtype=float16)
 ()
 """
 
-from cache.convert import convert_store, keyed_pseudonyms, pool_steps, pseudonymise_store
+from cache.care.convert import convert_store, keyed_pseudonyms, pool_steps, pseudonymise_store
+from cache.care.diff import StoreDifference, TapDifference, diff_stores
+from cache.care.info import StoreInfo, info
+from cache.care.inspect import Inspection, TapReport, Twins, inspect_store
+from cache.care.repair import repair_store
+from cache.care.verify import Damage, verify
 from cache.description import FORMAT_VERSION, TapSpec
-from cache.diff import StoreDifference, TapDifference, diff_stores
 from cache.errors import (
     DamagedRowError,
+    Difference,
     FingerprintMismatchError,
     FormatError,
     IncompleteRowsError,
@@ -35,19 +40,15 @@ from cache.errors import (
     StoreNotFoundError,
     UntrustedStoreError,
 )
-from cache.fingerprint import Difference, Fingerprint
+from cache.fingerprint import Fingerprint
 from cache.index import Row
-from cache.info import StoreInfo, info
-from cache.inspect import Inspection, TapReport, Twins, inspect_store
-from cache.join import StoreWorker, join_store
 from cache.labels import Labels
-from cache.manifest import Manifest
-from cache.reader import Store, open_store
-from cache.repair import repair_store
-from cache.shards import ShardPlan
-from cache.share import make_manifest, pull_store, push_store
-from cache.verify import Damage, verify
-from cache.writer import StoreWriter, create_store
+from cache.reading.reader import Store, open_store
+from cache.sharing.manifest import Manifest
+from cache.sharing.share import make_manifest, pull_store, push_store
+from cache.writing.join import StoreWorker, join_store
+from cache.writing.shards import ShardPlan
+from cache.writing.writer import StoreWriter, create_store
 
 __all__ = [
     "FORMAT_VERSION",

@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import Any
 
-if TYPE_CHECKING:
-    from cache.fingerprint import Difference
+
+@dataclass(frozen=True)
+class Difference:
+    """One field in which two fingerprints differ.
+
+    Attributes:
+        field: Path of the leaf, joined by dots: `"taps.neck.pool"`.
+        ours: Value in the fingerprint whose `differences` was called, `fingerprint.MISSING` if it has none.
+        theirs: Value in the other one.
+    """
+
+    field: str
+    ours: Any
+    theirs: Any
 
 
 class StoreError(Exception):

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cache.errors import StoreError
+from cache.errors import Difference, StoreError
 
 JSON = Any
 """A JSON value: None, bool, int, float, str, list or tuple of them, mapping from str to them."""
@@ -50,21 +50,6 @@ def _plain(value: JSON, depth: int = 0) -> JSON:
     if isinstance(value, list | tuple):
         return [_plain(item, depth + 1) for item in value]
     return value
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One field in which two fingerprints differ.
-
-    Attributes:
-        field: Path of the leaf, joined by dots: `"taps.neck.pool"`.
-        ours: Value in the fingerprint whose `differences` was called, `MISSING` if it has none.
-        theirs: Value in the other one.
-    """
-
-    field: str
-    ours: JSON
-    theirs: JSON
 
 
 @dataclass(frozen=True)

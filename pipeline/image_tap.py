@@ -1,7 +1,7 @@
 """The images themselves as one more tap of a store, `image`: decoding once for everybody, at the price of pixel data.
 
-They are resized as stage two would (`pipeline.resize`) and kept as bytes, so a run whose images have that side trains
-on the very same pixels without reading a file. Off by default: features hardly show a person, images do.
+They are resized as stage two would (`pipeline.data.resize`) and kept as bytes, so a run whose images have that side
+trains on the very same pixels without reading a file. Off by default: features hardly show a person, images do.
 """
 
 from __future__ import annotations

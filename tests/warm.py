@@ -22,7 +22,13 @@ from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-MODULES = ["pipeline.stages", "segment_anything.modeling", "torchvision.models", "torch._dynamo", "matplotlib.figure"]
+MODULES = [
+    "pipeline.stages.commands",
+    "segment_anything.modeling",
+    "torchvision.models",
+    "torch._dynamo",
+    "matplotlib.figure",
+]
 LONGEST_REQUEST = 2**17  # bytes: arguments and environment
 
 

@@ -1,4 +1,7 @@
-"""The whole terminal face: commands, bars, tables, exit statuses. Heavy imports wait until a command needs them."""
+"""The whole terminal face: commands, bars, tables, exit statuses. Heavy imports wait until a command needs them.
+
+A command line comes in, a table or JSON and an exit status go out. May import: stages, and what that may import.
+"""
 
 from __future__ import annotations
 
@@ -108,11 +111,11 @@ def cli() -> None:
 @configured
 def prepare(config_path: Path, overrides: tuple[str, ...], as_json: bool) -> int:
     """Make or fetch the data and the encoder's weights; what is there already is checked and kept."""
-    from pipeline import stages
+    from pipeline.stages import commands
 
     config = load(config_path, overrides)
     with bars() as progress:
-        report = stages.prepare(config, progress)
+        report = commands.prepare(config, progress)
     return show(report, as_json)
 
 
@@ -136,16 +139,16 @@ def extract(
     recheck: bool,
 ) -> int:
     """Stage one: run the frozen encoder over the images that the store does not hold yet."""
-    from pipeline.inputs import finished
+    from pipeline.stages.inputs import finished
 
     config = load(config_path, overrides)
     refuse_url(config.store.path)
     with bars() as progress:
         report = None if recheck else finished(config, progress)
         if report is None:
-            from pipeline import stages  # imports torch, which takes longer than finding out that nothing changed
+            from pipeline.stages import commands
 
-            report = stages.extract(config, progress, replace=replace, reuse=reuse, strict=strict, recheck=recheck)
+            report = commands.extract(config, progress, replace=replace, reuse=reuse, strict=strict, recheck=recheck)
     show(report, as_json)
     return INCOMPLETE if report["set_aside"] else DONE
 
@@ -155,11 +158,11 @@ def extract(
 @click.option("--replace", is_flag=True, help="Start over where the run folder holds a run with other settings.")
 def train(config_path: Path, overrides: tuple[str, ...], as_json: bool, replace: bool) -> int:
     """Stage two: train the gated classifier on stored features; continues an interrupted run."""
-    from pipeline import stages
+    from pipeline.stages import commands
 
     config = load(config_path, overrides)
     with bars() as progress:
-        report = stages.train(config, progress, replace=replace)
+        report = commands.train(config, progress, replace=replace)
     return show(report, as_json)
 
 
@@ -184,11 +187,11 @@ def train(config_path: Path, overrides: tuple[str, ...], as_json: bool, replace:
 )
 def evaluate(config_path: Path, overrides: tuple[str, ...], as_json: bool, points: tuple[str, ...]) -> int:
     """Read the test set once: metrics, predictions and plots in the run folder."""
-    from pipeline import stages
+    from pipeline.stages import commands
 
     config = load(config_path, overrides)
     with bars() as progress:
-        report = stages.evaluate(config, progress, points=points)
+        report = commands.evaluate(config, progress, points=points)
     return show(report, as_json)
 
 
@@ -215,13 +218,13 @@ def predict(
     if checkpoint is not None and model is None:
         message = "--checkpoint goes with --model; a configuration names its own, encoder.checkpoint"
         raise click.UsageError(message)
-    from pipeline import stages
+    from pipeline.stages import commands
 
     with bars() as progress:
         if model is not None:
-            report = stages.predict_exported(progress, model, checkpoint, images)
+            report = commands.predict_exported(progress, model, checkpoint, images)
         else:
-            report = stages.predict(load(config_path, overrides), progress, images)
+            report = commands.predict(load(config_path, overrides), progress, images)
     show(report, as_json)
     return INCOMPLETE if report["set_aside"] else DONE
 

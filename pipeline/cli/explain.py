@@ -44,11 +44,11 @@ def explain(
     masks: Path | None,
 ) -> int:
     """Where the run looks: gates and Grad-CAM over the images named, or over the surest hits and the worst misses."""
-    from pipeline import stages
+    from pipeline.stages import commands
 
     config = load(config_path, overrides)
     with bars() as progress:
-        report = stages.explain(config, progress, names=names, split=split, count=count, masks=masks)
+        report = commands.explain(config, progress, names=names, split=split, count=count, masks=masks)
     return show(report if as_json else _short(report), as_json)
 
 

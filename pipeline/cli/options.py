@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from pipeline.config import Config
+    from pipeline.config.schema import Config
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -51,6 +51,6 @@ def refuse_url(path: Path) -> None:
 
 def load(path: Path, overrides: tuple[str, ...]) -> Config:
     """Read the configuration that a command names."""
-    from pipeline.config import load_config
+    from pipeline.config.schema import load_config
 
     return load_config(path, overrides)

@@ -22,12 +22,12 @@ from pipeline.cli.terminal import bars, examples, show
 @click.option("--study", type=click.Path(path_type=Path, file_okay=False), help="A study's folder, to show beside it.")
 def report(run: Path | None, study: Path | None, config_path: Path, overrides: tuple[str, ...], as_json: bool) -> int:
     """One HTML page about an evaluated run, for a reviewer: RUN/report.html."""
-    from pipeline import stages
+    from pipeline.stages import commands
 
     config = load(config_path, overrides)
     arguments = ["-c", str(config_path), *(word for override in overrides for word in ("--set", override))]
     with bars() as progress:
-        found = stages.report(config, progress, folder=run, study=study, arguments=arguments)
+        found = commands.report(config, progress, folder=run, study=study, arguments=arguments)
     return show(found, as_json)
 
 
@@ -44,9 +44,9 @@ def report(run: Path | None, study: Path | None, config_path: Path, overrides: t
 @click.option("--onnx", is_flag=True, help="Write model.onnx too, checked against torch; needs the extra `onnx`.")
 def export(run: Path, folder: Path, onnx: bool, config_path: Path, overrides: tuple[str, ...], as_json: bool) -> int:
     """An evaluated run as a folder to hand on: weights, what they need, a model card, and a script that predicts."""
-    from pipeline import stages
+    from pipeline.stages import commands
 
     config = load(config_path, overrides)
     with bars() as progress:
-        found = stages.export(config, progress, run, folder, onnx=onnx)
+        found = commands.export(config, progress, run, folder, onnx=onnx)
     return show(found, as_json)

@@ -60,7 +60,7 @@ def verify(path: str, as_json: bool) -> int:
 @configured
 def repair(path: Path, config_path: Path, overrides: tuple[str, ...], as_json: bool) -> int:
     """Encode exactly the damaged rows again; the result has the bytes that the store had before."""
-    from pipeline import stores
+    from pipeline.stages import stores
 
     config = load(config_path, overrides)
     with bars() as progress:
@@ -87,8 +87,8 @@ def inspect(
     no configuration is named, the store is looked at without.
     """
     import cache
-    from pipeline import stores
     from pipeline.errors import ConfigError, DataError
+    from pipeline.stages import stores
 
     report: dict[str, Any] = {}
     with cache.open_store(path) as found:
@@ -137,7 +137,7 @@ def diff(first: str, second: str, as_json: bool) -> int:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def convert(source: Path, target: Path, taps: tuple[str, ...], pool: int, as_json: bool) -> int:
     """Write a store in the other format, with fewer taps, or pooled further, as if it had been extracted so."""
-    from pipeline import stores
+    from pipeline.stages import stores
 
     refuse_url(target)
     with bars() as progress:
@@ -171,7 +171,7 @@ def push(
     as_json: bool,
 ) -> int:
     """Send a store to a folder, a bucket or a hub: only files that are missing there, checked by digest."""
-    from pipeline import stores
+    from pipeline.stages import stores
 
     labels = stores.labels_of(load(config_path, overrides), source) if with_labels else None
     with bars() as progress:

@@ -31,7 +31,7 @@ def compare(first: Path, second: Path, resamples: int, seed: int, as_json: bool)
     Differences are SECOND less FIRST, each with a 95 % interval and a two-sided p: by bootstrap over groups (patients)
     for every score, and by DeLong's test for AUC.
     """
-    from pipeline.compare import compare as compare_runs
+    from pipeline.evaluate.compare import compare as compare_runs
 
     report = compare_runs(first, second, resamples=resamples, seed=seed)
     if as_json:
@@ -84,16 +84,16 @@ def study(
     if prepare_only and tables_only:
         message = "--prepare-only and --tables-only exclude each other: choose one"
         raise click.UsageError(message)
-    from pipeline import study_stage
-    from pipeline.study_config import load_study
+    from pipeline.stages import studies
+    from pipeline.stages.study_plan import load_study
 
     plan = load_study(config_path, overrides)
     with bars() as progress:
         if prepare_first or prepare_only:
-            prepared = study_stage.prepare(plan, progress)
+            prepared = studies.prepare(plan, progress)
             if prepare_only:
                 return show({"study": str(plan.folder), "stores": prepared}, as_json)
-        report = study_stage.study(plan, progress, tables_only=tables_only, replace=replace)
+        report = studies.study(plan, progress, tables_only=tables_only, replace=replace)
     if as_json:
         show(report, as_json)
     else:
@@ -102,7 +102,7 @@ def study(
 
 
 def _show_study(report: Mapping[str, Any]) -> None:
-    from pipeline.study_files import absence, legend, table_lines
+    from pipeline.study.files import absence, legend, table_lines
 
     head, *lines = table_lines(report["table"], report["baseline"], brief=True)
     _print_table(head, lines, f"{legend(report['baseline'])}\n{absence(report['missing'])}\n{report['study']}")
@@ -112,7 +112,7 @@ def _show_study(report: Mapping[str, Any]) -> None:
 
 def _apart(settings: Sequence[Mapping[str, Any]] | None) -> str:
     """Whether the gates alone can have made a difference."""
-    from pipeline.run import brief
+    from pipeline.train.run_folder import brief
 
     if settings is None:
         return "What else differs between them is unknown: a run was trained by an older version of this program."

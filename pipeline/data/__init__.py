@@ -1,15 +1,19 @@
-"""Data sets of four layouts behind one description: samples, splits, groups, and pixels as uint8 RGB."""
+"""Data sets of four layouts behind one description: samples, splits, groups, and pixels as uint8 RGB.
+
+A path and plain options come in, a `Dataset` goes out. May import no other room. Open `dataset.py` first; `layouts/` is
+where samples come from.
+"""
 
 from pipeline.data.dataset import Dataset, Image, Label, Mask, Sample, Split, Task, identical_across_splits
-from pipeline.data.demo import generate_demo, load_demo
-from pipeline.data.demo_images import Difficulty, demo_arrays
 from pipeline.data.depth import Reading
-from pipeline.data.download import fetch_medmnist
-from pipeline.data.folder import load_folder
 from pipeline.data.image import pixel_digest, read_image, reading_rules
-from pipeline.data.medmnist import load_medmnist
+from pipeline.data.layouts.demo import generate_demo, load_demo
+from pipeline.data.layouts.demo_images import Difficulty, demo_arrays
+from pipeline.data.layouts.download import fetch_medmnist
+from pipeline.data.layouts.folder import load_folder
+from pipeline.data.layouts.medmnist import load_medmnist
+from pipeline.data.layouts.table import load_csv
 from pipeline.data.splits import stratified_part
-from pipeline.data.table import load_csv
 
 __all__ = [
     "Dataset",

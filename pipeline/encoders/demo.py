@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from segment_anything.modeling import ImageEncoderViT
 from torch import Tensor, nn
 
-from pipeline.encoders import preprocessing, vit
+from pipeline.encoders import preprocessing, sam_vit
 from pipeline.encoders.architecture import architecture_named
 from pipeline.progress import Progress, silent
 
@@ -126,7 +126,7 @@ def _predict(encoder: ImageEncoderViT, head: nn.Module, images: Images) -> Tenso
     prepared = [preprocessing.prepare(np.repeat(image[:, :, None], 3, axis=2), encoder.img_size) for image in images]
     pixels = torch.stack([one.pixels for one in prepared])
     sizes = torch.tensor([one.size for one in prepared])
-    *_, neck = vit.feature_maps(encoder, preprocessing.normalise(pixels, sizes))
+    *_, neck = sam_vit.feature_maps(encoder, preprocessing.normalise(pixels, sizes))
     logits: Tensor = head(neck.permute(0, 3, 1, 2))
     return logits.squeeze(1)
 

@@ -13,7 +13,7 @@ import torch
 from segment_anything.modeling import ImageEncoderViT
 from torch import Tensor, nn
 
-from pipeline.encoders import vit
+from pipeline.encoders import sam_vit
 from pipeline.encoders.checkpoint import load_encoder
 from pipeline.encoders.digest import weights_sha256
 from pipeline.encoders.preprocessing import Prepared, normalise, prepare
@@ -80,9 +80,9 @@ class Encoder(nn.Module):
         self.taps = recipe.shapes
         self._recipe = recipe
         self._digest = digest
-        self._run_block: RunBlock = vit.run_block
-        vit.fit_to_grid(module, recipe.input_px // recipe.architecture.patch_px)
-        vit.cast(module, getattr(torch, recipe.precision))
+        self._run_block: RunBlock = sam_vit.run_block
+        sam_vit.fit_to_grid(module, recipe.input_px // recipe.architecture.patch_px)
+        sam_vit.cast(module, getattr(torch, recipe.precision))
         self.vit = module
 
     def fingerprint(self) -> dict[str, JSON]:
@@ -102,7 +102,7 @@ class Encoder(nn.Module):
 
     def compile_blocks(self) -> None:
         """Compile the blocks, anew for each size of batch: callers do well to keep to one."""
-        self._run_block = torch.compile(vit.run_block, dynamic=False)
+        self._run_block = torch.compile(sam_vit.run_block, dynamic=False)
 
     @torch.no_grad()
     def encode(self, pixels: Tensor, sizes: Tensor, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
@@ -128,7 +128,7 @@ class Encoder(nn.Module):
     def _maps(self, images: Tensor, view: str) -> dict[int, Tensor]:
         """Maps (B, h, w, C) by depth, of the depths that a view's taps name; nothing deeper is computed."""
         wanted = set(self._depths(view).values())
-        maps = vit.feature_maps(self.vit, images, self._run_block)
+        maps = sam_vit.feature_maps(self.vit, images, self._run_block)
         return {depth: found for depth, found in zip(range(max(wanted) + 1), maps, strict=False) if depth in wanted}
 
     def _depths(self, view: str) -> dict[str, int]:

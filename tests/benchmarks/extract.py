@@ -28,12 +28,12 @@ import torch
 from PIL import Image as Pillow
 from torch import Tensor, nn
 
-from pipeline.batch_size import BatchSize
 from pipeline.data import Dataset, Image, Mask, Sample, pixel_digest, read_image, reading_rules
 from pipeline.encoders import ARCHITECTURES, Encoder, Prepared, build_encoder
-from pipeline.extract import extract
-from pipeline.inputs import load_dataset, reading
+from pipeline.extract.batch_size import BatchSize
+from pipeline.extract.extract import extract
 from pipeline.memory import keep_freed_memory
+from pipeline.stages.inputs import load_dataset, reading
 from tests.encoders.seeded import image_like, seeded_state
 
 ROOT = Path(__file__).parents[2]
@@ -187,7 +187,7 @@ run: run
 
 def rerun(folder: Path, encoder: Encoder, rounds: int) -> float:
     """Seconds of `pipeline extract` in a new process on a complete, unchanged store of 10,000 image files."""
-    from pipeline.config import load_config
+    from pipeline.config.schema import load_config
 
     for name in ("a", "b"):
         (folder / "images" / name).mkdir(parents=True)

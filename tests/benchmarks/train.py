@@ -24,14 +24,14 @@ import segment_anything
 import torch
 
 import cache
-from pipeline.augment import Augmentation
-from pipeline.classifier import Classifier, ModelOptions
 from pipeline.data import Dataset, Sample, pixel_digest
 from pipeline.encoders import build_encoder
-from pipeline.feed import Feed
-from pipeline.loop import Loop
 from pipeline.memory import keep_freed_memory
-from pipeline.optimise import TrainOptions
+from pipeline.model.classifier import Classifier, ModelOptions
+from pipeline.train.augment import Augmentation
+from pipeline.train.feed import Feed
+from pipeline.train.loop import Loop
+from pipeline.train.optimise import TrainOptions
 
 SIDE_PX = 224
 BATCH = 32

@@ -13,7 +13,7 @@ import pytest
 import zarr
 
 import cache
-from cache import convert
+from cache.care import convert
 from tests.cache.making import (
     FINGERPRINT,
     FORMATS,

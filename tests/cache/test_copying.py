@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cache
-from cache import copying, mapped
-from cache.copying import SHORT_BYTES, copy_rows
-from cache.mapped import Int64, MappedFile, Places
+from cache.formats import mapped
+from cache.formats.mapped import Int64, MappedFile, Places
+from cache.reading import copying
+from cache.reading.copying import SHORT_BYTES, copy_rows
 from tests.cache.making import FINGERPRINT, ROWS_PER_SHARD, assert_holds, build, feature, rows
 
 PAGE = os.sysconf("SC_PAGE_SIZE")

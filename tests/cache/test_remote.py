@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 import cache
-from cache import mapped, remote
+from cache.formats import mapped
+from cache.reading import remote
 from tests.cache.making import FORMATS, ROWS_PER_SHARD, TAPS, assert_holds, build, feature, files, rows
 
 WANTED = rows(range(22))

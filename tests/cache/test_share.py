@@ -15,8 +15,8 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 import cache
-from cache import share
-from cache.ranges import file_system, http_options
+from cache.reading.ranges import file_system, http_options
+from cache.sharing import share
 from tests.cache.making import FORMATS, assert_holds, build, files, rows
 from tests.cache.serving import Server
 from tests.cache.test_damage import damage_row

@@ -47,7 +47,7 @@ def stopped_at(call: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]
     with monkeypatch.context() as patch:
         for owner, name in ((os, "fsync"), (os, "link"), (Path, "replace"), (Path, "rename"), (Path, "unlink")):
             patch.setattr(owner, name, counted(getattr(owner, name)))
-        patch.setattr("cache.writer.swap", counted(cache.writer.swap))
+        patch.setattr("cache.writing.writer.swap", counted(cache.writer.swap))
         yield made
 
 
@@ -113,7 +113,7 @@ def test_what_is_left_after_the_swap_is_not_taken_for_the_new_version(
         raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr("cache.writer.swap", swap_and_stop)
+        patch.setattr("cache.writing.writer.swap", swap_and_stop)
         with pytest.raises(Stop):
             build(path, rows(range(100, 108)), replace=True)
     if older == "sound":
@@ -135,7 +135,7 @@ def test_a_commit_that_makes_the_same_root_again_is_not_taken_for_done(
         raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr("cache.writer.swap", stop)
+        patch.setattr("cache.writing.writer.swap", stop)
         with pytest.raises(Stop):
             build(path, wanted, replace=True)
     store, encoded = build(path, wanted, replace=True)

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 import cache
-from cache import mapped
 from cache.description import IndexEntry
-from cache.zarr_layout import index_json
+from cache.formats import mapped
+from cache.formats.zarr_layout import index_json
 from tests.cache.forging import Forged, Tree, exercise, sign
 from tests.cache.making import FORMATS, build, feature, rows
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 import cache
 from pipeline.encoders import ARCHITECTURES
-from pipeline.operating import POINTS
+from pipeline.evaluate.operating import POINTS
 from tests.encoders.seeded import seeded_state
 
 from .conftest import ROOT, TINY, complaint, copy_of, run_pipeline, succeed
@@ -191,7 +191,7 @@ def test_a_person_sees_a_table(trained: Path) -> None:
 
 
 def test_every_shipped_config_is_valid() -> None:
-    from pipeline.config import load_config
+    from pipeline.config.schema import load_config
 
     for path in sorted(ROOT.glob("configs/*.yaml")):
         load_config(path)

@@ -12,7 +12,7 @@ from PIL import Image
 
 import cache
 from pipeline.errors import ConfigError
-from pipeline.stores import KEY_BYTES, _key, _refuse_other_steps
+from pipeline.stages.stores import KEY_BYTES, _key, _refuse_other_steps
 
 from .conftest import complaint, copy_of, succeed
 from .test_kill import digests

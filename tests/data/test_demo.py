@@ -19,12 +19,12 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import cross_val_predict
 
-from pipeline.config import DemoData, load_config
+from pipeline.config.schema import DemoData, load_config
 from pipeline.data import Difficulty, demo_arrays, generate_demo, load_demo
-from pipeline.data.demo_images import STANDARD, draw, roll
+from pipeline.data.layouts.demo_images import STANDARD, draw, roll
 from pipeline.errors import ConfigError, DataError
-from pipeline.prepare import prepare_data
 from pipeline.progress import silent
+from pipeline.stages.prepare import prepare_data
 
 
 @pytest.fixture(scope="module")

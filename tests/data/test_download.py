@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from pipeline.data import fetch_medmnist
-from pipeline.data.medmnist_sets import SETS, MedMnistSet
+from pipeline.data.layouts.medmnist_sets import SETS, MedMnistSet
 from pipeline.errors import DataError
 
 CONTENT = bytes(range(256)) * 12_000  # 3 MB, three blocks

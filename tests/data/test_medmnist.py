@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.data import load_medmnist
 from pipeline.data.dataset import SPLITS
-from pipeline.data.medmnist_sets import SETS, SIZES_PX
+from pipeline.data.layouts.medmnist_sets import SETS, SIZES_PX
 from pipeline.errors import DataError
 
 Arrays = dict[str, npt.NDArray[Any]]

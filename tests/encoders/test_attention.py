@@ -7,7 +7,7 @@ import torch
 from segment_anything.modeling.image_encoder import add_decomposed_rel_pos
 from torch import Tensor
 
-from pipeline.encoders import attention, vit
+from pipeline.encoders import attention, sam_vit
 from tests.encoders.seeded import TINY, official_encoder, relative_error, seeded_state
 
 B, HEADS, H, W, D = 3, 2, 4, 6, 8
@@ -58,7 +58,7 @@ def test_all_blocks_compile_to_one_graph_for_windows_and_one_for_the_grid() -> N
         graphs += 1
         return graph
 
-    compiled = torch.compile(vit.run_block, dynamic=False, fullgraph=True, backend=count)
+    compiled = torch.compile(sam_vit.run_block, dynamic=False, fullgraph=True, backend=count)
     module = official_encoder(TINY, seeded_state(TINY), TINY.input_px)
     x = y = torch.randn(2, 8, 8, TINY.width, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -72,8 +72,8 @@ def test_all_blocks_compile_to_one_graph_for_windows_and_one_for_the_grid() -> N
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator: the compiled form runs on one only")
 def test_the_compiled_form_on_a_gpu_gives_the_official_features() -> None:
     module = official_encoder(TINY, seeded_state(TINY), TINY.input_px).cuda()
-    compiled = torch.compile(vit.run_block, dynamic=False)
+    compiled = torch.compile(sam_vit.run_block, dynamic=False)
     images = torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(2)).cuda()
     with torch.no_grad():
-        *_, neck = vit.feature_maps(module, images, compiled)
+        *_, neck = sam_vit.feature_maps(module, images, compiled)
         assert relative_error(neck.permute(0, 3, 1, 2), module(images)) <= 1e-4

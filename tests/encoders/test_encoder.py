@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cache import convert
-from pipeline.encoders import ARCHITECTURES, Encoder, build_encoder, vit, weights_sha256
+from cache.care import convert
+from pipeline.encoders import ARCHITECTURES, Encoder, build_encoder, sam_vit, weights_sha256
 from pipeline.errors import ConfigError
 from tests.encoders.seeded import image_like
 
@@ -51,13 +51,13 @@ def test_nothing_after_the_deepest_tap_is_computed(
     build: Build, taps: list[str], blocks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[str] = []
-    neck = vit._neck
-    monkeypatch.setattr(vit, "_neck", lambda *a: ran.append("neck") or neck(*a))
+    neck = sam_vit._neck
+    monkeypatch.setattr(sam_vit, "_neck", lambda *a: ran.append("neck") or neck(*a))
     encoder = build(tuple(taps))
 
     def counted(block: nn.Module, x: Tensor) -> Tensor:
         ran.append("block")
-        return vit.run_block(block, x)
+        return sam_vit.run_block(block, x)
 
     encoder._run_block = counted
     encoder.encode(*ones(encoder))

@@ -11,10 +11,10 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from pipeline import run
-from pipeline.classifier import ModelOptions
 from pipeline.data import Dataset, Sample
-from pipeline.train import train
+from pipeline.model.classifier import ModelOptions
+from pipeline.train import run_folder
+from pipeline.train.train import train
 from tests.train.scenes import QUICK, make_store, register_tiny
 
 register_tiny()
@@ -81,13 +81,13 @@ def knowing_store(path, dataset):
 def knowing_run(folder, dataset, store, *, sign=1.0):
     """Train a run for one epoch and set its gate to rise (or, with sign -1, fall) with the lesion's part of a cell."""
     train(dataset, store, folder, model=ORACLE, options=dataclasses.replace(QUICK, epochs=1))
-    classifier, _ = run.load_classifier(folder)
+    classifier, _ = run_folder.load_classifier(folder)
     state = classifier.state_dict()
     state["gates.0.squeeze.weight"].fill_(1.0)
     state["gates.0.squeeze.bias"].zero_()
     state["gates.0.excite.weight"].fill_(sign * 0.1)
     state["gates.0.excite.bias"].zero_()
-    run.save_weights(folder / "model.safetensors", state)
+    run_folder.save_weights(folder / "model.safetensors", state)
     return folder
 
 

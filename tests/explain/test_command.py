@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.classifier import ModelOptions
 from pipeline.data import generate_demo, load_demo
-from pipeline.train import train
+from pipeline.model.classifier import ModelOptions
+from pipeline.train.train import train
 from tests.commands.conftest import complaint, run_pipeline, succeed
 from tests.train.scenes import QUICK, make_store
 

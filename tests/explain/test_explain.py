@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import run
 from pipeline.data import Sample
 from pipeline.errors import ConfigError, DataError, RunError
-from pipeline.evaluate import evaluate
-from pipeline.explain import explain, file_name
-from pipeline.train import train
+from pipeline.evaluate.evaluate import evaluate
+from pipeline.explain.explain import explain, file_name
+from pipeline.train import run_folder
+from pipeline.train.train import train
 from tests.explain.conftest import GATED, HEIGHT, PLAIN, WIDTH, knowing_run, knowing_store, lesion_dataset
 from tests.train.scenes import QUICK
 
@@ -107,13 +107,13 @@ def test_the_sheet_shows_the_surest_hits_and_the_worst_misses(lesions, lesion_st
 def seeing_run(gated_run, tmp_path_factory):
     """A run with two gates of which none is flat: the one of `neck` rises with the lesion's part of a cell."""
     folder = shutil.copytree(gated_run, tmp_path_factory.mktemp("seeing") / "run")
-    state = run.load_classifier(folder)[0].state_dict()
+    state = run_folder.load_classifier(folder)[0].state_dict()
     for number in range(2):
         for name, value in (("squeeze", 0.0), ("excite", 0.1)):
             state[f"gates.{number}.{name}.weight"].fill_(value)
             state[f"gates.{number}.{name}.bias"].zero_()
         state[f"gates.{number}.squeeze.weight"][:, 0] = 1
-    run.save_weights(folder / "model.safetensors", state)
+    run_folder.save_weights(folder / "model.safetensors", state)
     return folder
 
 

@@ -10,14 +10,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline import run
-from pipeline.classifier import Classifier
-from pipeline.feed import Feed
-from pipeline.geometry import sample_gate, sample_image
-from pipeline.heat import GRAD_CAM, MEAN, grad_cam, look, untrained_gates
-from pipeline.infer import infer
-from pipeline.tasks import probabilities
-from pipeline.train import train
+from pipeline.explain.heat import GRAD_CAM, MEAN, grad_cam, look, untrained_gates
+from pipeline.model.classifier import Classifier
+from pipeline.model.geometry import sample_gate, sample_image
+from pipeline.model.tasks import probabilities
+from pipeline.train import run_folder
+from pipeline.train.feed import Feed
+from pipeline.train.forward import infer
+from pipeline.train.train import train
 from tests.explain.conftest import GATED, HEIGHT, PLAIN, WIDTH
 from tests.train.scenes import QUICK
 
@@ -31,7 +31,7 @@ def feed_of(classifier, dataset, store, split="test"):
 
 @pytest.fixture
 def seen(lesions, lesion_store, gated_run):
-    classifier, description = run.load_classifier(gated_run)
+    classifier, description = run_folder.load_classifier(gated_run)
     feed = feed_of(classifier, lesions, lesion_store)
     return classifier, description, feed, look(classifier, description.head, feed, batch_size=5)
 
@@ -57,7 +57,7 @@ def test_a_map_is_the_mean_over_channels_of_the_gate_on_the_image(seen):
 
 def test_padding_is_in_no_map(lesions, lesion_store, oracle_run):
     """The features of the padding say lesion; over the image they must not be seen."""
-    classifier, description = run.load_classifier(oracle_run)
+    classifier, description = run_folder.load_classifier(oracle_run)
     heat = look(classifier, description.head, feed_of(classifier, lesions, lesion_store))
     laid = heat.lay("neck → stage4", range(12), (HEIGHT, WIDTH))
     for values, index in zip(laid, lesions.indices("test"), strict=True):
@@ -71,12 +71,12 @@ def test_padding_is_in_no_map(lesions, lesion_store, oracle_run):
 def test_an_own_gate_is_shown_too(lesions, tmp_path):
     train(lesions, None, tmp_path, model=dataclasses.replace(GATED, gates=(("own", "stage2"),)),
           options=dataclasses.replace(QUICK, epochs=1))  # fmt: skip
-    classifier, description = run.load_classifier(tmp_path)
+    classifier, description = run_folder.load_classifier(tmp_path)
     feed = feed_of(classifier, lesions, None)
     heat = look(classifier, description.head, feed)
     assert heat.names == ("own → stage2", GRAD_CAM)
     (batch,) = feed.batches([torch.arange(len(feed))])
-    from pipeline.backbones import standardise
+    from pipeline.model.backbones import standardise
 
     x = standardise(sample_image(batch.images, None, 16))
     with torch.no_grad():
@@ -93,7 +93,7 @@ def test_looking_leaves_no_hook(seen):
 
 def test_the_plain_classifier_has_grad_cam_alone(lesions, tmp_path):
     train(lesions, None, tmp_path, model=PLAIN, options=dataclasses.replace(QUICK, epochs=1))
-    classifier, description = run.load_classifier(tmp_path)
+    classifier, description = run_folder.load_classifier(tmp_path)
     heat = look(classifier, description.head, feed_of(classifier, lesions, None))
     assert heat.names == (GRAD_CAM,)
     assert heat.lay(GRAD_CAM, [0, 1], (6, 8)).shape == (2, 6, 8)

@@ -9,9 +9,9 @@ import pytest
 import sklearn.metrics
 from PIL import Image
 
-from pipeline.data.files import Files
+from pipeline.data.layouts.files import Files
 from pipeline.errors import DataError
-from pipeline.localise import Masks, _partners, score_map, summarise
+from pipeline.explain.localise import Masks, _partners, score_map, summarise
 from tests.explain.conftest import lesion_dataset
 
 LESION = np.array([[1, 1], [0, 0], [0, 0]], np.float32)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.pictures import Case, HeatMap, _fitting, draw_case, draw_sheet
+from pipeline.explain.pictures import Case, HeatMap, _fitting, draw_case, draw_sheet
 
 
 def case(height, width, kinds, **changes):

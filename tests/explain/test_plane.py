@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 import cache
-from pipeline import pca, stores
+from pipeline.explain import projection
 from pipeline.progress import silent
+from pipeline.stages import stores
 from tests.commands.conftest import complaint, environment, succeed
 from tests.explain.test_command import CONFIG
 
@@ -53,7 +54,7 @@ def planted():
 
 def test_planted_clusters_come_apart_and_planted_outliers_are_named(planted, tmp_path):
     classes, _, features = planted
-    plane = pca.project(write_store(tmp_path / "s.zarr", features))
+    plane = projection.project(write_store(tmp_path / "s.zarr", features))
     usual = np.setdiff1d(np.arange(COUNT), [17, 250])
     centres = np.array([plane.at[usual][classes[usual] == k].mean(axis=0) for k in range(3)])
     nearest = ((plane.at[usual, None] - centres) ** 2).sum(axis=2).argmin(axis=1)
@@ -68,7 +69,7 @@ def test_a_row_apart_in_no_wide_direction_is_named_too(tmp_path):
     pooled = random.standard_normal((1000, 30))
     pooled[:, :15] *= 10  # wider than the ten directions that are kept
     pooled[123, 29] += 160
-    plane = pca.project(write_store(tmp_path / "s.zarr", pooled[:, :, None, None]))
+    plane = projection.project(write_store(tmp_path / "s.zarr", pooled[:, :, None, None]))
     assert np.abs(plane.at[123]).max() < 40
     assert [*plane.outliers] == ["s123"]
 
@@ -76,9 +77,9 @@ def test_a_row_apart_in_no_wide_direction_is_named_too(tmp_path):
 def test_the_plane_is_that_of_a_singular_value_decomposition(planted, tmp_path, monkeypatch):
     _, pooled, features = planted
     store = write_store(tmp_path / "s.zarr", features)
-    whole = pca.project(store)
-    monkeypatch.setattr(pca, "_AT_ONCE_BYTES", 8 * 12 * 12 * 7)  # 7 rows at a time
-    plane = pca.project(store)
+    whole = projection.project(store)
+    monkeypatch.setattr(projection, "_AT_ONCE_BYTES", 8 * 12 * 12 * 7)  # 7 rows at a time
+    plane = projection.project(store)
     np.testing.assert_allclose(plane.at, whole.at, atol=1e-3)
     _, widths, directions = np.linalg.svd(pooled - pooled.mean(axis=0), full_matrices=False)
     expected = (pooled - pooled.mean(axis=0)) @ directions[:2].T
@@ -90,15 +91,15 @@ def test_padding_is_not_averaged(planted, tmp_path):
     _, _, features = planted
     padded = np.concatenate((features, np.full((COUNT, 12, 1, 4), 1e4)), axis=2)
     parts = np.tile(np.array([3 / 4, 1], np.float32), (COUNT, 1))
-    plane = pca.project(write_store(tmp_path / "padded.zarr", padded, extents=parts))
-    np.testing.assert_allclose(plane.at, pca.project(write_store(tmp_path / "s.zarr", features)).at, atol=1e-2)
+    plane = projection.project(write_store(tmp_path / "padded.zarr", padded, extents=parts))
+    np.testing.assert_allclose(plane.at, projection.project(write_store(tmp_path / "s.zarr", features)).at, atol=1e-2)
 
 
 def test_rows_that_are_not_finite_are_left_out(planted, tmp_path):
     _, _, features = planted
     broken = features.copy()
     broken[3, 2, 0, 0], broken[4, 2, 0, 0] = np.nan, np.inf
-    plane = pca.project(write_store(tmp_path / "s.zarr", broken))
+    plane = projection.project(write_store(tmp_path / "s.zarr", broken))
     assert plane.rows.tolist() == [0, 1, 2, *range(5, COUNT)]
     assert np.isfinite(plane.at).all()
     assert [*plane.outliers] == ["s017", "s250"]
@@ -129,7 +130,7 @@ def test_a_panel_by_class_and_one_by_split_and_the_outliers_named(planted, tmp_p
     splits = tuple("train" if i % 3 else "test" for i in range(COUNT))
     labels = cache.Labels(("x", "y", "z"), tuple(classes.tolist()), splits)
     with write_store(tmp_path / "s.zarr", features) as store:
-        at = pca.project(store).at
+        at = projection.project(store).at
     report = stores.draw_plane(tmp_path / "s.zarr", tmp_path / "plane.png", silent, labels)
     assert "coloured by class and by split" in report["alt"]
     top, bottom = figures["plane.png"].subfigs

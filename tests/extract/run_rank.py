@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from pipeline.extract import Ranks, extract
+from pipeline.extract.extract import Ranks, extract
 
 from .fakes import CountingEncoder, Pictures, as_encoder, picture
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import batch_size
-from pipeline.batch_size import BatchSize, largest_that_pays
+from pipeline.extract import batch_size
+from pipeline.extract.batch_size import BatchSize, largest_that_pays
 
 from .fakes import CountingEncoder, as_encoder
 

@@ -12,7 +12,7 @@ import pytest
 import cache
 from pipeline.data import Image, Reading, reading_rules
 from pipeline.errors import DataError
-from pipeline.extract import ExtractReport, _advice, extract
+from pipeline.extract.extract import ExtractReport, _advice, extract
 
 from .fakes import CountingEncoder, Pictures, as_encoder, picture, pictures
 
@@ -142,7 +142,7 @@ def test_an_image_that_never_fits_is_an_error(tmp_path: Path) -> None:
 def test_an_image_that_changes_after_the_scan_is_not_stored_under_the_old_digest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.scan.KEEP_BYTES", 0)
+    monkeypatch.setattr("pipeline.data.scan.KEEP_BYTES", 0)
     source = pictures(4)
 
     class Meddling(CountingEncoder):
@@ -188,7 +188,7 @@ class SlowPictures(Pictures):
 def test_a_starved_encoder_is_told_with_what_to_change_and_a_busy_one_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.scan.KEEP_BYTES", 0)
+    monkeypatch.setattr("pipeline.data.scan.KEEP_BYTES", 0)
     slow = SlowPictures(pictures(14).images)
     report = run(slow, CountingEncoder(), tmp_path / "slow.zarr", workers=1, batch_size=1)
     assert re.match(r"the encoder spent \d+ s on 'wait for decode' against \d+ s of work", report.advice)
@@ -202,7 +202,7 @@ def test_a_slow_disk_is_told_too() -> None:
 
 
 def test_the_report_says_where_the_time_went(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.scan.KEEP_BYTES", 0)
+    monkeypatch.setattr("pipeline.data.scan.KEEP_BYTES", 0)
     report = run(SlowPictures(pictures(4).images), CountingEncoder(), tmp_path / "s.zarr", workers=2)
     assert report.seconds["decode"] >= 0.4  # of two threads together
     assert 0 < report.seconds["write"] < report.seconds["total"]

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 import cache
-from pipeline.repair import repair
+from pipeline.extract.repair import repair
 
 from .fakes import CountingEncoder, Pictures, as_encoder
 from .test_extract import run

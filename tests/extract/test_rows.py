@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 import cache
-from pipeline import scan as scanning
+from pipeline.data import scan as scanning
+from pipeline.data.scan import memory_of, remembered, scan
+from pipeline.extract.up_to_date import fingerprint, specify, unchanged
+from pipeline.extract.wanted_rows import Rows
 from pipeline.progress import silent
-from pipeline.rows import Rows
-from pipeline.scan import memory_of, remembered, scan
-from pipeline.unchanged import fingerprint, specify, unchanged
 
 from .fakes import CountingEncoder, Pictures, picture, pictures
 from .test_extract import run

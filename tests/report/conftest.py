@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import report
 from pipeline.data import Dataset
-from pipeline.evaluate import evaluate
-from pipeline.evidence import Evidence, collect
+from pipeline.evaluate.evaluate import evaluate
+from pipeline.report import report
+from pipeline.report.evidence import Evidence, collect
 from tests.train.scenes import AUGMENTED, Arrays, do, make_dataset, make_store, register_tiny
 
 register_tiny()

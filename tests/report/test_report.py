@@ -14,12 +14,13 @@ import pytest
 from PIL import Image
 
 import cache
-from pipeline import intervals, report
 from pipeline.errors import RunError
-from pipeline.evaluate import evaluate
-from pipeline.explain import explain
-from pipeline.report_figures import calibration
-from pipeline.run import write_csv
+from pipeline.evaluate import intervals
+from pipeline.evaluate.evaluate import evaluate
+from pipeline.explain.explain import explain
+from pipeline.report import report
+from pipeline.report.figures import calibration
+from pipeline.train.run_folder import write_csv
 from tests.report.conftest import HOSTILE, Case, Page, with_a_leak
 from tests.train.scenes import PLAIN, do, make_dataset
 

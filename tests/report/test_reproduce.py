@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import load_config, to_dict
+from pipeline.config.schema import load_config, to_dict
 from pipeline.data import reading_rules
-from pipeline.evidence import settings_of
-from pipeline.inputs import reading, recipe
-from pipeline.reproduce import Commands, commands
-from pipeline.unchanged import fingerprint
+from pipeline.extract.up_to_date import fingerprint
+from pipeline.report.evidence import settings_of
+from pipeline.report.reproduce import Commands, commands
+from pipeline.stages.inputs import reading, recipe
 from tests.commands.conftest import TINY as CONFIG
 from tests.report.conftest import Case, Page
 from tests.train.scenes import PLAIN

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import feed as feed_module
-from pipeline import run
 from pipeline.data import Dataset
 from pipeline.errors import RunError
-from pipeline.evaluate import evaluate
-from pipeline.feed import Feed
-from pipeline.holdings import Holdings
-from pipeline.train import train
+from pipeline.evaluate.evaluate import evaluate
+from pipeline.train import feed as feed_module
+from pipeline.train import run_folder
+from pipeline.train.feed import Feed
+from pipeline.train.in_memory import Holdings
+from pipeline.train.train import train
 from tests.train.scenes import PLAIN, QUICK, TINY, Arrays, do, equal, make_store, weights_of
 
 CPU = torch.device("cpu")
@@ -117,7 +117,7 @@ def test_a_part_of_the_training_set_is_recorded_and_val_and_test_stay_whole(scen
         report = do(scene, store, folder, options=dataclasses.replace(QUICK, epochs=1, fraction=fraction))
         sizes[fraction] = [line.split(";")[0] for line in report.feeds]
         assert json.loads((folder / "settings.json").read_text())["train"]["fraction"] == fraction
-        assert run.load_description(folder).training["fraction"] == fraction
+        assert run_folder.load_description(folder).training["fraction"] == fraction
         assert evaluate(folder, scene, store, resamples=10)["n"] == 12
     assert sizes == {0.5: ["train: 12 samples", "val: 12 samples"], 1.0: ["train: 24 samples", "val: 12 samples"]}
 

@@ -12,14 +12,14 @@ import torch
 from PIL import Image
 
 import cache
-from pipeline import arguments, stages
-from pipeline.config import load_config
+from pipeline.config.schema import load_config
 from pipeline.data import load_medmnist, pixel_digest, read_image
 from pipeline.encoders import build_encoder, write_untrained_encoder
 from pipeline.errors import CheckpointError, ConfigError, DataError
-from pipeline.inputs import finished
-from pipeline.oracle import CHANNELS, extract_masks, grid_cells, map_of
+from pipeline.extract.known_mask import CHANNELS, extract_masks, grid_cells, map_of
 from pipeline.progress import silent
+from pipeline.stages import arguments, commands
+from pipeline.stages.inputs import finished
 
 MASK = (
     "encoder.name=mask",
@@ -78,7 +78,7 @@ def test_the_grid_is_that_of_sam():
 
 
 def test_a_store_of_masks_is_a_store_like_any_other(config):
-    report = stages.extract(config(*MASK), silent)
+    report = commands.extract(config(*MASK), silent)
     assert (report["rows"], report["encoded"], report["set_aside"]) == (48, 48, {})
     table = {row["image"]: row for row in csv.DictReader(Path("data/demo/demo.csv").read_text().splitlines())}
     with cache.open_store("features/mask.zarr") as store:
@@ -92,17 +92,17 @@ def test_a_store_of_masks_is_a_store_like_any_other(config):
             assert store.digests[row].tobytes() == pixel_digest(read_image(Path("data/demo") / sample["image"]))
         changed = Path("data/demo") / table[store.ids[3]]["mask"]
     assert cache.verify(Path("features/mask.zarr")) == ()
-    assert stages.extract(config(*MASK), silent)["encoded"] == 0
+    assert commands.extract(config(*MASK), silent)["encoded"] == 0
     assert finished(config(*MASK), silent) is None  # the look without torch leaves masks to the look with it
-    assert stages.train(config(*MASK), silent)["epoch"] == 1
-    assert 0 <= stages.evaluate(config(*MASK), silent)["auc"] <= 1
+    assert commands.train(config(*MASK), silent)["epoch"] == 1
+    assert 0 <= commands.evaluate(config(*MASK), silent)["auc"] <= 1
 
     pixels = np.asarray(Image.open(changed)).copy()
     pixels[:4, :4] = 255
     Image.fromarray(pixels).save(changed)
     with pytest.raises(cache.FingerprintMismatchError, match="masks_sha256"):
-        stages.extract(config(*MASK), silent)
-    assert stages.extract(config(*MASK), silent, replace=True)["encoded"] == 48
+        commands.extract(config(*MASK), silent)
+    assert commands.extract(config(*MASK), silent, replace=True)["encoded"] == 48
 
 
 def test_new_images_have_no_mask(config):
@@ -121,18 +121,18 @@ def test_a_data_set_without_masks_is_refused(tmp_path):
 
 
 def test_an_untrained_encoder_is_made_once_and_told_by_its_seed(config):
-    first = stages.prepare(config(*UNTRAINED), silent)["encoder"]
+    first = commands.prepare(config(*UNTRAINED), silent)["encoder"]
     made = Path("weights/untrained.pth").stat().st_mtime_ns
-    assert stages.prepare(config(*UNTRAINED), silent)["encoder"] == first
+    assert commands.prepare(config(*UNTRAINED), silent)["encoder"] == first
     assert Path("weights/untrained.pth").stat().st_mtime_ns == made
     assert json.loads(Path("weights/untrained.json").read_text())["sha256"] == first["sha256"]
-    assert stages.extract(config(*UNTRAINED), silent)["rows"] == 48
+    assert commands.extract(config(*UNTRAINED), silent)["rows"] == 48
     with cache.open_store("features/untrained.zarr") as store:
         for feature in store.read(range(8)).values():
             assert np.isfinite(feature).all()
             assert feature.astype("float32").std() > 0.01
         assert store.fingerprint.fields["weights_sha256"] == first["sha256"]
-    another = stages.prepare(config(*UNTRAINED, "encoder.training.seed=4"), silent)["encoder"]
+    another = commands.prepare(config(*UNTRAINED, "encoder.training.seed=4"), silent)["encoder"]
     assert another["sha256"] != first["sha256"]
 
 
@@ -148,7 +148,7 @@ def test_weights_of_ones_own_are_not_overwritten(config, beside, steps):
     elif beside is not None:
         record.write_bytes(beside)
     with pytest.raises(CheckpointError, match=rf"were not made here, and encoder.training.steps is {steps}, which"):
-        stages.prepare(config("encoder.checkpoint=weights/mine.pth", f"encoder.training.steps={steps}"), silent)
+        commands.prepare(config("encoder.checkpoint=weights/mine.pth", f"encoder.training.steps={steps}"), silent)
     assert target.read_bytes() == Path("weights/sam_demo.pth").read_bytes()
 
 
@@ -157,10 +157,10 @@ def test_weights_that_a_kill_left_half_recorded_are_made_again(config, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr("pipeline.encoders.weights_sha256", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):  # after the weights were written, before their digest was
-            stages.prepare(wanted, silent)
+            commands.prepare(wanted, silent)
     left = Path("weights/half.pth").read_bytes()
     assert "sha256" not in json.loads(Path("weights/half.json").read_text())
-    made = stages.prepare(wanted, silent)["encoder"]
+    made = commands.prepare(wanted, silent)["encoder"]
     assert Path("weights/half.pth").read_bytes() == left
     assert json.loads(Path("weights/half.json").read_text())["sha256"] == made["sha256"]
 

@@ -15,14 +15,15 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from pipeline import run, stages, study_stage
 from pipeline.cli import cli
-from pipeline.compare import other_settings
-from pipeline.config import load_config
+from pipeline.config.schema import load_config
 from pipeline.errors import ConfigError, RunError
+from pipeline.evaluate.compare import other_settings
 from pipeline.progress import silent
-from pipeline.study import Planned, result_of, work_through
-from pipeline.study_config import load_study
+from pipeline.stages import commands, studies
+from pipeline.stages.study_plan import load_study
+from pipeline.study.runs import Planned, result_of, work_through
+from pipeline.train import run_folder
 from tests.commands.conftest import copy_of, run_pipeline, start_pipeline, succeed
 
 STUDY = """\
@@ -92,7 +93,7 @@ def test_a_study_leaves_tables_of_all_its_runs(studied):
     for name, row in made.items():
         metrics = json.loads((folder / "studies/tiny/runs" / name / "metrics.json").read_text())
         assert float(row["auc"]) == metrics["auc"]
-        assert run.load_description(folder / row["run"]).training["fraction"] == float(row["fraction"])
+        assert run_folder.load_description(folder / row["run"]).training["fraction"] == float(row["fraction"])
         assert not (folder / row["run"] / "claim").exists()
     assert {(row["variant"], row["fraction"], row["seed"]) for row in made.values()} == {
         (v, f, s) for v in ("plain", "mask") for f in ("0.5", "1.0") for s in "01"
@@ -113,7 +114,7 @@ def test_done_runs_are_skipped_and_images_and_features_loaded_once(studied, fres
     read = Dataset.read
     monkeypatch.setattr(Dataset, "read", lambda self, index: decoded.append(index) or read(self, index))
     seen = []
-    study_stage.study(load_study(Path("study.yaml")), lambda task, done, total, **info: seen.append((task, done, info)))
+    studies.study(load_study(Path("study.yaml")), lambda task, done, total, **info: seen.append((task, done, info)))
     assert sorted(decoded) == list(range(48))
     assert [done for task, done, _ in seen if task == "run"][-1] == 4
     epochs = [(done, info["of"]) for task, done, info in seen if task == "epoch"]
@@ -125,9 +126,9 @@ def test_done_runs_are_skipped_and_images_and_features_loaded_once(studied, fres
     def never(*arguments, **options):
         raise AssertionError
 
-    monkeypatch.setattr(stages, "train", never)
-    monkeypatch.setattr(stages, "evaluate", never)
-    assert study_stage.study(load_study(Path("study.yaml")), lambda *a, **k: None)["done"] == 4
+    monkeypatch.setattr(commands, "train", never)
+    monkeypatch.setattr(commands, "evaluate", never)
+    assert studies.study(load_study(Path("study.yaml")), lambda *a, **k: None)["done"] == 4
 
 
 def test_a_killed_study_gives_tables_of_what_is_there_and_continues(studied, fresh, monkeypatch):
@@ -195,7 +196,7 @@ def test_a_run_that_cannot_be_made_does_not_stop_the_others(tmp_path):
 def test_weights_can_be_left_out(studied, fresh, monkeypatch):
     monkeypatch.chdir(fresh)
     Path("study.yaml").write_text(OF_ONE_SEED.replace("[0.5, 1]", "[0.5]") + "keep_weights: false\n")
-    assert study_stage.study(load_study(Path("study.yaml")), lambda *a, **k: None)["done"] == 2
+    assert studies.study(load_study(Path("study.yaml")), lambda *a, **k: None)["done"] == 2
     assert not list(Path("studies").rglob("*.safetensors"))
     assert len(list(Path("studies").rglob("predictions.csv"))) == 2
     assert list((studied[0] / "studies").rglob("model.safetensors"))
@@ -212,7 +213,7 @@ def test_what_would_fail_later_is_refused_before_the_first_run(fresh, monkeypatc
     monkeypatch.chdir(fresh)
     Path("study.yaml").write_text(OF_ONE_SEED.replace(*change))
     with pytest.raises(kind, match=message):
-        study_stage.study(load_study(Path("study.yaml")), lambda *a, **k: None)
+        studies.study(load_study(Path("study.yaml")), lambda *a, **k: None)
     assert not list(Path().glob("studies/tiny/runs/*"))
 
 
@@ -224,26 +225,26 @@ def test_runs_on_images_that_have_changed_since_do_not_count_as_done(studied, fr
     pixels[0, 0] ^= 255
     Image.fromarray(pixels).save(image)
     plan = load_study(Path("study.yaml"))
-    assert study_stage.study(plan, silent)["missing"] == 0  # nobody has looked at the images
-    study_stage.prepare(plan, silent)
+    assert studies.study(plan, silent)["missing"] == 0  # nobody has looked at the images
+    studies.prepare(plan, silent)
     with pytest.raises(RunError, match=r"2 of the finished runs .*'mask-fraction0.5-seed0-.*make them again with --re"):
-        study_stage.study(plan, silent)
+        studies.study(plan, silent)
     before = {planned.name: result_of(planned) for planned in plan.runs}
     told = succeed(fresh, "study", "-c", "study.yaml", "--replace")
     assert (told["done"], told["missing"]) == (4, 0)
     for planned in plan.runs:
         again = planned.name.startswith("mask")
         assert (result_of(planned)["seconds"] != before[planned.name]["seconds"]) == again
-    assert study_stage.study(plan, silent)["missing"] == 0
+    assert studies.study(plan, silent)["missing"] == 0
 
 
 def test_features_of_other_settings_are_refused(fresh, monkeypatch):
     monkeypatch.chdir(fresh)
-    study_stage.prepare(load_study(Path("study.yaml")), silent)
+    studies.prepare(load_study(Path("study.yaml")), silent)
     Path("study.yaml").write_text(OF_ONE_SEED.replace("encoder.pool: 1", "encoder.pool: 2"))
     asks = r"mask.zarr' holds other features than .* px, over pool\) asks for 8, and the store has 16. Run `pipeline ex"
     with pytest.raises(RunError, match=asks):
-        study_stage.study(load_study(Path("study.yaml")), silent)
+        studies.study(load_study(Path("study.yaml")), silent)
 
 
 @pytest.mark.parametrize(
@@ -263,24 +264,24 @@ def test_a_run_is_not_trained_on_features_that_it_does_not_describe(trained, tmp
     other.write_bytes(Path("weights/sam_demo.pth").read_bytes() + b" ")
     changed = changed.replace("OTHER", str(other))
     with pytest.raises(RunError, match=re.escape(said)):
-        stages.train(load_config(Path("tiny.yaml"), (changed, "run=runs/other")), silent)
+        commands.train(load_config(Path("tiny.yaml"), (changed, "run=runs/other")), silent)
     assert not Path("runs/other").exists()
 
 
 def test_weights_that_are_not_here_are_not_asked_about(work, monkeypatch):
     monkeypatch.chdir(work)
     config = load_config(Path("tiny.yaml"), ("encoder.checkpoint=weights/stayed_away.pth", "train.epochs=1"))
-    stages.extract(load_config(Path("tiny.yaml")), silent)
-    assert stages.train(config, silent)["epoch"] == 1
+    commands.extract(load_config(Path("tiny.yaml")), silent)
+    assert commands.train(config, silent)["epoch"] == 1
 
 
 def test_a_study_with_nothing_done_has_no_tables(fresh, monkeypatch):
     monkeypatch.chdir(fresh)
     with pytest.raises(RunError, match=r"no run of 'studies/tiny' is done: run the study without asking for the"):
-        study_stage.study(load_study(Path("study.yaml")), lambda *a, **k: None, tables_only=True)
+        studies.study(load_study(Path("study.yaml")), lambda *a, **k: None, tables_only=True)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="not started by torchrun: start `pipeline study` several times"):
-        study_stage.study(load_study(Path("study.yaml")), lambda *a, **k: None)
+        studies.study(load_study(Path("study.yaml")), lambda *a, **k: None)
 
 
 def test_two_runs_are_compared(studied, monkeypatch):
@@ -335,5 +336,5 @@ def test_runs_on_other_test_samples_are_refused(studied, tmp_path):
 def test_the_config_of_a_run_still_trains_a_part(fresh, monkeypatch):
     monkeypatch.chdir(fresh)
     config = load_config(Path("tiny.yaml"), ["train.fraction=0.5", "model.gates=[]", "train.epochs=1"])
-    report = stages.train(config, lambda *a, **k: None)
+    report = commands.train(config, lambda *a, **k: None)
     assert report["data"][0].startswith("train: 14 samples")

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from pipeline.config import load_config
+from pipeline.config.schema import load_config
 from pipeline.errors import ConfigError
-from pipeline.study_config import load_study
+from pipeline.stages.study_plan import load_study
 from tests.commands.conftest import ROOT, TINY
 
 STUDY = """\

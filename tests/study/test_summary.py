@@ -11,12 +11,12 @@ import pytest
 from matplotlib.figure import Figure
 from scipy import stats  # comes with scikit-learn
 
-from pipeline import run
-from pipeline.intervals import draw_weights
-from pipeline.metrics import Scorer
-from pipeline.study import Planned
-from pipeline.study_files import as_latex, as_markdown, write_files
-from pipeline.study_table import Summary, paired_interval, t_point
+from pipeline.evaluate.intervals import draw_weights
+from pipeline.evaluate.metrics import Scorer
+from pipeline.study.files import as_latex, as_markdown, write_files
+from pipeline.study.runs import Planned
+from pipeline.study.table import Summary, paired_interval, t_point
+from pipeline.train import run_folder
 from tests.train.test_compare import NAMES, binary_case, write_run
 
 SEEDS = (0, 1, 2)
@@ -82,7 +82,7 @@ def make_run(folder, planned, labels, p, **options):
         if value.ndim == 1
     }
     result = {"scores": scores, "val_auc": 0.5, "best_epoch": 1, "seconds": 2.0}
-    run.write_json(planned.folder / "result.json", result)
+    run_folder.write_json(planned.folder / "result.json", result)
     return scores
 
 

@@ -12,13 +12,13 @@ from torch import nn
 from torchvision.models._api import register_model
 
 import cache
-from pipeline import run
-from pipeline.augment import Augmentation
-from pipeline.backbones import BACKBONES
-from pipeline.classifier import ModelOptions
 from pipeline.data import Dataset, Sample, pixel_digest
-from pipeline.optimise import TrainOptions
-from pipeline.train import train
+from pipeline.model.backbones import BACKBONES
+from pipeline.model.classifier import ModelOptions
+from pipeline.train import run_folder
+from pipeline.train.augment import Augmentation
+from pipeline.train.optimise import TrainOptions
+from pipeline.train.train import train
 
 
 class Tiny(nn.Module):
@@ -128,7 +128,7 @@ def do(dataset, store, folder, **changes):
 
 
 def weights_of(folder):
-    classifier, _ = run.load_classifier(folder)
+    classifier, _ = run_folder.load_classifier(folder)
     return classifier.state_dict()
 
 

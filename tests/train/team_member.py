@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 import cache
-from pipeline.augment import Augmentation
-from pipeline.train import train
+from pipeline.train.augment import Augmentation
+from pipeline.train.train import train
 from tests.train.scenes import STEADY, TINY, make_dataset, register_tiny
 
 if __name__ == "__main__":

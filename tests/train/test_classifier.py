@@ -8,10 +8,10 @@ import torch
 import torchvision.models
 from torch import nn
 
-from pipeline.backbones import BACKBONES, STAGES, build_backbone
-from pipeline.classifier import Classifier, ModelOptions
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.geometry import identity
+from pipeline.model.backbones import BACKBONES, STAGES, build_backbone
+from pipeline.model.classifier import Classifier, ModelOptions
+from pipeline.model.geometry import identity
 from pipeline.weights import download_imagenet, imagenet_file, read_weights
 
 ALL = ModelOptions().gates

@@ -15,16 +15,16 @@ import torch
 from PIL import Image
 
 import cache
-from pipeline import run
-from pipeline.compare import compare, read_predictions
 from pipeline.data import Reading, pixel_digest
 from pipeline.encoders import Prepared
 from pipeline.errors import ConfigError, DataError, RunError
-from pipeline.evaluate import evaluate
-from pipeline.plots import draw_reliability
-from pipeline.predict import ReadableImages, predict, verdicts
-from pipeline.run import begin
-from pipeline.train import Machine, train
+from pipeline.evaluate.compare import compare, read_predictions
+from pipeline.evaluate.evaluate import evaluate
+from pipeline.evaluate.plots import draw_reliability
+from pipeline.evaluate.predict import ReadableImages, predict, verdicts
+from pipeline.train import run_folder
+from pipeline.train.run_folder import begin
+from pipeline.train.train import Machine, train
 from tests.train.scenes import QUICK, TAPS, TINY, Arrays, make_dataset, make_store
 
 PLAIN = dataclasses.replace(TINY, gates=())
@@ -238,10 +238,10 @@ def test_damaged_weights_are_refused(setting, tmp_path):
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(RunError, match=r"model.safetensors' does not hold the weights that model.json describes"):
-        run.load_classifier(tmp_path)
+        run_folder.load_classifier(tmp_path)
     (tmp_path / "model.json").write_text("{}")
     with pytest.raises(RunError, match=r"model.json' is no description of a model"):
-        run.load_classifier(tmp_path)
+        run_folder.load_classifier(tmp_path)
 
 
 def test_prediction_encodes_on_the_fly_and_agrees_with_evaluation(setting):

@@ -10,12 +10,12 @@ import torch
 from torch.nn import functional as F
 
 import cache
-from pipeline import feed as feed_module
 from pipeline.data import Dataset
 from pipeline.errors import RunError
-from pipeline.feed import Feed
-from pipeline.matching import match_rows
 from pipeline.memory import free_host_bytes
+from pipeline.train import feed as feed_module
+from pipeline.train.feed import Feed
+from pipeline.train.matching import match_rows
 from tests.train.scenes import Arrays, make_dataset, make_store
 
 CPU = torch.device("cpu")

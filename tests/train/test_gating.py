@@ -5,10 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import gating
-from pipeline.gating import gate_stage
-from pipeline.geometry import cell_rows, find_corners, identity, sample_gate
-from pipeline.slca import integrate
+from pipeline.model import gating
+from pipeline.model.gating import gate_stage
+from pipeline.model.geometry import cell_rows, find_corners, identity, sample_gate
+from pipeline.model.slca import integrate
 
 
 def moves(count, generator):

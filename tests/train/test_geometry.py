@@ -10,9 +10,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from pipeline.augment import Augmentation
 from pipeline.errors import ConfigError
-from pipeline.geometry import _sample_cells, identity, sample_gate, sample_image
+from pipeline.model.geometry import _sample_cells, identity, sample_gate, sample_image
+from pipeline.train.augment import Augmentation
 
 GRID = 16  # cells of the encoder's padded square
 SHAPES = {"square": (1.0, 1.0), "wide": (0.5, 1.0), "tall": (1.0, 0.625), "ragged": (0.53, 1.0)}

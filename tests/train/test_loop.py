@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.augment import Augmentation
-from pipeline.backbones import standardise
-from pipeline.classifier import Classifier
 from pipeline.errors import ConfigError
-from pipeline.feed import Feed
-from pipeline.geometry import sample_image
-from pipeline.loop import Loop, batches_of
-from pipeline.optimise import TrainOptions, learning_rate
-from pipeline.tasks import head_of, outputs_of
+from pipeline.model.backbones import standardise
+from pipeline.model.classifier import Classifier
+from pipeline.model.geometry import sample_image
+from pipeline.model.tasks import head_of, outputs_of
+from pipeline.train.augment import Augmentation
+from pipeline.train.feed import Feed
+from pipeline.train.loop import Loop, batches_of
+from pipeline.train.optimise import TrainOptions, learning_rate
 from tests.train.scenes import PLAIN, QUICK, TAPS, TINY, make_dataset
 
 CPU = torch.device("cpu")

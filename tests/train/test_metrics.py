@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from medmnist.evaluator import getACC, getAUC
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.intervals import draw_weights, interval
-from pipeline.intervals import reliability as reliability_with_intervals
-from pipeline.metrics import (
+from pipeline.evaluate.intervals import draw_weights, interval
+from pipeline.evaluate.intervals import reliability as reliability_with_intervals
+from pipeline.evaluate.metrics import (
     BINS,
     ReliabilityScorer,
     Scorer,
@@ -26,7 +26,7 @@ from pipeline.metrics import (
     roc_curve,
     score,
 )
-from pipeline.operating import POINTS, PointScorer, choose_threshold, read_point
+from pipeline.evaluate.operating import POINTS, PointScorer, choose_threshold, read_point
 
 CASES = {"seed": st.integers(0, 10_000), "ties": st.booleans(), "classes": st.integers(2, 5)}
 

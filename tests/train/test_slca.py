@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.errors import ConfigError
-from pipeline.slca import SLCA, factor, integrate, normalised_by_default
+from pipeline.model.slca import SLCA, factor, integrate, normalised_by_default
 
 
 def loop_reference(slca: SLCA, feature: Tensor) -> Tensor:

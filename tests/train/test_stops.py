@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import run
-from pipeline.augment import Augmentation
 from pipeline.errors import ConfigError, DataError, RunError
-from pipeline.loop import Loop
-from pipeline.optimise import learning_rate
-from pipeline.train import train
+from pipeline.train import run_folder
+from pipeline.train.augment import Augmentation
+from pipeline.train.loop import Loop
+from pipeline.train.optimise import learning_rate
+from pipeline.train.train import train
 from tests.train.scenes import PLAIN, QUICK, STEADY, TAPS, TINY, do, equal, make_dataset, make_store, weights_of
 
 CPU = torch.device("cpu")
@@ -132,7 +132,7 @@ def test_the_last_good_checkpoint_survives_a_loss_that_is_not_finite(scene, stor
     with pytest.raises(RunError, match="The loss is nan at step 5 on 8 of 8 samples"):
         do(scene, store, tmp_path)
     monkeypatch.undo()
-    assert len(json.loads(run.load_checkpoint(tmp_path, CPU)["history"])) == 1
+    assert len(json.loads(run_folder.load_checkpoint(tmp_path, CPU)["history"])) == 1
     assert len(do(scene, store, tmp_path).history) == 3
 
 
@@ -150,10 +150,10 @@ def test_gates_without_a_store_are_refused(scene, tmp_path):
 
 
 def test_a_broken_checkpoint_is_named(scene, store, tmp_path):
-    run.begin(tmp_path, {}, replace=False)
+    run_folder.begin(tmp_path, {}, replace=False)
     (tmp_path / "last.pt").write_bytes(b"torn")
     with pytest.raises(RunError, match=r"last.pt' cannot be read .*: delete it and train again"):
-        run.load_checkpoint(tmp_path, CPU)
+        run_folder.load_checkpoint(tmp_path, CPU)
 
 
 def test_two_processes_train_as_one(scene, store, tmp_path):
@@ -163,7 +163,7 @@ def test_two_processes_train_as_one(scene, store, tmp_path):
     command = [*launch, "-m", "tests.train.team_member", str(store.path), str(tmp_path / "team")]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    together = run.read_history(tmp_path / "team")
+    together = run_folder.read_history(tmp_path / "team")
     for key in ("lr", "train_loss", "val_loss", "val_auc"):
         assert [row[key] for row in together] == pytest.approx([row[key] for row in alone.history], rel=1e-4), key
     for name, value in weights_of(tmp_path / "team").items():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pipeline.tasks import balancing_weights, head_of, losses, outputs_of, probabilities
+from pipeline.model.tasks import balancing_weights, head_of, losses, outputs_of, probabilities
 
 
 def test_each_task_has_its_head():

@@ -1,0 +1,239 @@
+"""A store as another store: other format, fewer taps, coarser pool, pseudonyms for ids, labels on board."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cache.description import TapSpec
+from cache.durable import write_file
+from cache.errors import StoreError
+from cache.fingerprint import JSON, Fingerprint
+from cache.index import Row
+from cache.labels import Labels
+from cache.progress import Progress, silent
+from cache.reading.reader import Store, open_store
+from cache.writing.writer import create_store
+
+_PUBLIC = ("license", "data_set", "citation", "created")
+"""Provenance that names no person, file or machine."""
+
+
+def convert_store(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    taps: Sequence[str] | None = None,
+    pool: int = 1,
+    fingerprint: Fingerprint | None = None,
+    pseudonym: Callable[[str], str] | None = None,
+    labels: Labels | None = None,
+    shard_mib: float = 64,
+    progress: Progress = silent,
+) -> Store:
+    """Write a store again in another way; rows keep their order.
+
+    Args:
+        source: The store to read.
+        target: The store to write, in the format of its suffix.
+        taps: Taps to keep, in this order; all by default.
+        pool: Side of the windows, in grid cells, that are averaged, trailing cells that fill no window left out. Rows
+            are those of an extraction with the coarser pool, bit for bit, where no prime factor of this one is smaller
+            than one of the source's own pool: see `pool_steps`. Images (taps of type uint8) stay as they are.
+        fingerprint: What the result is to be taken for. Needed where taps or pool change, because only the caller
+            knows how the encoder would have named that; else the source's.
+        pseudonym: Gives the id to use instead of an id. Then the digests of the source pixels, the samples set aside
+            and whatever provenance might name files stay behind too, and images may not be among the taps.
+        labels: Class names, labels and splits to send along.
+        shard_mib: See `create_store`.
+        progress: Called after each shard.
+
+    Returns:
+        The new store.
+
+    Raises:
+        DamagedRowError: A row of the source is damaged.
+        StoreError: A tap is unknown, the pool is larger than a grid, the fingerprint is missing, or images would go
+            along with pseudonyms.
+    """
+    store = open_store(source)
+    names = tuple(store.taps) if taps is None else tuple(taps)
+    if (pool != 1 or names != tuple(store.taps)) and fingerprint is None:
+        message = f"{os.fspath(source)}: other taps or another pool are another fingerprint; give the one they have"
+        raise StoreError(message)
+    specs = {name: _pooled_spec(store, name, pool) for name in names}
+    if pseudonym is not None:
+        _refuse_pixels(source, specs)
+    if labels is not None:
+        labels.check(len(store))
+    rows, reasons = _rows(store, pseudonym)
+    with create_store(
+        target,
+        fingerprint=fingerprint or store.fingerprint,
+        taps=specs,
+        rows=rows,
+        provenance=_story(store.provenance, pseudonym is not None),
+        shard_mib=shard_mib,
+        labels=labels,
+        digests=pseudonym is None and len(store.digests) > 0,
+    ) as writer:
+        for done, plan in enumerate(writer.pending):
+            stored = [row for row in plan.rows if row not in reasons]
+            features = store.read(stored, names)
+            blank = [plan.rows.index(row) for row in plan.rows if row in reasons]
+            extents = np.insert(store.extents[stored], _gaps(blank), 1.0, axis=0)
+            pooled = {
+                name: np.insert(_pool(features[name], _pool_of(store.taps[name], pool)), _gaps(blank), 0, axis=0)
+                for name in names
+            }
+            writer.write(plan, pooled, extents, {row: reasons[row] for row in plan.rows if row in reasons})
+            progress("convert", done + 1, len(writer.pending))
+        return writer.commit()
+
+
+def _refuse_pixels(source: str | os.PathLike[str], taps: Mapping[str, TapSpec]) -> None:
+    """Refuse to hide who is who while the images tell."""
+    pixels = [name for name, tap in taps.items() if tap.holds_pixels]
+    if pixels:
+        message = (
+            f"{os.fspath(source)}: tap {pixels[0]!r} holds images, which may identify people whatever their ids are; "
+            f"name the other taps to keep, and the fingerprint that they have"
+        )
+        raise StoreError(message)
+
+
+def _pool_of(tap: TapSpec, pool: int) -> int:
+    """The pool that a tap takes part in: images do not."""
+    return 1 if tap.holds_pixels else pool
+
+
+def _gaps(places: Sequence[int]) -> list[int]:
+    """Where `np.insert` has to put rows for them to end at `places`."""
+    return [place - before for before, place in enumerate(places)]
+
+
+def _pooled_spec(store: Store, name: str, pool: int) -> TapSpec:
+    """Shape of a tap after the pool."""
+    if name not in store.taps:
+        message = f"{store.path} has no tap {name!r}; it has {', '.join(map(repr, store.taps))}"
+        raise StoreError(message)
+    tap = store.taps[name]
+    pool = _pool_of(tap, pool)
+    if not 1 <= pool <= min(tap.height, tap.width):
+        message = f"pool {pool!r} does not fit the grid of tap {name!r}, {tap.height} x {tap.width} cells"
+        raise StoreError(message)
+    return TapSpec(tap.channels, tap.height // pool, tap.width // pool, tap.dtype)
+
+
+def pool_steps(pool: int) -> tuple[int, ...]:
+    """The prime factors of a pool, smallest first: the sides of the windows that are averaged one after the other.
+
+    A pool goes in steps, and its result is rounded to the stored type after each, so that a store made coarser in two
+    conversions, or in one, or by the encoder, is the same store. The mean of a window is in float32: the sum over its
+    rows from the first to the last, then over the columns, times the float32 next to 1 / cells.
+    """
+    smallest = next((factor for factor in range(2, pool + 1) if pool % factor == 0), None)
+    return () if smallest is None else (smallest, *pool_steps(pool // smallest))
+
+
+def _pool(features: npt.NDArray[Any], pool: int) -> npt.NDArray[Any]:
+    """Mean over windows of `pool` x `pool` cells: (n, C, h, w) to (n, C, h // pool, w // pool), of the same type."""
+    rows, columns = (side // pool * pool for side in features.shape[2:])
+    features = features[:, :, :rows, :columns]
+    for step in pool_steps(pool):
+        sums = reduce(np.add, [features[:, :, i::step].astype(np.float32) for i in range(step)])
+        sums = reduce(np.add, [sums[..., i::step] for i in range(step)])
+        features = (sums * np.float32(1 / step**2)).astype(features.dtype)
+    return features
+
+
+def _rows(store: Store, pseudonym: Callable[[str], str] | None) -> tuple[list[Row], dict[int, str]]:
+    """Rows of the new store, and the reasons of those that are set aside, by row."""
+    digests = store.digests
+    if pseudonym is not None or not len(digests):
+        slots = store.slots
+        stand_ins = [hashlib.sha256(b"slot %d" % slot).digest() for slot in slots.tolist()]
+        rename = pseudonym or str
+        return [Row(rename(name), digest) for name, digest in zip(store.ids, stand_ins, strict=True)], {}
+    rows = [Row(name, digest.tobytes()) for name, digest in zip(store.ids, digests, strict=True)]
+    aside = store.set_aside_rows
+    reasons = {len(rows) + i: store.set_aside[row.id] for i, row in enumerate(aside)}
+    return [*rows, *aside], reasons
+
+
+def _story(provenance: Mapping[str, JSON], public: bool) -> dict[str, JSON]:
+    return {key: value for key, value in provenance.items() if not public or key in _PUBLIC}
+
+
+def keyed_pseudonyms(ids: Sequence[str], key: bytes) -> dict[str, str]:
+    """A pseudonym for every id: 32 hexadecimal digits of HMAC-SHA-256, the same for the same key and id.
+
+    Raises:
+        StoreError: The key is shorter than 16 bytes, so that pseudonyms could be guessed.
+    """
+    if len(key) < 16:
+        message = f"the key has {len(key)} bytes; use at least 16 random ones, for example from secrets.token_bytes(32)"
+        raise StoreError(message)
+    return {name: hmac.new(key, name.encode(), hashlib.sha256).hexdigest()[:32] for name in ids}
+
+
+def pseudonymise_store(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    key: bytes,
+    mapping: str | os.PathLike[str],
+    taps: Sequence[str] | None = None,
+    fingerprint: Fingerprint | None = None,
+    labels: Labels | None = None,
+    progress: Progress = silent,
+) -> Store:
+    """Write a copy of a store that names no sample, and the list of who is who into a file that stays at home.
+
+    Args:
+        source: The store.
+        target: The copy.
+        key: At least 16 secret bytes; with the same key the same sample has the same pseudonym in every store.
+        mapping: CSV file to write, `pseudonym,id`; readable by its owner alone, and inside neither store.
+        taps: See `convert_store`; images must not be among them.
+        fingerprint: See `convert_store`.
+        labels: Class names, labels and splits to send along.
+        progress: See `convert_store`.
+
+    Raises:
+        StoreError: The key is too short, the mapping would lie inside a store, or images are among the taps.
+    """
+    listing = Path(os.path.realpath(mapping))
+    for place in (source, target):
+        if listing.is_relative_to(os.path.realpath(place)):
+            message = f"{os.fspath(mapping)} would be sent along inside {os.fspath(place)}; keep the mapping elsewhere"
+            raise StoreError(message)
+    store = open_store(source)
+    _refuse_pixels(source, {tap: spec for tap, spec in store.taps.items() if taps is None or tap in taps})
+    names = keyed_pseudonyms(store.ids, key)
+    lines = ["pseudonym,id", *(f'{new},"{_quoted(old)}"' for old, new in names.items())]
+    scratch = listing.with_name(f".{listing.name}.unfinished")
+    scratch.unlink(missing_ok=True)
+    scratch.touch(mode=0o600)
+    write_file(listing, ["\n".join(lines).encode() + b"\n"], scratch)
+    return convert_store(
+        source,
+        target,
+        taps=taps,
+        fingerprint=fingerprint,
+        pseudonym=names.__getitem__,
+        labels=labels,
+        progress=progress,
+    )
+
+
+def _quoted(name: str) -> str:
+    return name.replace('"', '""')

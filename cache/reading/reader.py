@@ -1,0 +1,288 @@
+"""Reading a store: rows of any order into the caller's buffer, at memory speed, checked on the way.
+
+Rows are copied from mapped files (`cache.reading.copying`), and each copy is compared with the crc32c in the index,
+not with the one stored behind the row: so a shard file that was swapped, duplicated or left from an older version is
+found as well as a flipped bit.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from cache.description import TapSpec, load_json
+from cache.errors import DamagedRowError, FingerprintMismatchError, FormatError, StoreError, StoreNotFoundError
+from cache.fingerprint import JSON, Fingerprint
+from cache.formats.hdf5_file import open_hdf5
+from cache.formats.zarr_folder import OpenedStore, open_zarr
+from cache.index import Row, UInt8
+from cache.labels import Labels, parse_labels
+from cache.reading.copying import copy_rows
+
+
+def store_format(path: Path) -> Literal["zarr", "hdf5"]:
+    """Format of the store at a path, by its suffix.
+
+    Raises:
+        StoreError: The suffix names none.
+    """
+    if path.suffix == ".zarr":
+        return "zarr"
+    if path.suffix in {".h5", ".hdf5"}:
+        return "hdf5"
+    message = f"{path} is no store: the name of one ends in .zarr, .h5 or .hdf5"
+    raise StoreError(message)
+
+
+def open_files(path: Path | str) -> OpenedStore:
+    """Open the files of a finished store in either format, here or at a URL; see `open_store` for the errors."""
+    if isinstance(path, str):
+        from cache.reading.remote import open_remote
+
+        return open_remote(path)
+    kind = store_format(path)
+    if not path.exists():
+        partial = path.with_name(path.name + ".partial")
+        begun = " (one was begun: run the same extract again to finish it)" if partial.exists() else ""
+        message = f"there is no store at {path}{begun}; check the path, or run extract to make it"
+        raise StoreNotFoundError(message)
+    if path.is_dir() != (kind == "zarr"):
+        message = f"{path} is a {'folder' if path.is_dir() else 'file'}, which a store named {path.suffix!r} is not"
+        raise FormatError(message)
+    return open_zarr(path) if kind == "zarr" else open_hdf5(Path(os.path.realpath(path)))
+
+
+def open_store(path: str | os.PathLike[str], expect: Fingerprint | None = None) -> Store:
+    """Open a finished store.
+
+    Args:
+        path: `NAME.zarr`, `NAME.h5` or `NAME.hdf5`, or the URL of one, which is read where it lies: `http://...`,
+            `s3://...`. Rows that were read once are kept in `$FEATURE_STORE_CACHE`.
+        expect: Refuse a store of any other fingerprint.
+
+    Raises:
+        StoreNotFoundError: There is none.
+        FormatError: It is none, or its metadata are damaged.
+        UntrustedStoreError: It asks for what a store never needs.
+        FingerprintMismatchError: Its fingerprint is not the expected one; the message names the fields.
+    """
+    store = Store(path if isinstance(path, str) and "://" in path else Path(path))
+    differences = store.fingerprint.differences(expect) if expect else ()
+    if differences:
+        shown = "; ".join(f"{d.field} is {d.ours!r} there, expected {d.theirs!r}" for d in differences[:8])
+        message = f"{store.path} holds features of another fingerprint ({shown}); extract it again or name another one"
+        raise FingerprintMismatchError(message, differences)
+    return store
+
+
+class Store:
+    """A finished store, open for reading.
+
+    It pickles by its path and opens again in the process that loads it; there it must still be the same version. It may
+    be read from several threads at once.
+
+    Attributes:
+        path: Where it lies: a path, or text for a URL.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        """Open the store at `path`."""
+        self.path = path
+        self._files: OpenedStore | None = open_files(path)
+        self._version = self._files.description.checksum
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The path and the version, nothing that is open."""
+        return {"path": self.path, "_version": self._version, "_files": None}
+
+    @property
+    def _opened(self) -> OpenedStore:
+        files = self._files  # looked at once: another thread may close the store
+        if files is None:
+            files = open_files(self.path)
+            if files.description.checksum != self._version:
+                message = f"{self.path} was replaced by another version since it was opened; open it again"
+                raise StoreError(message)
+            self._files = files
+        return files
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Sample ids in row order."""
+        return self._opened.index.ids
+
+    @property
+    def taps(self) -> Mapping[str, TapSpec]:
+        """Shape and type by tap name."""
+        return self._opened.description.taps
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """What the features depend on apart from the pixels."""
+        return self._opened.description.fingerprint
+
+    @property
+    def provenance(self) -> Mapping[str, JSON]:
+        """How the store came about; nothing depends on it."""
+        return self._opened.description.provenance
+
+    @property
+    def version(self) -> str:
+        """Hexadecimal SHA-256 over everything in the store: equal for equal content."""
+        return self._version
+
+    @property
+    def digests(self) -> UInt8:
+        """(rows, 32) uint8 SHA-256 of each row's source pixels; (0, 32) if the store does not tell."""
+        digest = self._opened.index.digest
+        return np.empty((0, 32), np.uint8) if digest is None else digest[self._opened.index.slot]
+
+    @property
+    def extents(self) -> npt.NDArray[np.float32]:
+        """(rows, 2) float32 part of the grid's height and width that is image and not padding, in (0, 1]."""
+        return self._opened.index.extent[self._opened.index.slot]
+
+    @property
+    def slots(self) -> npt.NDArray[np.int64]:
+        """(rows,) int64 place of each row in the arrays; rows with identical pixels have the same."""
+        return self._opened.index.slot
+
+    @property
+    def labels(self) -> Labels | None:
+        """Class names, labels and splits, where they were sent along."""
+        text = self._opened.index.text("labels")
+        if not text:
+            return None
+        where = f"{self.path}: labels"
+        return parse_labels(load_json(text.encode(), where), len(self), where)
+
+    @property
+    def card(self) -> str:
+        """What a stranger should know of the store, as Markdown."""
+        return self._opened.index.text("card")
+
+    @property
+    def set_aside_rows(self) -> tuple[Row, ...]:
+        """The samples that were asked for and gave no feature."""
+        return tuple(Row(item["id"], bytes.fromhex(item["digest"])) for item in self._opened.index.set_aside)
+
+    @property
+    def set_aside(self) -> Mapping[str, str]:
+        """Reason by id, for samples that were asked for and gave no feature."""
+        return {item["id"]: item["reason"] for item in self._opened.index.set_aside}
+
+    def __len__(self) -> int:
+        return self._opened.description.rows
+
+    def __repr__(self) -> str:
+        return f"Store({os.fspath(self.path)!r}, {len(self)} rows of {', '.join(self.taps)})"
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the maps; a later use opens the store again."""
+        self._files = None
+
+    def read(
+        self,
+        rows: Sequence[int] | npt.NDArray[np.integer[Any]],
+        taps: Sequence[str] | None = None,
+        out: Mapping[str, npt.NDArray[Any]] | None = None,
+        verify: bool = True,
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Copy rows into memory.
+
+        Args:
+            rows: Row numbers, 0 to `len(self) - 1`, in any order, repeats allowed.
+            taps: Tap names; all by default.
+            out: Buffers to fill, by tap: writable, C-contiguous, of the tap's type and shape (len(rows), C, h, w),
+                for example views of pinned memory. Allocated if not given.
+            verify: Check every row's crc32c.
+
+        Returns:
+            By tap, (len(rows), C, h, w) of the tap's type.
+
+        Raises:
+            DamagedRowError: Stored bytes are not those that were written; `ids` names the samples.
+            StoreError: A tap, a row or a buffer is not what it must be, or the store was replaced meanwhile.
+        """
+        opened = self._opened
+        slots = self._slots(opened, rows)
+        names = tuple(self.taps) if taps is None else tuple(taps)
+        filled: dict[str, npt.NDArray[Any]] = {}
+        damaged: set[int] = set()
+        for name in names:
+            filled[name] = self._buffer(name, len(slots), out)
+            damaged |= self._fill(opened, name, slots, filled[name], verify)
+        if damaged:
+            raise self._damage(opened, np.asarray(rows)[sorted(damaged)])
+        return filled
+
+    def _slots(self, opened: OpenedStore, rows: Sequence[int] | npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
+        """(n,) slots of the rows asked for."""
+        numbers = np.asarray(rows)
+        count = opened.description.rows
+        if numbers.size == 0:
+            numbers = numbers.astype(np.int64)
+        if numbers.ndim != 1 or numbers.dtype.kind not in "iu" or ((numbers < 0) | (numbers >= count)).any():
+            message = f"rows must be whole numbers from 0 to {count - 1} in one dimension, got {rows!r:.200}"
+            raise StoreError(message)
+        slots: npt.NDArray[np.int64] = opened.index.slot[numbers]
+        return slots
+
+    def _buffer(self, name: str, count: int, out: Mapping[str, npt.NDArray[Any]] | None) -> npt.NDArray[Any]:
+        """The caller's buffer after a check, or a new one."""
+        if name not in self.taps:
+            message = f"{self.path} has no tap {name!r}; it has {', '.join(map(repr, self.taps))}"
+            raise StoreError(message)
+        spec = self.taps[name]
+        shape = (count, *spec.shape)
+        if out is None:
+            return np.empty(shape, spec.dtype)
+        if name not in out:
+            message = f"out has no buffer for tap {name!r}; give one, or name the taps to read"
+            raise StoreError(message)
+        buffer = out[name]
+        good = buffer.flags.c_contiguous and buffer.flags.writeable
+        if buffer.shape != shape or buffer.dtype != spec.dtype or not good:
+            kind = f"{'' if good else 'read-only or strided '}{buffer.dtype} array of shape {buffer.shape}"
+            message = (
+                f"out[{name!r}] is a {kind}; expected a writable, C-contiguous {spec.dtype} array of shape {shape}"
+            )
+            raise StoreError(message)
+        return buffer
+
+    def _fill(
+        self, opened: OpenedStore, name: str, slots: npt.NDArray[np.int64], buffer: npt.NDArray[Any], verify: bool
+    ) -> set[int]:
+        """Copy the rows of one tap; returns the positions of damaged ones."""
+        opened.rows.fetch(name, slots)
+        size = opened.description.taps[name].row_bytes
+        target = buffer.reshape(-1).view(np.uint8).reshape(len(slots), size)
+        expected = opened.index.checksums(name)[slots] if verify else None
+        damaged = copy_rows(opened.rows, name, size, slots, target, expected)
+        if damaged:
+            opened.rows.forget(name, slots[sorted(damaged)])
+        return damaged
+
+    def _damage(self, opened: OpenedStore, rows: npt.NDArray[np.integer[Any]]) -> DamagedRowError:
+        """The error that names the samples of damaged rows."""
+        ids = list(dict.fromkeys(opened.index.ids[row] for row in rows.tolist()))
+        shown = ", ".join(map(repr, ids[:8])) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
+        remedy = "run 'store verify' for all damage and 'store repair' to encode them again"
+        if isinstance(self.path, str):
+            remedy = "read them again, which fetches them anew; if that is no help, they are damaged where they lie"
+        message = f"{self.path}: the stored features of {shown} are damaged; {remedy}"
+        return DamagedRowError(message, ids)

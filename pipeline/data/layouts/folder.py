@@ -1,0 +1,108 @@
+"""Image folders: `root/class/image`, or `root/split/class/image` with splits of one's own."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from pipeline.data.dataset import SPLITS, Dataset, Sample, Split, Task, listing
+from pipeline.data.depth import DEFAULT_READING, Reading
+from pipeline.data.image import SUFFIXES
+from pipeline.data.layouts.files import Files
+from pipeline.data.splits import FRACTIONS, split_named, stratified_split
+from pipeline.errors import DataError
+
+
+def load_folder(
+    root: Path,
+    *,
+    group_pattern: str | None = None,
+    fractions: Mapping[Split, float] = FRACTIONS,
+    seed: int = 0,
+    reading: Reading = DEFAULT_READING,
+) -> Dataset:
+    """Load a folder of classes, in which an id is a file's path relative to `root`.
+
+    Where the folders directly below `root` are called train, val (or valid, validation) and test, they are the
+    splits; else they are the classes and the splits are drawn. Classes are numbered in the order of their names.
+    Images may lie at any depth below their class; hidden files and files of other kinds are passed over.
+
+    Args:
+        root: The folder.
+        group_pattern: Regular expression searched in each file's name; its first parenthesis, or else the whole
+            match, names the group. None: every image is a group.
+        fractions: Shares of val and test where the splits are drawn.
+        seed: Of the drawn splits.
+        reading: How the files become uint8 RGB.
+
+    Raises:
+        DataError: `root` is not such a folder, a class is empty, a name does not match `group_pattern`, or the result
+            is no valid `Dataset` (a group in two splits, for one).
+    """
+    if not root.is_dir():
+        message = f"{root}: there is no such folder; expected class/image or split/class/image below it"
+        raise DataError(message)
+    names: list[str] = []
+    classes: list[str] = []
+    splits: list[Split] = []
+    for split, folder in _class_folders(root):
+        images = sorted(_images(root, folder))
+        if not images:
+            message = f"{folder}: the class has no image ({', '.join(SUFFIXES)}); add some or remove the folder"
+            raise DataError(message)
+        names += images
+        classes += [folder.name] * len(images)
+        splits += [split] * len(images) if split else []
+    groups = _groups(root, names, group_pattern)
+    class_names = tuple(sorted(set(classes)))
+    labels = [class_names.index(name) for name in classes]
+    drawn = splits or stratified_split(labels, groups, fractions=fractions, seed=seed)
+    samples = tuple(map(Sample, names, labels, drawn, groups))
+    task: Task = "binary" if len(class_names) == 2 else "multiclass"
+    return Dataset(root.resolve().name, samples, class_names, task, Files(root, tuple(names), reading))
+
+
+def _class_folders(root: Path) -> list[tuple[Split | None, Path]]:
+    """Folders of the classes with their split, in a fixed order; the split is None where it has to be drawn."""
+    below = _folders(root)
+    found = {folder: split_named(folder.name) for folder in below}
+    if not any(found.values()):
+        return [(None, folder) for folder in below]
+    others = [folder.name for folder, split in found.items() if split is None]
+    if others:
+        message = f"{root}: beside splits there are other folders: {listing(others)}; use names of splits or of classes"
+        raise DataError(message)
+    return [(split, folder) for split in SPLITS for top in below if found[top] == split for folder in _folders(top)]
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _images(root: Path, folder: Path) -> Iterator[str]:
+    """Image files at any depth below a folder, hidden ones left out, as paths relative to `root`."""
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        below = Path(parent).relative_to(root).as_posix()
+        for name in files:
+            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
+                yield f"{below}/{name}"
+
+
+def _groups(root: Path, names: list[str], pattern: str | None) -> list[str]:
+    """Group of every image, by the pattern on the file name."""
+    if pattern is None:
+        return names
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        message = f"the group pattern {pattern!r} is no regular expression ({error})"
+        raise DataError(message) from None
+    matches = [compiled.search(name.rsplit("/", 1)[-1]) for name in names]
+    unmatched = [name for name, match in zip(names, matches, strict=True) if match is None]
+    if unmatched:
+        message = f"{root}: the group pattern {pattern!r} does not match {len(unmatched)} names: {listing(unmatched)}"
+        raise DataError(message)
+    return [match[1 if compiled.groups else 0] for match in matches if match is not None]

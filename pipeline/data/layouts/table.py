@@ -1,0 +1,202 @@
+"""CSV tables: a row per image, with its label in one column or one column per class."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.data.dataset import Dataset, Label, Sample, Split, Task, listing
+from pipeline.data.depth import DEFAULT_READING, Reading
+from pipeline.data.layouts.files import Files
+from pipeline.data.splits import FRACTIONS, split_named, stratified_split
+from pipeline.errors import DataError
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A line of a table: where it stands, what it says, and the split that its file stands for, if any."""
+
+    where: str
+    cells: Mapping[str, str]
+    split: Split | None
+
+
+def load_csv(
+    path: Path | Mapping[Split, Path],
+    *,
+    root: Path,
+    path_column: str,
+    label_column: str | None = None,
+    label_columns: Sequence[str] = (),
+    rest_class: str | None = None,
+    split_column: str | None = None,
+    group_column: str | None = None,
+    suffix: str = "",
+    mask_column: str | None = None,
+    task: Task | None = None,
+    fractions: Mapping[Split, float] = FRACTIONS,
+    seed: int = 0,
+    reading: Reading = DEFAULT_READING,
+) -> Dataset:
+    """Load a table, or one table per split, in which an id is what `path_column` says, as text.
+
+    Every cell stays text (`007` is not 7). The splits are those of the mapping, or of `split_column`, or else drawn.
+
+    Args:
+        path: A CSV file with a header, UTF-8; or one for each split.
+        root: Folder that the paths are relative to.
+        path_column: Column of the image's path.
+        label_column: Column of the class name. Classes are numbered by value if all are integers, else by name.
+        label_columns: Instead of `label_column`: one column of 0 and 1 per class, in the order of the classes.
+        rest_class: Name of one more class, for the rows that have 0 in all `label_columns`.
+        split_column: Column of the split: train, val or test, in any of their usual spellings.
+        group_column: Column of the group, such as the patient. None: every image is a group.
+        suffix: Appended to every path, such as `.jpg`.
+        mask_column: Column of the path of a mask image, relative to `root`.
+        task: `multilabel` lets any number of `label_columns` be 1; `ordinal` says that the classes ascend. None:
+            binary or multiclass, by the number of classes.
+        fractions: Shares of val and test where the splits are drawn.
+        seed: Of the drawn splits.
+        reading: How the files become uint8 RGB.
+
+    Raises:
+        DataError: A table or column is missing, a cell is empty or not what its column holds, files are missing
+            (they are listed), a path leaves `root`, or the result is no valid `Dataset`.
+    """
+    where = ", ".join(map(str, _tables(path)))
+    if (label_column is None) == (not label_columns):
+        message = f"{where}: give either label_column ({label_column!r}) or label_columns ({label_columns!r})"
+        raise DataError(message)
+    if split_column is not None and isinstance(path, Mapping):
+        message = f"{where}: with one table per split there is no split_column ({split_column!r})"
+        raise DataError(message)
+    columns = [path_column, label_column, *label_columns, split_column, group_column, mask_column]
+    rows = _read(path, [column for column in columns if column is not None])
+    ids = [_cell(row, path_column) for row in rows]
+    groups = ids if group_column is None else [_cell(row, group_column) for row in rows]
+    if label_column is not None:
+        labels, class_names = _named_labels(rows, label_column)
+    else:
+        labels, class_names = _column_labels(rows, label_columns, rest_class, multilabel=task == "multilabel")
+    splits = _splits(rows, split_column) or stratified_split(labels, groups, fractions=fractions, seed=seed)
+    masks = () if mask_column is None else tuple(_cell(row, mask_column) for row in rows)
+    files = Files(root, tuple(name + suffix for name in ids), reading, masks)
+    files.check(where)
+    task = task or ("binary" if len(class_names) == 2 else "multiclass")
+    name = ", ".join(table.stem for table in _tables(path))
+    return Dataset(name, tuple(map(Sample, ids, labels, splits, groups)), class_names, task, files)
+
+
+def _tables(path: Path | Mapping[Split, Path]) -> list[Path]:
+    return list(path.values()) if isinstance(path, Mapping) else [path]
+
+
+def _read(path: Path | Mapping[Split, Path], columns: Sequence[str]) -> list[_Row]:
+    """Rows of one table, or of one per split."""
+    if isinstance(path, Mapping):
+        return [row for split, part in path.items() for row in _read_table(part, columns, split)]
+    return _read_table(path, columns, None)
+
+
+def _read_table(path: Path, columns: Sequence[str], split: Split | None) -> list[_Row]:
+    """Rows of a table that has all `columns`."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, restval="", strict=True)
+            header = list(reader.fieldnames or ())
+            for column in columns:
+                _check_column(path, header, column)
+            rows = [_Row(f"{path}, line {reader.line_num}", cells, split) for cells in reader]
+    except OSError as error:
+        message = f"{path}: the table cannot be read ({error.strerror}); check data.path"
+        raise DataError(message) from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        message = f"{path}: this is no CSV table in UTF-8 ({error}); save it as one"
+        raise DataError(message) from None
+    long = [row.where for row in rows if None in row.cells]
+    if long:
+        message = f"{long[0]}: there are more cells than the header has; quote those that hold a comma"
+        raise DataError(message)
+    return rows
+
+
+def _check_column(path: Path, header: Sequence[str], column: str) -> None:
+    if header.count(column) == 1:
+        return
+    if column in header:
+        message = f"{path}: the column {column!r} is there {header.count(column)} times; rename all but one"
+        raise DataError(message)
+    near = difflib.get_close_matches(column, header, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"it has {listing(header)}"
+    message = f"{path}: there is no column {column!r}; {hint}"
+    raise DataError(message)
+
+
+def _cell(row: _Row, column: str) -> str:
+    """Text of a cell that must not be empty."""
+    text = row.cells[column].strip()
+    if not text:
+        message = f"{row.where}: {column!r} is empty; fill it in or remove the line"
+        raise DataError(message)
+    return text
+
+
+def _named_labels(rows: Sequence[_Row], column: str) -> tuple[list[Label], tuple[str, ...]]:
+    """Class numbers and names from a column of names."""
+    texts = [_cell(row, column) for row in rows]
+    found = set(texts)
+    numeric = all(text.lstrip("-").isdecimal() for text in found)
+    names = tuple(sorted(found, key=int) if numeric else sorted(found))
+    number = {name: k for k, name in enumerate(names)}
+    return [number[text] for text in texts], names
+
+
+def _column_labels(
+    rows: Sequence[_Row], columns: Sequence[str], rest_class: str | None, *, multilabel: bool
+) -> tuple[list[Label], tuple[str, ...]]:
+    """Labels and class names from one column of 0 and 1 per class."""
+    if multilabel and rest_class is not None:
+        message = f"rest_class {rest_class!r}: a multilabel task says 'none' by zeros and has no class for it"
+        raise DataError(message)
+    present = [tuple(_bit(row, column) for column in columns) for row in rows]
+    names = (*columns, rest_class) if rest_class is not None else tuple(columns)
+    if multilabel:
+        return list(present), names
+    labels: list[Label] = []
+    for row, bits in zip(rows, present, strict=True):
+        if sum(bits) > 1 or (not any(bits) and rest_class is None):
+            message = (
+                f"{row.where}: {sum(bits)} of {listing(columns)} are 1 and exactly one class is expected; "
+                f"name a rest_class for rows of zeros, or set task to 'multilabel'"
+            )
+            raise DataError(message)
+        labels.append(bits.index(1) if any(bits) else len(columns))
+    return labels, names
+
+
+def _bit(row: _Row, column: str) -> int:
+    """0 or 1 from a cell, however the table writes its numbers."""
+    text = _cell(row, column)
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if value not in (0.0, 1.0):
+        message = f"{row.where}: {column!r} is {text!r}; a column per class holds 0 or 1"
+        raise DataError(message)
+    return int(value)
+
+
+def _splits(rows: Sequence[_Row], column: str | None) -> list[Split]:
+    """Splits that the files or a column give; empty if they are to be drawn."""
+    if column is None:
+        return [row.split for row in rows if row.split is not None]
+    splits = [split_named(_cell(row, column)) for row in rows]
+    unknown = {row.cells[column] for row, split in zip(rows, splits, strict=True) if split is None}
+    if unknown:
+        message = f"{rows[0].where}: the column {column!r} holds {listing(sorted(unknown))}; use train, val and test"
+        raise DataError(message)
+    return [split for split in splits if split is not None]

@@ -1,0 +1,201 @@
+"""Read a held-out split once: scores, a row per sample, curves for programs and plots for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cache import Store
+from pipeline.data import Dataset, Split
+from pipeline.evaluate import intervals, metrics, operating, plots
+from pipeline.model.tasks import Task
+from pipeline.progress import Progress, silent
+from pipeline.train import run_folder
+from pipeline.train.feed import Feed
+from pipeline.train.finished_run import Trained
+from pipeline.train.forward import infer
+from pipeline.train.in_memory import Holdings
+from pipeline.train.train import Machine
+
+Floats = npt.NDArray[np.floating[Any]]
+
+
+def evaluate(
+    folder: Path,
+    dataset: Dataset,
+    store: Store | None,
+    *,
+    split: Split = "test",
+    points: Sequence[str] = operating.POINTS,
+    resamples: int = 2000,
+    seed: int = 0,
+    machine: Machine | None = None,
+    allow_missing: bool = False,
+    holdings: Holdings | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Score a finished run on a split, and leave the figures in its folder.
+
+    Writes `metrics.json`; `predictions.csv`, one row per sample; `roc.csv`, `precision_recall.csv`, `reliability.csv`,
+    one row per point, the last with intervals; for people the same three as PNG, `loss.png` and, where a sample has one
+    class, `confusion.png`.
+
+    Args:
+        folder: A finished run.
+        dataset: The data set it was trained on, or another one with the same classes.
+        store: Its features; may be None for a classifier without gates.
+        split: What to score on.
+        points: Where to read sensitivity and specificity (see `operating.choose_threshold`), chosen on val if there is
+            one.
+        resamples: Draws of groups for the intervals.
+        seed: Of the draws.
+        machine: What to compute on.
+        allow_missing: Score without the samples that the store lacks.
+        holdings: Images and features that others have loaded; None to share nothing.
+        progress: Called while images are decoded.
+
+    Returns:
+        What `metrics.json` holds: the scores of `metrics.score`; `intervals`, by score `low` and `high`;
+        `operating_points`, by point and class; and what the run is.
+
+    Raises:
+        RunError: No finished run, other classes, or features of another fingerprint.
+        DataError: AUC is not defined on the split.
+        ConfigError: There is no such operating point.
+    """
+    for point in points:
+        operating.read_point(point)
+    trained = Trained(
+        folder,
+        dataset,
+        store,
+        machine=machine or Machine(),
+        allow_missing=allow_missing,
+        holdings=holdings,
+        progress=progress,
+    )
+    description = trained.description
+    task, names = dataset.task, dataset.class_names
+    metrics.check_labels(task, np.asarray(dataset.labels)[dataset.indices(split)], names, split)
+
+    def score_split(name: Split) -> tuple[Feed, Floats]:
+        feed = trained.feed(name)
+        return feed, infer(trained.classifier, description.head, feed, precision=trained.precision).probabilities
+
+    feed, said = score_split(split)
+    val = score_split("val") if dataset.indices("val") else None
+    scorer = metrics.Scorer(task, feed.labels, said)
+    draws = intervals.resample(scorer, feed.groups, resamples=resamples, seed=seed)
+    figures = {
+        "split": split,
+        **metrics.score(task, feed.labels, said, names),
+        "intervals": intervals.named_intervals(draws, names),
+        "operating_points": {
+            point: _at_point(point, task, val, (feed, said), names, resamples, seed)
+            for point in points
+            if val is not None
+        },
+        "bootstrap": {"resamples": resamples, "seed": seed, "groups": len(set(feed.groups))},
+        "best_epoch": description.metrics["epoch"],
+        "val_auc": description.metrics["val"]["auc"],
+        "parameters": description.metrics["parameters"],
+        "flops": description.metrics["flops"],
+    }
+    run_folder.write_json(folder / "metrics.json", figures)
+    run_folder.write_csv(folder / "predictions.csv", _prediction_rows(task, feed, said, names))
+    steps = intervals.reliability(task, feed.labels, said, feed.groups, resamples=resamples, seed=seed)
+    _draw(folder, task, feed.labels, said, names, steps, figures)
+    return figures
+
+
+def _at_point(
+    point: str,
+    task: Task,
+    val: tuple[Feed, Floats],
+    test: tuple[Feed, Floats],
+    names: Sequence[str],
+    resamples: int,
+    seed: int,
+) -> dict[str, dict[str, Any]]:
+    """Choose a threshold per class on val, and give what it comes to on test: by class, with intervals."""
+    (val_feed, val_said), (feed, said) = val, test
+    chosen_on = metrics.one_hot(task, val_feed.labels, len(names))
+    thresholds = [operating.choose_threshold(chosen_on[:, k], val_said[:, k], point) for k in range(len(names))]
+    scorer = operating.PointScorer(metrics.one_hot(task, feed.labels, len(names)), said, thresholds)
+    reached = {key: value[0] for key, value in scorer(np.ones((1, len(feed)))).items()}
+    draws = intervals.resample(scorer, feed.groups, resamples=resamples, seed=seed)
+    ends = intervals.named_intervals(draws, names)
+    return {
+        name: {
+            "threshold": thresholds[k],
+            **{key: {"value": float(reached[key][k]), **ends[key][name]} for key in reached},
+        }
+        for k, name in enumerate(names)
+    }
+
+
+def _draw(
+    folder: Path,
+    task: Task,
+    labels: npt.NDArray[np.int64],
+    said: Floats,
+    names: Sequence[str],
+    steps: Sequence[Mapping[str, float]],
+    figures: Mapping[str, Any],
+) -> None:
+    """Write the curves, each as a table and as a picture."""
+    hits = metrics.one_hot(task, labels, len(names))
+    roc = {name: metrics.roc_curve(hits[:, k], said[:, k]) for k, name in enumerate(names)}
+    recall = {name: metrics.precision_recall(hits[:, k], said[:, k]) for k, name in enumerate(names)}
+    run_folder.write_csv(folder / "roc.csv", _curve_rows(roc, ("fpr", "tpr")))
+    run_folder.write_csv(folder / "precision_recall.csv", _curve_rows(recall, ("recall", "precision")))
+    run_folder.write_csv(folder / "reliability.csv", steps)
+    plots.draw_roc(folder / "roc.png", roc, figures["class_auc"])
+    plots.draw_precision_recall(folder / "precision_recall.png", recall, figures["class_ap"])
+    plots.draw_reliability(folder / "reliability.png", steps, figures["ece"])
+    plots.draw_history(folder / "loss.png", run_folder.read_history(folder), best_epoch=figures["best_epoch"])
+    if "confusion" in figures:
+        plots.draw_confusion(folder / "confusion.png", figures["confusion"], names)
+
+
+def _prediction_rows(task: Task, feed: Feed, said: Floats, class_names: Sequence[str]) -> list[dict[str, object]]:
+    """One row per sample: id, group, label, predicted, probabilities, digest of the pixels.
+
+    For `multilabel` also 0 or 1 per true class.
+    """
+
+    def spell(label: npt.NDArray[np.int64] | np.int64) -> str:
+        """Name a class, or all labels that are set, joined by `|`."""
+        if not several:
+            return class_names[int(label)]
+        return "|".join(name for name, present in zip(class_names, np.atleast_1d(label), strict=True) if present)
+
+    predicted, several = metrics.predictions(task, said), task == "multilabel"
+    return [
+        {
+            "id": feed.ids[i],
+            "group": feed.groups[i],
+            "label": spell(feed.labels[i]),
+            "predicted": spell(predicted[i]),
+            **{f"p_{name}": float(p) for name, p in zip(class_names, said[i], strict=True)},
+            **({f"y_{name}": int(y) for name, y in zip(class_names, feed.labels[i], strict=True)} if several else {}),
+            "pixels_sha256": (feed.pixel_digest(i) or b"").hex(),
+        }
+        for i in range(len(feed))
+    ]
+
+
+Curve = tuple[Floats, Floats, Floats]  # across, up, and the threshold that gives the point
+
+
+def _curve_rows(curves: Mapping[str, Curve], axes: tuple[str, str]) -> list[dict[str, object]]:
+    """One row per class and point; a threshold above every score is left empty."""
+    return [
+        {"class": name, axes[0]: float(x), axes[1]: float(y), "threshold": float(at) if np.isfinite(at) else ""}
+        for name, curve in curves.items()
+        for x, y, at in zip(*curve, strict=True)
+    ]

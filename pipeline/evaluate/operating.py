@@ -1,0 +1,82 @@
+"""Sensitivity and specificity where a clinic would work: thresholds chosen on val, used as they are on test."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import ConfigError
+from pipeline.evaluate.metrics import Bools, Floats, roc_curve
+
+POINTS = ("youden", "sensitivity=0.95", "specificity=0.95")
+_POINT = re.compile(r"(sensitivity|specificity)=(0?\.[0-9]+|1(?:\.0+)?)")
+
+
+def read_point(point: str) -> tuple[str, float]:
+    """Read what an operating point asks for: its name, and the value to reach (0 for `"youden"`, which names none).
+
+    Raises:
+        ConfigError: No such point.
+    """
+    if point == "youden":
+        return point, 0.0
+    found = _POINT.fullmatch(point)
+    if found is None or not float(found[2]):
+        msg = (
+            f"There is no operating point {point!r}: write 'youden', 'sensitivity=0.95' or 'specificity=0.95', the "
+            f"number above 0 and at most 1."
+        )
+        raise ConfigError(msg)
+    return found[1], float(found[2])
+
+
+def choose_threshold(hits: Bools, scores: Floats, point: str) -> float:
+    """Choose the score from which on a sample is called.
+
+    Args:
+        hits: (n,), with at least one of each kind.
+        scores: (n,), higher for likelier.
+        point: `"youden"`, where sensitivity plus specificity is highest; or `"sensitivity=X"` or `"specificity=X"`, the
+            threshold that reaches X at the least cost of the other.
+
+    Raises:
+        ConfigError: No such point.
+    """
+    name, wanted = read_point(point)
+    false, true, thresholds = roc_curve(hits, scores)
+    thresholds = np.minimum(thresholds, np.nextafter(1, 2))  # just above every probability: nothing is called
+    thresholds[0] = np.nextafter(scores.max(), np.inf)  # the point that calls nothing, as a number that JSON has
+    if name == "youden":
+        return float(thresholds[np.argmax(true - false)])
+    if name == "sensitivity":
+        return float(thresholds[np.argmax(true >= wanted)])
+    return float(thresholds[np.flatnonzero(1 - false >= wanted)[-1]])
+
+
+class PointScorer:
+    """Sensitivity and specificity at fixed thresholds, for any weights of the samples.
+
+    Args:
+        hits: (n, K), what is true.
+        probabilities: (n, K).
+        thresholds: (K,), from which probability on a class is called.
+    """
+
+    def __init__(self, hits: Bools, probabilities: Floats, thresholds: Sequence[float]) -> None:
+        called = probabilities >= np.asarray(thresholds)
+        self._hits, self._kept, self._cleared = hits, hits & called, ~hits & ~called
+
+    def __call__(self, weights: Floats) -> dict[str, Floats]:
+        """Score under weightings (R, n): `sensitivity` and `specificity`, each (R, K), NaN where not defined."""
+
+        def sums(of: npt.NDArray[Any]) -> Floats:
+            result: Floats = weights @ of.astype(weights.dtype)
+            return result
+
+        hits, misses = sums(self._hits), sums(~self._hits)
+        with np.errstate(invalid="ignore"):
+            return {"sensitivity": sums(self._kept) / hits, "specificity": sums(self._cleared) / misses}

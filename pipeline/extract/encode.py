@@ -1,0 +1,287 @@
+"""The loop of stage one: decoding ahead of the encoder, one batch in flight on the device, writing behind it.
+
+While the device works on a batch, the results of the one before travel back and the images of the next travel there.
+On a CPU the same code is simply one batch after the other.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+import cache
+from pipeline.data.resize import squared
+from pipeline.errors import DataError
+from pipeline.extract.batch_size import BatchSize, out_of_memory
+from pipeline.extract.up_to_date import specify
+from pipeline.image_tap import IMAGE
+from pipeline.overlap import ahead, threads
+from pipeline.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from pipeline.encoders import Encoder, Prepared
+
+
+class Shard:
+    """Host memory of one shard in the making.
+
+    Args:
+        taps: (C, h, w) by tap.
+        rows: How many rows it has.
+        dtype: Stored type, numpy's name.
+        image_px: Side of the images to store beside the features; None for none.
+
+    Attributes:
+        features: Tap to (rows, C, h, w), images among them.
+        extents: (rows, 2) float32, the part of the grid's height and width that is image.
+    """
+
+    def __init__(
+        self, taps: Mapping[str, tuple[int, int, int]], rows: int, dtype: str, image_px: int | None = None
+    ) -> None:
+        self.features: dict[str, npt.NDArray[np.generic]] = {
+            tap: np.empty((rows, *spec.shape), spec.dtype) for tap, spec in specify(taps, dtype, image_px).items()
+        }
+        self.extents = np.empty((rows, 2), np.float32)
+        self._finite = np.ones(rows, bool)
+
+    def land(self, flight: Flight) -> None:
+        """Take in a batch, waiting until it is there."""
+        if flight.arrived is not None:
+            flight.arrived.synchronize()
+        rows = slice(flight.start, flight.start + len(flight.extents))
+        self.extents[rows] = flight.extents
+        self._finite[rows] = flight.finite.numpy()
+        for tap, feature in flight.features.items():
+            self.features[tap][rows] = feature.numpy()
+
+    def keep_images(self, start: int, images: Sequence[Tensor | None]) -> None:
+        """Take in the images (3, S, S) uint8 of a batch, where images are stored."""
+        for row, image in enumerate(images, start=start):
+            if image is not None:
+                self.features[IMAGE][row] = image.numpy()
+
+    def non_finite(self) -> list[int]:
+        """Rows with a value that is not finite in some tap, after rounding to the stored type."""
+        return [int(i) for i in np.flatnonzero(~self._finite)]
+
+
+@dataclass(frozen=True)
+class Flight:
+    """A batch on its way back from the device.
+
+    Attributes:
+        start: Its first row in the shard.
+        extents: (B, 2) float32.
+        features: Tap to (B, C, h, w) on the host, complete once `arrived`.
+        finite: (B,) bool on the host, likewise.
+        arrived: The device's event after the copies; None where nothing is asynchronous.
+    """
+
+    start: int
+    extents: npt.NDArray[np.float32]
+    features: Mapping[str, Tensor]
+    finite: Tensor
+    arrived: torch.cuda.Event | None
+
+
+def launch(encoder: Encoder, batch: Sequence[Prepared], start: int, size: int, dtype: torch.dtype) -> Flight:
+    """Send a batch through the encoder and on its way back, without waiting for it where the device allows.
+
+    A short batch is filled up with its last image, because the last bits of a feature depend on the size of the batch
+    (not on the company or the place in it): so an image encoded again later, alone, gets the very same numbers.
+
+    Args:
+        encoder: The frozen encoder.
+        batch: Images that it prepared.
+        start: Their first row in the shard.
+        size: Images in a full batch.
+        dtype: Stored type.
+    """
+    device = device_of(encoder)
+    full = [*batch, *[batch[-1]] * (size - len(batch))]
+    pixels = torch.stack([image.pixels for image in full])
+    sizes = torch.tensor([image.size for image in full])
+    if device.type == "cuda":
+        pixels = pixels.pin_memory().to(device, non_blocking=True)
+    features = {tap: feature[: len(batch)] for tap, feature in encoder.encode(pixels, sizes, dtype).items()}
+    finite = torch.stack([feature.isfinite().flatten(1).all(1) for feature in features.values()]).all(0)
+    return Flight(
+        start=start,
+        extents=(sizes[: len(batch)].numpy() / encoder.input_px).astype(np.float32),
+        features={tap: _to_host(feature) for tap, feature in features.items()},
+        finite=_to_host(finite),
+        arrived=_record_event(device),
+    )
+
+
+def device_of(encoder: Encoder) -> torch.device:
+    """Where an encoder's weights are."""
+    return next(encoder.parameters()).device
+
+
+def _to_host(tensor: Tensor) -> Tensor:
+    if tensor.device.type != "cuda":
+        return tensor.cpu()
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+
+
+def _record_event(device: torch.device) -> torch.cuda.Event | None:
+    if device.type != "cuda":
+        return None
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+@dataclass
+class Clock:
+    """Seconds spent in each part of a run, by whichever thread."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        """Add the time inside the `with` block to `part`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - start
+            with self._lock:
+                self.seconds[part] = self.seconds.get(part, 0.0) + spent
+
+
+@dataclass
+class Encoding:
+    """Encodes the pending shards of a store, whoever planned them.
+
+    Attributes:
+        encoder: The frozen encoder.
+        image: Decoded image of a row of the plan, uint8 (H, W, 3); called from the decoding threads.
+        names: Sample id of each row.
+        dtype: Stored type, numpy's name.
+        sizes: Images per encoder call.
+        workers: Decoding threads.
+        image_px: Side of the images to store beside the features; None for none.
+        strict: Stop at an image that the encoder refuses, or of which a feature is not finite, instead of setting its
+            sample aside.
+        shared: Whether other processes encode shards of the same store.
+        clock: Where the time went.
+        progress: Called after each batch.
+        encoded: Images that went through the encoder.
+        set_aside: Reason by sample id, for images that the encoder refuses and features that are not finite.
+    """
+
+    encoder: Encoder
+    image: Callable[[int], npt.NDArray[np.uint8]]
+    names: Sequence[str]
+    dtype: str
+    sizes: BatchSize
+    workers: int = 2
+    image_px: int | None = None
+    strict: bool = False
+    shared: bool = False
+    clock: Clock = field(default_factory=Clock)
+    progress: Progress = silent
+    encoded: int = 0
+    set_aside: dict[str, str] = field(default_factory=dict)
+    _refused: dict[int, str] = field(default_factory=dict)
+
+    def run(self, writer: cache.StoreWriter | cache.StoreWorker) -> None:
+        """Encode and write every pending shard that this process gets hold of."""
+        self._total = sum(len(plan.rows) for plan in writer.pending)
+        self._began = time.perf_counter()
+        self._report(0)
+        with threads(self.workers, "decode") as decoders, threads(1, "write") as writers:
+            writing: Future[None] | None = None
+            for plan in writer.claims():
+                shard = self._encode(plan, decoders)
+                bad = self._bad_rows(plan, shard)
+                with self.clock("wait for write"):
+                    if writing is not None:
+                        writing.result()
+                    writing = writers.submit(self._write, writer, plan, shard, bad)
+                    if self.shared:
+                        writing.result()  # a claim ends when the next is asked for, and the shard must be there by then
+            with self.clock("wait for write"):
+                if writing is not None:
+                    writing.result()
+
+    def _encode(self, plan: cache.ShardPlan, decoders: ThreadPoolExecutor) -> Shard:
+        """Encode the rows of one shard; from its start in smaller batches when memory runs out."""
+        while True:
+            try:
+                return self._encode_in_batches(plan, decoders)
+            except RuntimeError as error:
+                if not out_of_memory(error) or not self.sizes.halve():
+                    raise
+
+    def _encode_in_batches(self, plan: cache.ShardPlan, decoders: ThreadPoolExecutor) -> Shard:
+        """Encode the rows of one shard, with one batch in flight while the next is launched."""
+        shard = Shard(self.encoder.taps, len(plan.rows), self.dtype, self.image_px)
+        decoded = ahead(self._decode, plan.rows, decoders, depth=2 * self.sizes.images + self.workers)
+        flight: Flight | None = None
+        for start in range(0, len(plan.rows), self.sizes.images):
+            with self.clock("wait for decode"):
+                batch, images = zip(*islice(decoded, self.sizes.images), strict=True)
+                shard.keep_images(start, images)
+            with self.clock("encode"):
+                following = launch(self.encoder, batch, start, self.sizes.images, getattr(torch, self.dtype))
+                if flight is not None:
+                    shard.land(flight)
+                flight = following
+            self._report(self.encoded + start + len(batch))
+        with self.clock("encode"):
+            if flight is not None:
+                shard.land(flight)
+        self.encoded += len(plan.rows)
+        return shard
+
+    def _decode(self, row: int) -> tuple[Prepared, Tensor | None]:
+        with self.clock("decode"):
+            image = self.image(row)
+            kept = None if self.image_px is None else squared(image, self.image_px)
+            try:
+                return self.encoder.prepare(image), kept
+            except DataError as error:
+                self._refused[row] = str(error)
+                side = self.encoder.input_px
+                return self.encoder.prepare(np.zeros((side, side, 3), np.uint8)), kept
+
+    def _write(
+        self, writer: cache.StoreWriter | cache.StoreWorker, plan: cache.ShardPlan, shard: Shard, bad: dict[int, str]
+    ) -> None:
+        with self.clock("write"):
+            writer.write(plan, shard.features, shard.extents, bad)
+
+    def _bad_rows(self, plan: cache.ShardPlan, shard: Shard) -> dict[int, str]:
+        """Reason by row for the rows of a shard that must not be stored."""
+        bad = {plan.rows[i]: "the encoder gave a feature that is not finite" for i in shard.non_finite()}
+        bad |= {row: self._refused[row] for row in plan.rows if row in self._refused}
+        by_id = {self.names[row]: reason for row, reason in bad.items()}
+        if bad and self.strict:
+            sample, reason = next(iter(by_id.items()))
+            message = f"sample {sample!r}: {reason}; without --strict such images are set aside"
+            raise DataError(message)
+        self.set_aside.update(by_id)
+        return bad
+
+    def _report(self, done: int) -> None:
+        seconds = time.perf_counter() - self._began
+        taps = specify(self.encoder.taps, self.dtype, self.image_px)
+        mib = sum(tap.row_bytes for tap in taps.values()) / 2**20
+        rate = {"images_per_s": done / seconds} if done else {}
+        self.progress("encode", done, self._total, **rate, mib=f"{done * mib:.4g}/{self._total * mib:.4g}")

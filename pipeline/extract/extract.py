@@ -1,0 +1,296 @@
+"""Stage one: every image through the frozen encoder once, into a store, overlapped and resumable.
+
+Decoding runs in threads ahead of the encoder, the encoder in the calling thread, and one thread behind it writes
+finished shards, so the device waits for neither. Threads suffice, because decoders and digests release the lock: two
+read X-rays 1.9 times as fast as one, as PNG and as JPEG (`python -m tests.benchmarks.extract`). Features reach the
+store in whole shards of fixed composition: the stored numbers do not depend on where a run was interrupted.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import cache
+from pipeline.data import Dataset
+from pipeline.data.scan import Scan, memory_of, remembered, scan
+from pipeline.errors import DataError
+from pipeline.extract.batch_size import BatchSize
+from pipeline.extract.encode import Clock, Encoding
+from pipeline.extract.up_to_date import fingerprint, specify, unchanged
+from pipeline.extract.wanted_rows import Rows
+from pipeline.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from pipeline.encoders import Encoder
+
+_POLL_SECONDS = 0.2
+JSON = Any  # a value that `json` writes
+
+
+@dataclass(frozen=True)
+class ExtractReport:
+    """What a run of stage one did.
+
+    Attributes:
+        store: Path of the finished store.
+        rows: Samples in the store.
+        encoded: Images that went through the encoder in this run.
+        reused: Samples whose features were already stored.
+        set_aside: Reason by sample id, for images that are not in the store; of several processes the first one's
+            report has all of them, the others' have none.
+        seconds: Wall time of the parts seen from the encoder's thread: `scan`, `wait for decode`, `encode`,
+            `wait for write`, `commit`; and `total`. `decode` and `write` are the time that other threads were busy
+            meanwhile. Only `scan` and `total` where nothing was to do.
+        advice: One line if the encoder was starved, else empty.
+    """
+
+    store: Path
+    rows: int
+    encoded: int
+    reused: int
+    set_aside: Mapping[str, str]
+    seconds: Mapping[str, float]
+    advice: str = ""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """One of several processes that make one store: the first leads and commits, the others help.
+
+    Attributes:
+        rank: Number of this process, from 0.
+        world: How many there are.
+        wait_seconds: How long a helper waits for the leader's scan, whose digests it takes over.
+    """
+
+    rank: int = 0
+    world: int = 1
+    wait_seconds: float = 24 * 3600.0
+
+
+ALONE = Ranks()
+
+
+def extract(
+    dataset: Dataset,
+    encoder: Encoder,
+    path: Path,
+    *,
+    reading: Mapping[str, JSON],
+    dtype: str = "float16",
+    image_px: int | None = None,
+    shard_mib: int = 64,
+    batch_size: int | None = None,
+    workers: int = 2,
+    reuse: Sequence[Path] = (),
+    replace: bool = False,
+    strict: bool = False,
+    recheck: bool = False,
+    provenance: Mapping[str, JSON] | None = None,
+    ranks: Ranks = ALONE,
+    progress: Progress = silent,
+) -> ExtractReport:
+    """Encode what is not stored yet and leave a complete store at `path`.
+
+    Args:
+        dataset: The images; their order becomes the row order.
+        encoder: The frozen encoder.
+        path: `NAME.zarr` or `NAME.h5`.
+        reading: See `fingerprint`.
+        dtype: Type of the stored numbers.
+        image_px: Side of the images to store beside the features (see `pipeline.image_tap`); None for none.
+        shard_mib: Size of the largest tap's shard files, MiB.
+        batch_size: Images per encoder call; None chooses (see `pipeline.extract.batch_size`).
+        workers: Decoding threads.
+        reuse: Older stores of the same fingerprint whose rows may be taken.
+        replace: Swap out a store of another fingerprint or another data set once the new one is complete, instead of
+            refusing.
+        strict: Stop at the first bad image instead of setting it aside.
+        recheck: Decode every image again, also those whose file size and time have not changed.
+        provenance: What the store should remember about its making (not compared).
+        ranks: This process among those that make the store together.
+        progress: Called after each image.
+
+    Raises:
+        DataError: An image cannot be read and `strict` is set, or none can; or the store at `path` holds none of these
+            images, so that all of its features would go.
+        cache.StoreError: The store refuses, for example for another fingerprint; the message says what to do.
+    """
+    wanted = fingerprint(encoder.fingerprint(), reading, dtype, image_px)
+    taps = specify(encoder.taps, dtype, image_px)
+    clock = Clock()
+    with clock("total"):
+        if ranks.rank:
+            with clock("wait for the leader"):
+                _await_leader(path, ranks.wait_seconds)
+        with clock("scan"):
+            known = remembered(dataset, memory_of(path), workers)
+            if not recheck and unchanged(dataset, path, wanted, taps, known, progress):
+                return ExtractReport(path, len(dataset), 0, len(dataset), {}, clock.seconds)
+            seen = scan(
+                dataset,
+                memory_of(path),
+                recheck=recheck,
+                workers=workers,
+                strict=strict,
+                found=known,
+                progress=progress,
+            )
+        if not (replace or ranks.rank):
+            _refuse_another_data_set(path, wanted, seen)
+        store = _Store(path, wanted, taps, Rows(seen), tuple(reuse))
+        encoding = Encoding(
+            encoder,
+            store.rows.image,
+            store.rows.ids,
+            dtype,
+            BatchSize(encoder, batch_size, path.with_name(path.name + ".batch.json")),
+            workers,
+            image_px=image_px,
+            strict=strict,
+            shared=ranks.world > 1,
+            clock=clock,
+            progress=progress,
+        )
+        if ranks.rank:
+            reused = _help(store, encoding, ranks.wait_seconds)
+            kept, bad = len(store.rows), dict[str, str]()
+        else:
+            encoding.sizes.search(len(store.rows))
+            reused, kept, bad = _lead(store, encoding, provenance=provenance, shard_mib=shard_mib, replace=replace)
+            bad = {**seen.set_aside, **bad}
+    return ExtractReport(
+        store=path,
+        rows=kept,
+        encoded=encoding.encoded,
+        reused=reused,
+        set_aside=bad,
+        seconds=clock.seconds,
+        advice=_advice(clock.seconds, workers),
+    )
+
+
+@dataclass(frozen=True)
+class _Store:
+    """The store to be, as all ranks describe it."""
+
+    path: Path
+    fingerprint: cache.Fingerprint
+    taps: Mapping[str, cache.TapSpec]
+    rows: Rows
+    reuse: Sequence[Path]
+
+
+def _lead(
+    store: _Store,
+    encoding: Encoding,
+    *,
+    provenance: Mapping[str, JSON] | None,
+    shard_mib: int,
+    replace: bool,
+) -> tuple[int, int, dict[str, str]]:
+    """Plan the store, encode what no other rank takes, commit.
+
+    Returns:
+        How many rows were stored already, how many the store has now, and what gave no feature, whichever rank found
+        that out: reason by sample id.
+    """
+    with cache.create_store(
+        store.path,
+        fingerprint=store.fingerprint,
+        taps=store.taps,
+        rows=store.rows,
+        provenance=provenance,
+        shard_mib=shard_mib,
+        reuse=store.reuse,
+        replace=replace,
+    ) as writer:
+        _announce(store, writer, encoding.progress)
+        encoding.run(writer)
+        with encoding.clock("commit"):
+            finished = writer.commit()
+        with finished:
+            return writer.reused, len(finished), dict(finished.set_aside)
+
+
+def _refuse_another_data_set(path: Path, wanted: cache.Fingerprint, seen: Scan) -> None:
+    """Refuse to swap out a sound store of which not one row would be kept."""
+    try:
+        store = cache.open_store(path)
+    except cache.StoreError:
+        return  # none there, or one that the writer has its own words for
+    with store:
+        held = np.ascontiguousarray(store.digests).view(np.uint64)
+        if store.fingerprint.differences(wanted) or not len(held):
+            return
+        asked = seen.digests[seen.rows].view(np.uint64)
+        if not np.isin(asked[:, 0], held[:, 0]).any():
+            message = (
+                f"{path} holds {len(store)} rows, and none of the {len(asked)} images of {seen.dataset.name!r} is "
+                f"among them: it seems to be another data set's. Name another store.path, or swap it out with --replace"
+            )
+            raise DataError(message)
+
+
+def _await_leader(path: Path, wait_seconds: float) -> None:
+    """Wait for the first process to have looked at all images, so that the others need not: they read its memory."""
+    give_up = time.monotonic() + wait_seconds
+    while time.monotonic() < give_up:
+        try:
+            cache.info(path)
+        except cache.StoreNotFoundError:
+            time.sleep(_POLL_SECONDS)
+        else:
+            return
+
+
+def _help(store: _Store, encoding: Encoding, wait_seconds: float) -> int:
+    """Encode shards of a store that another process leads."""
+    worker = cache.join_store(
+        store.path,
+        fingerprint=store.fingerprint,
+        taps=store.taps,
+        rows=store.rows,
+        reuse=store.reuse,
+        wait_seconds=wait_seconds,
+    )
+    encoding.sizes.recall()  # the leader has chosen by now
+    encoding.run(worker)
+    return len(store.rows) - sum(len(plan.rows) for plan in worker.pending)
+
+
+def _announce(store: _Store, writer: cache.StoreWriter, progress: Progress) -> None:
+    """Say what is about to happen, and refuse to start work whose result cannot fit on the disk."""
+    rows = sum(len(plan.rows) for plan in writer.pending)
+    packed_again = store.path.suffix != ".zarr"  # shards first, then one file
+    needed = rows * sum(tap.row_bytes for tap in store.taps.values()) * (2 if packed_again else 1)
+    existing = next(parent for parent in (store.path, *store.path.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    mib = 2**20
+    progress("plan", 1, 1, encode=rows, reuse=writer.reused, needed_mib=needed / mib, free_mib=free / mib)
+    if needed > free:
+        message = (
+            f"{store.path}: {rows} rows need {needed / mib:.0f} MiB and {free / mib:.0f} MiB are free; "
+            f"make space, raise encoder.pool, or list fewer taps"
+        )
+        raise cache.NoSpaceError(message)
+
+
+def _advice(seconds: Mapping[str, float], workers: int) -> str:
+    """One line of what to change if the encoder waited for more than a tenth of its time, else nothing."""
+    encode = seconds.get("encode", 0.0)
+    for part, remedy in (
+        ("wait for decode", f"raise resources.workers above {workers}, or keep the images in a smaller format"),
+        ("wait for write", "the disk is the limit: a faster disk, or a larger encoder.pool"),
+    ):
+        waited = seconds.get(part, 0.0)
+        if encode > 0 and waited > 0.1 * encode and waited > 1.0:
+            return f"the encoder spent {waited:.0f} s on '{part}' against {encode:.0f} s of work: {remedy}"
+    return ""

@@ -1,0 +1,203 @@
+"""A classifier of raw images whose stages are gated by a frozen encoder's features; without gates, the plain one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipeline.errors import ConfigError
+from pipeline.model.backbones import STAGES, build_backbone
+from pipeline.model.gating import gate_stage
+from pipeline.model.geometry import sample_gate
+from pipeline.model.slca import SLCA, Mix, factor, integrate, normalised_by_default
+
+OWN = "own"  # a gate made from the stage itself: what is left of SLCA without the encoder
+Shape = tuple[int, int, int]  # (C, h, w) of a tap
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """What a classifier is made of; `gates=()` makes the plain classifier.
+
+    Attributes:
+        backbone: A name that `build_backbone` knows.
+        weights: `"none"`, `"imagenet"` or a local file.
+        image_px: Side of the square image that the backbone sees.
+        gates: Pairs (tap, stage); the tap `"own"` is the stage itself. The gates of several taps on one stage are
+            averaged, which keeps them in (0, 1); that is ours.
+        pool: SLCA's k, in cells of the *stored* grid: 1 where the store is pooled already.
+        reduction: SLCA's r.
+        normalise: SLCA's LayerNorm on all taps or on none; None for block taps only.
+        mix: `"residual"` for x + x * A, `"multiply"` for x * A.
+        gain: Factor on the first weights of SLCA's W1; above 1, gates start as clear maps.
+        identity_start: Start as the plain classifier, bit for bit.
+    """
+
+    backbone: str = "resnet18"
+    weights: str = "none"
+    image_px: int = 224
+    gates: tuple[tuple[str, str], ...] = (
+        ("patch", "stem"), ("early", "stage1"), ("middle", "stage2"), ("late", "stage3"), ("neck", "stage4"),
+    )  # fmt: skip
+    pool: int = 1
+    reduction: int = 16
+    normalise: bool | None = None
+    mix: Mix = "residual"
+    gain: float = 1.0
+    identity_start: bool = False
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """The taps that must come from a store, each once, in the order of the gates."""
+        return tuple(dict.fromkeys(tap for tap, _ in self.gates if tap != OWN))
+
+
+class Classifier(nn.Module):
+    """A backbone and its gates.
+
+    Args:
+        options: What to build.
+        taps: (C, h, w) of each stored tap that the gates name.
+        outputs: Numbers per image (see `pipeline.model.tasks`).
+
+    Attributes:
+        options: What was built.
+        taps: (C, h, w) of each stored tap that the gates read.
+        backbone: The classifier without its gates.
+        gates: One `SLCA` per pair of `options.gates`.
+
+    Raises:
+        ConfigError: A gate names a stage or a tap that does not exist, or twice the same pair.
+        CheckpointError: The backbone's weights are not its own.
+    """
+
+    def __init__(self, options: ModelOptions, taps: Mapping[str, Shape], outputs: int) -> None:
+        super().__init__()
+        _check_gates(options, taps)
+        self.options = options
+        self.taps = {tap: taps[tap] for tap in options.taps}
+        self.backbone = build_backbone(options.backbone, outputs, options.weights)
+        widths = dict(zip(STAGES, self.backbone.widths, strict=True))
+        self.gates = nn.ModuleList(
+            SLCA(
+                widths[stage] if tap == OWN else taps[tap][0],
+                widths[stage],
+                pool=options.pool,
+                reduction=options.reduction,
+                normalise=normalised_by_default(tap) if options.normalise is None else options.normalise,
+                gain=options.gain,
+                identity_start=options.identity_start,
+            )
+            for tap, stage in options.gates
+        )
+
+    def forward(
+        self,
+        images: Tensor,
+        features: Mapping[str, Tensor],
+        extents: Tensor | None = None,
+        affine: Tensor | None = None,
+    ) -> Tensor:
+        """Classify images, each stage gated by its taps.
+
+        Args:
+            images: (B, 3, image_px, image_px) float32, normalised; drawn through `affine` already.
+            features: Tap to (B, C, h, w), of the images before `affine`.
+            extents: (B, 2) float32, the part of the features' grid that is image; None where all of it is.
+            affine: (B, 2, 3) float32, the map that the images went through (`pipeline.model.geometry`); None for none.
+
+        Returns:
+            (B, outputs) logits.
+        """
+        x = images
+        for name, stage in zip(STAGES, self.backbone.stages, strict=True):
+            x = stage(x)
+            x = self._gated(name, x, features, extents, affine)
+        logits: Tensor = self.backbone.head(x)
+        return logits
+
+    def gate_maps(self, features: Mapping[str, Tensor], extents: Tensor | None, size: tuple[int, int]) -> list[Tensor]:
+        """Compute the gates of stored taps over the images, for a person to look at.
+
+        Args:
+            features: Tap to (B, C, h, w).
+            extents: (B, 2) float32, or None.
+            size: (height, width) of the maps.
+
+        Returns:
+            One (B, C_stage, height, width) per pair of `options.gates` whose tap is stored, in their order.
+        """
+        maps = []
+        for (tap, _), slca in zip(self.options.gates, self.gates, strict=True):
+            if tap != OWN:
+                gate, visible = slca(features[tap], extents)
+                maps.append(sample_gate(gate, None, visible, size))
+        return maps
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Count the parameters: `backbone` (its head included), `slca`, and of these `trainable`."""
+        return {
+            "backbone": sum(p.numel() for p in self.backbone.parameters()),
+            "slca": sum(p.numel() for p in self.gates.parameters()),
+            "trainable": sum(p.numel() for p in self.parameters() if p.requires_grad),
+        }
+
+    @torch.no_grad()
+    def flop_counts(self) -> dict[str, int]:
+        """Count the operations of classifying one image: `backbone` and `slca`.
+
+        A multiplication and its addition are two; convolutions, matrix products and attention count, the rest does not.
+        """
+        device = next(self.parameters()).device
+        training = self.training
+        self.eval()
+        image = torch.zeros(1, 3, self.options.image_px, self.options.image_px, device=device)
+        features = {tap: torch.zeros(1, *shape, device=device) for tap, shape in self.taps.items()}
+        counts = []
+        for net, inputs in ((self.backbone, (image,)), (self, (image, features))):
+            with FlopCounterMode(display=False) as counter:
+                net(*inputs)
+            counts.append(int(counter.get_total_flops()))
+        self.train(training)
+        return {"backbone": counts[0], "slca": counts[1] - counts[0]}
+
+    def _gated(
+        self, stage: str, x: Tensor, features: Mapping[str, Tensor], extents: Tensor | None, affine: Tensor | None
+    ) -> Tensor:
+        """Gate the output `x` (B, C_stage, H, W) of a stage by its taps; without any it stays as it is."""
+        options, added = self.options, 0
+        laid = []  # (what to resize, affine, extents) of each gate
+        for (tap, place), slca in zip(options.gates, self.gates, strict=True):
+            if place != stage:
+                continue
+            own = tap == OWN  # moved with the image already, and without padding
+            gate, visible = slca(x, None) if own else slca(features[tap], extents)
+            part, added = factor(gate, options.mix, identity_start=options.identity_start)
+            laid.append((part, None if own else affine, visible))
+        if not laid:
+            return x
+        if len(laid) == 1:
+            return gate_stage(x, added, *laid[0])
+        maps = [sample_gate(*gate, (x.shape[-2], x.shape[-1])) for gate in laid]
+        return integrate(x, torch.stack(maps).mean(dim=0), added)
+
+
+def _check_gates(options: ModelOptions, taps: Mapping[str, Shape]) -> None:
+    for tap, stage in options.gates:
+        if stage not in STAGES:
+            msg = f"The gate ({tap!r}, {stage!r}) names no stage: choose one of {', '.join(STAGES)}."
+            raise ConfigError(msg)
+        if tap != OWN and tap not in taps:
+            known = ", ".join(taps) or "none"
+            msg = f"The gate ({tap!r}, {stage!r}) needs a tap that the store does not hold; it holds: {known}."
+            raise ConfigError(msg)
+    if len(set(options.gates)) != len(options.gates):
+        msg = f"The gates {list(options.gates)!r} name a pair twice: list each (tap, stage) once."
+        raise ConfigError(msg)
+    if options.image_px < 1:
+        msg = f"image_px is {options.image_px!r}: give the side of the classifier's image in pixels."
+        raise ConfigError(msg)

@@ -1,0 +1,311 @@
+"""Everything about a run that a reviewer asks for, gathered from its folder, its data and its store."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cache
+from pipeline.data import Dataset, identical_across_splits
+from pipeline.data.scan import Scan, scan
+from pipeline.errors import RunError
+from pipeline.evaluate.compare import Predictions, other_settings, read_predictions, what_differs
+from pipeline.image_tap import of_features
+from pipeline.progress import Progress, silent
+from pipeline.report.reproduce import Commands
+from pipeline.train import run_folder
+from pipeline.train.provenance import data_in_numbers, samples_sha256
+
+
+@dataclass(frozen=True)
+class Study:
+    """Runs that stand beside this one.
+
+    Attributes:
+        name: Of the study.
+        rows: Of its table, as text by column.
+        curve: Its picture; None if there is none.
+        compares: Whether one of its runs is this one, and another differs from it in having gates or none, and in
+            nothing else.
+    """
+
+    name: str
+    rows: Sequence[Mapping[str, str]]
+    curve: Path | None
+    compares: bool
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Where the run looked.
+
+    Attributes:
+        folder: Of the pictures.
+        found: What `explain` wrote down about them.
+    """
+
+    folder: Path
+    found: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that is known of a run.
+
+    Attributes:
+        name: Of the run.
+        description: The model.
+        figures: What `evaluate` found.
+        said: Of each test sample.
+        history: One row per epoch.
+        data: See `provenance.data_in_numbers`.
+        checked: Images whose pixels were compared.
+        leaks: Ids of each set of identical images that spans splits.
+        unreadable: Reason by id of images that cannot be read.
+        store: The store that the gates read; None without gates, or where it is gone.
+        changed: Rows of the store whose image has other pixels now.
+        extraction: What stage one took; None where that was not recorded.
+        weights_sha256: Of the model's file.
+        study: Runs beside it.
+        pictures: Where it looked.
+        generated: Whether the images are drawn by a program.
+        untrained: Whether the encoder's weights are drawn from a seed.
+        commands: That give the run again, or why there are none.
+        notes: What could not be shown, and why.
+    """
+
+    name: str
+    description: run_folder.Description
+    figures: Mapping[str, Any]
+    said: Predictions
+    history: Sequence[Mapping[str, Any]]
+    data: Mapping[str, Any]
+    checked: int
+    leaks: Sequence[Sequence[str]]
+    unreadable: Mapping[str, str]
+    store: cache.StoreInfo | None
+    changed: int
+    extraction: Mapping[str, Any] | None
+    weights_sha256: str
+    study: Study | None
+    pictures: Pictures | None
+    generated: bool
+    untrained: bool
+    commands: Commands
+    notes: Sequence[str] = field(default_factory=tuple)
+
+
+def collect(
+    folder: Path,
+    dataset: Dataset,
+    store: Path | None,
+    *,
+    study: Path | None = None,
+    generated: bool = False,
+    untrained: bool = False,
+    commands: Commands | None = None,
+    workers: int = 2,
+    progress: Progress = silent,
+) -> Evidence:
+    """Gather what there is about an evaluated run.
+
+    Args:
+        folder: The run.
+        dataset: What it was trained and tested on.
+        store: Where its features are; may be gone, or hold others by now, which a note then says.
+        study: Folder of a study to show beside it.
+        generated: Whether the images are drawn by a program.
+        untrained: Whether the encoder's weights are drawn from a seed.
+        commands: That give the run again, or why there are none.
+        workers: Decoding threads, for images whose digest is not remembered.
+        progress: Called while images are read.
+
+    Raises:
+        RunError: The run is not finished, not evaluated or without its weights, was trained on other samples, or the
+            study has no table.
+    """
+    description = run_folder.load_description(folder)
+    figures = read_figures(folder, description)
+    check_samples(folder, dataset)
+    notes: list[str] = []
+    seen = _scan(dataset, store, workers, progress)
+    found = changed = None
+    if description.fingerprint is not None and store is not None:
+        found, changed = _look_at_store(store, description.fingerprint, dataset, seen, notes)
+    digest = hashlib.sha256(run_folder.weights_file(folder).read_bytes()).hexdigest()
+    return Evidence(
+        name=str(folder),
+        description=description,
+        figures=figures,
+        said=read_predictions(folder),
+        history=run_folder.read_history(folder),
+        data=data_in_numbers(dataset),
+        checked=int(seen.readable.sum()),
+        leaks=identical_across_splits(dataset, seen.digests),
+        unreadable=seen.set_aside,
+        store=found,
+        changed=changed or 0,
+        extraction=None if found is None else _read_json(extraction_record(found.path)),
+        weights_sha256=digest,
+        study=None if study is None else read_study(study, folder),
+        pictures=_read_pictures(folder / "explain", digest, notes),
+        generated=generated,
+        untrained=untrained,
+        commands=commands or Commands(),
+        notes=tuple(notes),
+    )
+
+
+def extraction_record(store: Path) -> Path:
+    """Where stage one leaves what it took, beside the store: seconds depend on the machine and are no part of it."""
+    return store.with_name(store.name + ".extract.json")
+
+
+def read_study(folder: Path, beside: Path) -> Study:
+    """Read the table and the curve that a study left, to stand beside an evaluated run.
+
+    Raises:
+        RunError: There is no table.
+    """
+    try:
+        with (folder / "table.csv").open(newline="", encoding="utf-8") as lines:
+            rows = list(csv.DictReader(lines))
+    except OSError as error:
+        msg = f"There is no study at {str(folder)!r} ({error.strerror}): name the folder that has its table.csv."
+        raise RunError(msg) from None
+    curve = folder / "curve.png"
+    return Study(folder.name, rows, curve if curve.is_file() else None, _compares(folder, beside))
+
+
+def _compares(study: Path, ours: Path) -> bool:
+    """Whether a study has a run, and its counterpart with gates where it has none or without where it has some."""
+    has_it = has_counterpart = False
+    gated, settings, said = (
+        bool(run_folder.load_description(ours).model.gates),
+        settings_of(ours),
+        read_predictions(ours),
+    )
+    for folder in _runs_of(study):
+        try:
+            is_it = settings_of(folder) == settings
+            of_other_kind = bool(run_folder.load_description(folder).model.gates) != gated
+            is_counterpart = of_other_kind and other_settings(ours, folder) == []
+            if (is_it or is_counterpart) and what_differs(said, read_predictions(folder)) is None:
+                has_it, has_counterpart = has_it or is_it, has_counterpart or is_counterpart
+        except RunError:
+            continue  # its files are gone, or of an older version
+    return has_it and has_counterpart
+
+
+def _runs_of(study: Path) -> list[Path]:
+    """Folders of the finished runs of a study, wherever it lies by now."""
+    try:
+        with (study / "results.csv").open(newline="", encoding="utf-8") as lines:
+            return [study / "runs" / Path(row["run"]).name for row in csv.DictReader(lines)]
+    except (OSError, KeyError):
+        return []
+
+
+def read_figures(folder: Path, description: run_folder.Description) -> dict[str, Any]:
+    """Read what `evaluate` found about the model.
+
+    Raises:
+        RunError: The model has not been evaluated.
+    """
+    figures = _read_json(folder / "metrics.json")
+    if figures is None:
+        msg = f"There are no metrics in {str(folder)!r}: run `pipeline evaluate` on this run first."
+        raise RunError(msg)
+    kept = (description.metrics["epoch"], description.metrics["val"]["auc"])
+    if (figures["best_epoch"], figures["val_auc"]) != kept:
+        msg = f"The metrics in {str(folder)!r} are those of another model: run `pipeline evaluate` again."
+        raise RunError(msg)
+    return figures
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    """Everything that a finished run depends on.
+
+    Raises:
+        RunError: There is no finished run, or an older version of this program trained it.
+    """
+    provenance = run_folder.load_description(folder).provenance
+    if "settings" not in provenance:
+        msg = f"The run in {str(folder)!r} does not say what it depends on: train it again with this version."
+        raise RunError(msg)
+    settings: dict[str, Any] = provenance["settings"]
+    return settings
+
+
+def check_samples(folder: Path, dataset: Dataset) -> None:
+    """Refuse a data set that is not the one a run was trained on.
+
+    Raises:
+        RunError: Its samples, labels or splits are others.
+    """
+    if settings_of(folder)["data"]["samples_sha256"] != samples_sha256(dataset):
+        msg = (
+            f"The run {str(folder)!r} was trained on other samples, labels or splits than {dataset.name!r} has now: "
+            f"give the run's own configuration with -c, or train again."
+        )
+        raise RunError(msg)
+
+
+def _scan(dataset: Dataset, store: Path | None, workers: int, progress: Progress) -> Scan:
+    """Digest all images, with the memory of stage one where there is one."""
+    memory = None if store is None else store.with_name(store.name + ".seen.npz")
+    if memory is not None and memory.is_file():
+        return scan(dataset, memory, workers=workers, progress=progress)
+    with tempfile.TemporaryDirectory() as scratch:
+        return scan(dataset, Path(scratch) / "seen.npz", workers=workers, progress=progress)
+
+
+def _look_at_store(
+    path: Path, wanted: cache.Fingerprint, dataset: Dataset, seen: Scan, notes: list[str]
+) -> tuple[cache.StoreInfo | None, int]:
+    """Summarise the store of the run's features, and count the rows whose images have changed since."""
+    try:
+        info = cache.info(path)
+        if not info.complete or of_features(info.fingerprint).differences(wanted):
+            notes.append(
+                f"The store at {path} does not hold the features of this run any more, so it is not described."
+            )
+            return None, 0
+        with cache.open_store(path) as store:
+            stored = dict(zip(store.ids, store.digests, strict=True))
+    except cache.StoreError as error:
+        notes.append(f"The store of the features is not described: {error}")
+        return None, 0
+    changed = sum(
+        sample.id in stored and bool((stored[sample.id] != digest).any())
+        for sample, digest, readable in zip(dataset.samples, seen.digests, seen.readable, strict=True)
+        if readable
+    )
+    return info, changed
+
+
+def _read_pictures(folder: Path, weights_sha256: str, notes: list[str]) -> Pictures | None:
+    found = _read_json(folder / "explain.json")
+    if found is None or not (folder / found["sheet"]["file"]).is_file():
+        return None
+    if found["weights_sha256"] != weights_sha256:
+        notes.append("The heat maps in the run's folder are of another model, so they are left out.")
+        return None
+    return Pictures(folder, found)
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        msg = f"{str(path)!r} cannot be read ({error}): make it again."
+        raise RunError(msg) from None
+    return value

@@ -1,0 +1,102 @@
+"""The commands that give a run again: a configuration, and where the run has it otherwise."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cache import Fingerprint
+from pipeline import data, encoders
+from pipeline.extract import known_mask
+
+
+@dataclass(frozen=True)
+class Commands:
+    """Commands that give a run again.
+
+    Attributes:
+        lines: Ready for a shell.
+        why_none: A sentence where there are none for a reason.
+    """
+
+    lines: Sequence[str] = ()
+    why_none: str = ""
+
+
+def commands(
+    names: Mapping[str, Sequence[str]],
+    arguments: Sequence[str],
+    config: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    folder: Path,
+) -> Commands:
+    """Spell out commands, unless they would make other features than the run was trained on.
+
+    Args:
+        names: The commands, in order, each with options of its own.
+        arguments: That named the configuration: `-c`, and any `--set`.
+        config: The configuration in plain values.
+        settings: Everything that the run depends on, as `settings.json` has it.
+        folder: The run.
+    """
+    others = _other_features(config, settings["features"]) if settings["features"] else []
+    if others:
+        why = (
+            f"No commands are given, for they would not give this run: the configuration describes other features "
+            f"than it was trained on (not the same: {', '.join(others)})."
+        )
+        return Commands(why_none=why)
+    overrides = list(_overrides(config, sections(settings)))
+    if str(config["run"]) != str(folder):
+        overrides.append(f"run={folder}")
+    words = [*arguments, *(word for override in overrides for word in ("--set", override))]
+    return Commands([shlex.join(["pipeline", name, *words, *options]) for name, options in names.items()])
+
+
+def _other_features(config: Mapping[str, Any], features: Mapping[str, Any]) -> list[str]:
+    """Fields in which the features that a configuration describes differ from those of a run.
+
+    Weights that are not here are not asked about: they may be fetched.
+    """
+    encoder, reading = config["encoder"], config["data"].get("reading")
+    described: dict[str, Any] = {"encoder": encoder["name"], "dtype": config["store"]["dtype"]}
+    if encoder["name"] == features["encoder"] == known_mask.NAME:
+        described["grid"] = known_mask.grid_cells(encoder["taps"], encoder["input_px"], encoder["pool"])
+    elif encoder["name"] == features["encoder"]:
+        named = encoder["checkpoint"]
+        file = encoders.checkpoint_path(named) if named in encoders.PUBLISHED else Path(named)
+        digest = encoders.weights_sha256(file) if file.is_file() else features["weights_sha256"]
+        making = (encoder[key] for key in ("input_px", "pool", "precision", "preprocessing"))
+        described |= encoders.make_recipe(encoder["name"], tuple(encoder["taps"]), *making).fingerprint(digest)
+        rules: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in (reading or {}).items()
+        }
+        described["reading"] = data.reading_rules(data.Reading(**rules))
+    known = {key: features.get(key) for key in described}
+    return [difference.field for difference in Fingerprint(described).differences(Fingerprint(known))]
+
+
+def sections(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run depends on, under the keys that the configuration has for it."""
+    model = dict(settings["model"])
+    own = {key: model.pop(key) for key in ("backbone", "weights", "image_px")}
+    gates = [{"tap": tap, "stage": stage} for tap, stage in model.pop("gates")]
+    return {
+        "model": {**own, "gates": gates, "slca": model},
+        "train": {**settings["train"], "augment": settings["augmentation"]},
+    }
+
+
+def _overrides(config: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """`key=value` of each leaf that differs."""
+    for key, value in wanted.items():
+        if key not in config:
+            continue
+        if isinstance(value, Mapping):
+            yield from _overrides(config[key], value, f"{prefix}{key}.")
+        elif config[key] != value:
+            yield f"{prefix}{key}={json.dumps(value)}"

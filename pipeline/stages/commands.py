@@ -1,0 +1,281 @@
+"""One function per command: turn the configuration into plain calls and the result into a report."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import cache
+from pipeline import data
+from pipeline.config.schema import Config, DemoData, to_dict
+from pipeline.errors import ConfigError
+from pipeline.evaluate import evaluate as test_set
+from pipeline.evaluate import operating
+from pipeline.evaluate import predict as on_the_fly
+from pipeline.explain import explain as pictures
+from pipeline.extract import extract as stage_one
+from pipeline.extract import known_mask
+from pipeline.extract.up_to_date import fingerprint
+from pipeline.progress import Progress
+from pipeline.report import evidence, reproduce
+from pipeline.report import export as handing_on
+from pipeline.report import report as report_page
+from pipeline.stages.arguments import (
+    augmentation,
+    build_encoder,
+    device,
+    machine,
+    model_options,
+    train_options,
+    workers,
+)
+from pipeline.stages.inputs import load_dataset, reading
+from pipeline.stages.loaded import Shared
+from pipeline.stages.prepare import prepare_data, prepare_encoder
+from pipeline.stages.store_check import check_store
+from pipeline.train import provenance, run_folder
+from pipeline.train import train as stage_two
+from pipeline.weights import download_imagenet
+
+Report = dict[str, Any]
+
+COMMANDS = ("prepare", "extract", "train", "evaluate", "explain", "report")
+"""What gives a run and its page, in order."""
+
+
+def prepare(config: Config, progress: Progress, *, encoder: bool = True) -> Report:
+    """Make or fetch what the later stages read: the data set, the encoder's weights if wanted, the backbone's."""
+    report = {"data": prepare_data(config, progress)}
+    if encoder:
+        report["encoder"] = prepare_encoder(config, progress)
+    if config.model.weights == "imagenet":
+        report["backbone"] = {"weights": str(download_imagenet(config.model.backbone))}
+    return report
+
+
+def extract(
+    config: Config,
+    progress: Progress,
+    *,
+    replace: bool = False,
+    reuse: Sequence[Path] = (),
+    strict: bool = False,
+    recheck: bool = False,
+) -> Report:
+    """Stage one: leave a complete store of features at `store.path`; see `inputs.finished` for when it is there."""
+    dataset = load_dataset(config)
+    making: dict[str, Any] = {
+        "reading": data.reading_rules(reading(config)),
+        "dtype": config.store.dtype,
+        "shard_mib": config.store.shard_mib,
+        "workers": workers(config),
+        "replace": replace,
+        "strict": strict,
+        "recheck": recheck,
+        "provenance": {
+            "data_set": dataset.name,
+            "license": config.store.license,
+            "citation": config.store.citation,
+            "software": provenance.versions(),
+        },
+        "progress": progress,
+    }
+    if config.encoder.name == known_mask.NAME:
+        grid = known_mask.grid_cells(config.encoder.taps, config.encoder.input_px, config.encoder.pool)
+        if config.store.image_px is not None:
+            message = (
+                f"store.image_px: the encoder {known_mask.NAME!r} stores no images; "
+                f"set it to null (--set store.image_px=null)"
+            )
+            raise ConfigError(message)
+        report = known_mask.extract_masks(dataset, config.store.path, grid=grid, **making)
+    else:
+        report = stage_one.extract(
+            dataset,
+            build_encoder(config),
+            config.store.path,
+            image_px=config.store.image_px,
+            batch_size=config.resources.batch_size,
+            reuse=reuse,
+            ranks=stage_one.Ranks(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))),
+            **making,
+        )
+    if report.encoded and "total" in report.seconds and os.environ.get("RANK", "0") == "0":
+        took = {"encoded": report.encoded, "seconds": report.seconds["total"]}
+        run_folder.write_json(
+            evidence.extraction_record(report.store), {**took, "device": provenance.device_name(device(config))}
+        )
+    return {
+        "store": str(report.store),
+        "rows": report.rows,
+        "encoded": report.encoded,
+        "reused": report.reused,
+        "set_aside": dict(report.set_aside),
+        "seconds": dict(report.seconds),
+        "advice": report.advice,
+    }
+
+
+def train(config: Config, progress: Progress, *, replace: bool = False, shared: Shared | None = None) -> Report:
+    """Stage two: train the classifier of `model` in the folder `run`."""
+    model, options, changes = model_options(config), train_options(config), augmentation(config)
+    dataset = load_dataset(config) if shared is None else shared.dataset(config)
+    with _features(config, bool(model.taps), shared) as store:
+        if store is not None:
+            check_store(config, store)
+        report = stage_two.train(
+            dataset,
+            store,
+            config.run,
+            model=model,
+            options=options,
+            augmentation=changes,
+            machine=machine(config),
+            allow_missing=config.train.allow_missing,
+            replace=replace,
+            holdings=None if shared is None else shared.holdings,
+            progress=progress,
+        )
+    return {"run": str(report.folder), "data": list(report.feeds), **report.metrics}
+
+
+def evaluate(
+    config: Config, progress: Progress, *, points: Sequence[str] = operating.POINTS, shared: Shared | None = None
+) -> Report:
+    """Read the test set once and leave metrics, predictions and plots in the folder `run`."""
+    description = run_folder.load_description(config.run)
+    with _features(config, bool(description.model.taps), shared) as store:
+        figures = test_set.evaluate(
+            config.run,
+            load_dataset(config) if shared is None else shared.dataset(config),
+            store,
+            points=points,
+            machine=machine(config),
+            allow_missing=config.train.allow_missing,
+            holdings=None if shared is None else shared.holdings,
+            progress=progress,
+        )
+    return {"run": str(config.run), **figures}
+
+
+def predict(config: Config, progress: Progress, paths: Sequence[Path]) -> Report:
+    """Class probabilities of image files; features are made on the fly, as stage one would have.
+
+    Raises:
+        DataError: None of the files can be read; if only some cannot, the report's `set_aside` says why.
+    """
+    description = run_folder.load_description(config.run)
+    encoder = identity = None
+    if description.model.taps:
+        encoder = build_encoder(config)
+        identity = fingerprint(encoder.fingerprint(), data.reading_rules(reading(config)), config.store.dtype)
+    images = on_the_fly.ReadableImages(paths, reading(config), encoder)
+    probabilities = on_the_fly.predict(
+        config.run,
+        images,
+        encoder=encoder,
+        fingerprint=identity,
+        device=device(config),
+    )
+    verdicts = on_the_fly.verdicts(images, probabilities, description.class_names, description.task, progress)
+    return {"run": str(config.run), **verdicts}
+
+
+def _features(config: Config, wanted: bool, shared: Shared | None = None) -> AbstractContextManager[cache.Store | None]:
+    """The store, if the gates read any of it."""
+    if not wanted:
+        return nullcontext()
+    return cache.open_store(config.store.path) if shared is None else nullcontext(shared.store(config))
+
+
+def explain(
+    config: Config,
+    progress: Progress,
+    *,
+    names: Sequence[str] = (),
+    split: data.Split = "test",
+    count: int = 6,
+    masks: Path | None = None,
+) -> Report:
+    """Draw where the run looks, and score it where masks are; everything is left in the folder `explain` of `run`."""
+    description = run_folder.load_description(config.run)
+    with _features(config, bool(description.model.taps)) as store:
+        found = pictures.explain(
+            config.run,
+            load_dataset(config),
+            store,
+            split=split,
+            names=names,
+            count=count,
+            masks=masks,
+            machine=machine(config),
+            allow_missing=config.train.allow_missing,
+            progress=progress,
+        )
+    return {"run": str(config.run), "folder": str(config.run / pictures.FOLDER), **found}
+
+
+def report(
+    config: Config, progress: Progress, *, folder: Path | None, study: Path | None, arguments: Sequence[str]
+) -> Report:
+    """Write the page about a run, the configured one unless another is named, into its folder.
+
+    Args:
+        config: What the run was made with; what the run has otherwise is read from the run.
+        progress: Called while images are read.
+        folder: The run.
+        study: Folder of a study to show beside it.
+        arguments: That named the configuration, for the commands on the page.
+    """
+    folder = folder or config.run
+    settings = evidence.settings_of(folder)
+    points = evidence.read_figures(folder, run_folder.load_description(folder))["operating_points"]
+    names: dict[str, list[str]] = {name: [] for name in COMMANDS if settings["features"] or name != "extract"}
+    if tuple(points) != operating.POINTS:
+        names["evaluate"] = [word for point in points for word in ("--point", point)]
+    found = evidence.collect(
+        folder,
+        load_dataset(config),
+        config.store.path,
+        study=study,
+        generated=isinstance(config.data, DemoData),
+        untrained=config.encoder.training.steps == 0,
+        commands=reproduce.commands(names, arguments, to_dict(config), settings, folder),
+        workers=workers(config),
+        progress=progress,
+    )
+    page = report_page.write(folder, found)
+    return {"report": str(page), "bytes": page.stat().st_size, "leaks": len(found.leaks), "notes": list(found.notes)}
+
+
+def export(config: Config, progress: Progress, folder: Path, target: Path, *, onnx: bool = False) -> Report:
+    """Write an evaluated run as a folder to hand on; the configuration tells of its data."""
+    dataset = load_dataset(config)
+    evidence.check_samples(folder, dataset)
+    progress("export", 0, 1)
+    found = handing_on.export(
+        folder,
+        target,
+        provenance.data_in_numbers(dataset),
+        reading=reading(config),
+        license_name=config.store.license,
+        citation=config.store.citation,
+        generated=isinstance(config.data, DemoData),
+        untrained=config.encoder.training.steps == 0,
+        onnx=onnx,
+    )
+    progress("export", 1, 1)
+    return found
+
+
+def predict_exported(progress: Progress, folder: Path, checkpoint: Path | None, paths: Sequence[Path]) -> Report:
+    """Class probabilities of image files by a model that was handed on; needs no configuration."""
+    model = handing_on.load_export(folder, checkpoint=checkpoint, device="cuda" if torch.cuda.is_available() else "cpu")
+    images = on_the_fly.ReadableImages(paths, model.reading, model.encoder)
+    verdicts = on_the_fly.verdicts(images, model.classify(images), model.class_names, model.task, progress)
+    return {"model": str(folder), **verdicts}

@@ -1,0 +1,116 @@
+"""What a configuration reads: its data set, its weights, and what features would depend on. Imports no torch."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from pipeline import data, encoders
+from pipeline.config.schema import Config, CsvData, DemoData, FolderData, MedMnistData, SplitRule
+from pipeline.data.layouts.medmnist_sets import SETS as MEDMNIST_SETS
+from pipeline.data.scan import memory_of, remembered
+from pipeline.errors import CheckpointError
+from pipeline.extract.up_to_date import fingerprint, specify, unchanged
+from pipeline.progress import Progress
+
+
+def load_dataset(config: Config) -> data.Dataset:
+    """The data set that the configuration describes."""
+    match config.data:
+        case DemoData(path=path):
+            return data.load_demo(path)
+        case MedMnistData(path=path, name=name):
+            known = MEDMNIST_SETS.get(name)
+            if known is None:
+                return data.load_medmnist(path)
+            return data.load_medmnist(path, class_names=known.class_names, task=known.task)
+        case FolderData(path=path, group_pattern=pattern, split=split):
+            return data.load_folder(path, group_pattern=pattern, reading=reading(config), **_drawn(split))
+        case CsvData() as table:
+            columns = table.model_dump(exclude={"layout", "path", "images", "split", "reading"})
+            return data.load_csv(
+                table.path, root=table.images, reading=reading(config), **columns, **_drawn(table.split)
+            )
+
+
+def reading(config: Config) -> data.Reading:
+    """How image files become uint8 RGB; layouts without a choice take the default."""
+    rules = getattr(config.data, "reading", None)
+    return data.Reading() if rules is None else data.Reading(**rules.model_dump())
+
+
+def checkpoint(config: Config) -> Path:
+    """The file of weights: as configured, or where a published checkpoint is kept for all projects."""
+    named = config.encoder.checkpoint
+    return encoders.checkpoint_path(str(named)) if str(named) in encoders.PUBLISHED else named
+
+
+def present_checkpoint(config: Config) -> Path:
+    """The file of weights, which is there.
+
+    Raises:
+        CheckpointError: It is not there; the message says how to have it.
+    """
+    path, named = checkpoint(config), str(config.encoder.checkpoint)
+    if path.is_file():
+        return path
+    if named in encoders.PUBLISHED:
+        remedy = f"the weights {named!r} are not here: run `pipeline prepare`, which downloads them, or put the file at"
+        message = f"encoder.checkpoint: {remedy} {str(path)!r}"
+    else:
+        message = (
+            f"encoder.checkpoint: there is no file {str(path)!r}: run `pipeline prepare`, which makes the demo's "
+            f"encoder, put a checkpoint there, or name a published one: {', '.join(encoders.PUBLISHED)}"
+        )
+    raise CheckpointError(message)
+
+
+def recipe(config: Config) -> encoders.Recipe:
+    """How the configured encoder makes features, apart from its weights.
+
+    Raises:
+        ConfigError: The encoder cannot do what is asked of it.
+    """
+    wanted = config.encoder
+    return encoders.make_recipe(
+        wanted.name, tuple(wanted.taps), wanted.input_px, wanted.pool, wanted.precision, wanted.preprocessing
+    )
+
+
+def finished(config: Config, progress: Progress) -> dict[str, Any] | None:
+    """The report of an extraction that has nothing left to do; None where it has, or where that takes a closer look.
+
+    Raises:
+        DataError: The data set cannot be loaded.
+        ConfigError: The encoder cannot do what is asked of it.
+    """
+    began = time.perf_counter()
+    path = config.store.path
+    if not path.exists() or config.encoder.name == "mask":  # whose masks would have to be read
+        return None
+    dataset = load_dataset(config)
+    try:
+        wanted = recipe(config).fingerprint(encoders.weights_sha256(checkpoint(config)))
+    except CheckpointError:
+        return None  # loading the weights says what is wrong
+    identity = fingerprint(wanted, data.reading_rules(reading(config)), config.store.dtype, config.store.image_px)
+    taps = specify(recipe(config).shapes, config.store.dtype, config.store.image_px)
+    if not unchanged(dataset, path, identity, taps, remembered(dataset, memory_of(path)), progress):
+        return None
+    rows = len(dataset)
+    seconds = {"total": time.perf_counter() - began}
+    return {
+        "store": str(path),
+        "rows": rows,
+        "encoded": 0,
+        "reused": rows,
+        "set_aside": {},
+        "seconds": seconds,
+        "advice": "",
+    }
+
+
+def _drawn(rule: SplitRule) -> dict[str, Any]:
+    """How splits are drawn where the data set has none of its own."""
+    return {"fractions": {"val": rule.val, "test": rule.test}, "seed": rule.seed}

@@ -1,0 +1,150 @@
+"""What the later stages read, made or fetched unless it is there: the data set, and the weights of the encoder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from pipeline import data, encoders
+from pipeline.config.schema import Config, DemoData, MedMnistData, to_dict
+from pipeline.encoders.recipe import ARITHMETIC
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.extract import known_mask
+from pipeline.progress import Progress
+from pipeline.stages.inputs import checkpoint, load_dataset
+from pipeline.train import run_folder
+
+Report = dict[str, Any]
+
+
+def prepare_data(config: Config, progress: Progress) -> Report:
+    """Make the demo's images or fetch an official archive, and count what the data set holds.
+
+    Raises:
+        ConfigError: The archive was fetched, and has another name than the configured one.
+        DataError: The data set cannot be loaded.
+    """
+    match config.data:
+        case DemoData() as demo:
+            data.generate_demo(
+                demo.path,
+                count=demo.count,
+                size_px=demo.size_px,
+                seed=demo.seed,
+                difficulty=data.Difficulty(**demo.difficulty.model_dump()),
+                progress=progress,
+            )
+        case MedMnistData() as archive if not archive.path.exists():
+            fetched = data.fetch_medmnist(archive.name, archive.size_px, archive.path.parent, progress=progress)
+            if fetched != archive.path:
+                message = (
+                    f"data.path is {str(archive.path)!r}; the official archive is now at {str(fetched)!r}: name it"
+                )
+                raise ConfigError(message)
+        case _:
+            pass  # the person's own files: loading them below is the check
+    dataset = load_dataset(config)
+    return {
+        "path": str(config.data.path),
+        "classes": list(dataset.class_names),
+        **{split: len(dataset.indices(split)) for split in get_args(data.Split)},
+    }
+
+
+def prepare_encoder(config: Config, progress: Progress) -> Report:
+    """Make or fetch the encoder's weights; the known mask has none.
+
+    Raises:
+        CheckpointError: They cannot be had, or the file is a person's own where ours would go.
+    """
+    if config.encoder.name == known_mask.NAME:
+        return {}  # the masks come with the data
+    if config.encoder.training.steps == 0:
+        return _draw_weights(config)
+    if config.encoder.name == "sam_demo":
+        return _train_demo(config, progress)
+    published = str(config.encoder.checkpoint)
+    path = (
+        encoders.fetch_checkpoint(published, progress=progress)
+        if published in encoders.PUBLISHED
+        else checkpoint(config)
+    )
+    if not path.is_file():
+        message = (
+            f"encoder.checkpoint: there is no {str(path)!r}; put a checkpoint of {config.encoder.name} there, "
+            f"or name a published one: {', '.join(encoders.PUBLISHED)}"
+        )
+        raise CheckpointError(message)
+    return {"checkpoint": str(path), "sha256": encoders.weights_sha256(path)}
+
+
+def _draw_weights(config: Config) -> Report:
+    """Draw the encoder's weights from the seed."""
+    name, path, seed = config.encoder.name, config.encoder.checkpoint, config.encoder.training.seed
+    settings = {"encoder": name, "steps": 0, "seed": seed, "torch": torch.__version__}
+    return _made_once(path, settings, lambda: {"parameters": encoders.write_untrained_encoder(name, path, seed=seed)})
+
+
+def _train_demo(config: Config, progress: Progress) -> Report:
+    """Train the miniature SAM on images of another seed than the data set's."""
+    wanted, path = config.encoder.training, config.encoder.checkpoint
+
+    def train() -> Report:
+        images, masks, _ = data.demo_arrays(wanted.images, 128, seed=wanted.seed)
+        held_out_images, held_out_masks, _ = data.demo_arrays(64, 128, seed=wanted.seed + 1000)
+        trained = encoders.train_demo_encoder(
+            images,
+            masks,
+            held_out_images,
+            held_out_masks,
+            path,
+            seed=wanted.seed,
+            steps=wanted.steps,
+            progress=progress,
+        )
+        return asdict(trained)
+
+    return _made_once(path, {**to_dict(wanted), "arithmetic": ARITHMETIC, "torch": torch.__version__}, train)
+
+
+def _made_once(path: Path, settings: Report, make: Callable[[], Report]) -> Report:
+    """Make weights unless these very ones are there, and leave beside them what they are and how they were made.
+
+    Raises:
+        CheckpointError: The file there is none that was made here.
+    """
+    known = _recorded(path)
+    if path.is_file():
+        found = encoders.weights_sha256(path)
+        if known.get("sha256", found if known else None) != found:
+            message = (
+                f"{path}: holds weights that were not made here, and encoder.training.steps is {settings['steps']}, "
+                f"which would make others in their place: name another file as encoder.checkpoint"
+            )
+            raise CheckpointError(message)
+        if known.get("settings") == settings and "sha256" in known:
+            return known
+    path.parent.mkdir(parents=True, exist_ok=True)
+    run_folder.write_json(_record_of(path), {"settings": settings})  # whatever a kill leaves behind was made here
+    report = {"checkpoint": str(path), **make(), "settings": settings}
+    report["sha256"] = encoders.weights_sha256(path)
+    run_folder.write_json(_record_of(path), report)
+    return report
+
+
+def _recorded(path: Path) -> Report:
+    """What `_made_once` left beside weights; nothing if the file there is somebody else's."""
+    try:
+        known = json.loads(_record_of(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) and "settings" in known else {}
+
+
+def _record_of(path: Path) -> Path:
+    return path.with_suffix(".json")

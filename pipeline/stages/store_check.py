@@ -1,0 +1,60 @@
+"""Whether a store holds what the configuration asks for, or what it asked for before it was changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import cache
+from pipeline import encoders
+from pipeline.config.schema import Config
+from pipeline.errors import RunError
+from pipeline.extract import known_mask
+from pipeline.stages.inputs import checkpoint, recipe
+
+Said = tuple[str, Any, Any]  # key of the configuration, what it asks for, what the store holds
+
+
+def check_store(config: Config, store: cache.Store) -> None:
+    """Refuse a store of other features than the configuration describes, whose names a result would bear.
+
+    Weights that are not here are not asked about: whoever was sent a store need not have them. Nor is the version of
+    the software that encoded: an older store is as good as it was.
+
+    Raises:
+        RunError: They differ; the message says in which keys.
+    """
+    differing = [
+        f"{key} asks for {asked!r:.80}, and the store has {held!r:.80}"
+        for key, asked, held in _compared(config, store.fingerprint.fields)
+        if asked != held
+    ]
+    if differing:
+        message = (
+            f"{str(store.path)!r} holds other features than the configuration describes: {'; '.join(differing)}. "
+            f"Run `pipeline extract` (with `--replace` where it refuses), name another store.path, or configure what "
+            f"the store has."
+        )
+        raise RunError(message)
+
+
+def _compared(config: Config, held: Any) -> Iterator[Said]:
+    """What both sides say, key by key."""
+    wanted = config.encoder
+    yield "encoder.name", wanted.name, held.get("encoder")
+    yield "store.dtype", config.store.dtype, held.get("dtype")
+    if wanted.name != held.get("encoder"):
+        return  # which says it all
+    if wanted.name == known_mask.NAME:
+        cells = known_mask.grid_cells(wanted.taps, wanted.input_px, wanted.pool)
+        yield "encoder (input_px in cells of 16 px, over pool)", cells, held.get("grid")
+        return
+    file = checkpoint(config)
+    if file.is_file():
+        yield "encoder.checkpoint", encoders.weights_sha256(file)[:12], str(held.get("weights_sha256"))[:12]
+    asked: Any = recipe(config).fingerprint("")
+    for key in ("input_px", "pool", "precision"):
+        yield f"encoder.{key}", asked[key], held.get(key)
+    yield "encoder.preprocessing", asked["preprocessing"]["name"], held.get("preprocessing", {}).get("name")
+    for tap in dict.fromkeys(gate.tap for gate in config.model.gates if gate.tap in asked["taps"]):
+        yield f"encoder.taps: {tap}", asked["taps"][tap], held.get("taps", {}).get(tap)

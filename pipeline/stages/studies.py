@@ -1,0 +1,159 @@
+"""What `pipeline study` does: makes what its runs read if asked to, trains and evaluates each, writes the tables."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+
+from pipeline.config.schema import Config
+from pipeline.errors import ConfigError, RunError
+from pipeline.progress import Progress
+from pipeline.report import evidence
+from pipeline.stages import commands
+from pipeline.stages.commands import Report
+from pipeline.stages.loaded import Shared
+from pipeline.stages.store_check import check_store
+from pipeline.stages.study_plan import Study
+from pipeline.study.files import write_files
+from pipeline.study.runs import Planned, Row, alone, forget_result, result_from, result_of, work_through
+from pipeline.study.table import Summary
+from pipeline.train import run_folder
+from pipeline.train.train import data_settings
+
+TABLES_EVERY_SECONDS = 30.0  # while runs are made, so that a study that is killed leaves tables
+
+
+def study(plan: Study, progress: Progress, *, tables_only: bool = False, replace: bool = False) -> Report:
+    """Make the runs of a study that are not done, and its tables.
+
+    Args:
+        plan: The study.
+        progress: Called after each run, and by each run.
+        tables_only: Make no run: only the tables of those that are done.
+        replace: Make runs again that rest on other samples or other source pixels than are there now.
+
+    Raises:
+        ConfigError: It was started as one process of several that train together.
+        RunError: No run is done, and none was to be made; or runs rest on other inputs than are there now.
+        cache.StoreError: A store that some run reads is not there.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        message = "a study is not started by torchrun: start `pipeline study` several times, and they share its runs"
+        raise ConfigError(message)
+    summary = Summary(plan.runs, plan.baseline, plan.scores)
+    failed: dict[str, str] = {}
+    if not tables_only:
+        failed = _make_runs(plan, summary, progress, replace=replace)
+    table = _write(plan, summary)
+    done = sum(result_of(planned) is not None for planned in plan.runs)
+    if not done:
+        why = next(iter(failed.values()), "run the study without asking for the tables only")
+        message = f"no run of {str(plan.folder)!r} is done: {why}"
+        raise RunError(message)
+    return {
+        "study": str(plan.folder),
+        "runs": len(plan.runs),
+        "done": done,
+        "missing": len(plan.runs) - done,
+        "failed": failed,
+        "baseline": plan.baseline,
+        "table": table,
+    }
+
+
+def prepare(plan: Study, progress: Progress) -> Report:
+    """Have everything that the runs read: data, weights of encoders and backbones, and complete stores.
+
+    Several processes may ask for it at once: one works, the others wait and find it done.
+    """
+    report: Report = {}
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    with alone(plan.folder / "preparing", plan.folder):
+        for config in _distinct(plan):
+            commands.prepare(config, progress, encoder=config.reads_store)
+            if config.reads_store:
+                made = commands.extract(config, progress)
+                report[made["store"]] = {key: made[key] for key in ("rows", "encoded", "reused")}
+    return report
+
+
+def _distinct(plan: Study) -> Iterator[Config]:
+    """One configuration for each combination of data, encoder, store and weights that runs read."""
+    seen = set()
+    for config in plan.configs.values():
+        what = config.model_dump_json(include={"data", "encoder", "store"} if config.reads_store else {"data"})
+        key = (what, config.model.backbone, config.model.weights)
+        if key not in seen:
+            seen.add(key)
+            yield config
+
+
+def _make_runs(plan: Study, summary: Summary, progress: Progress, *, replace: bool) -> dict[str, str]:
+    shared, written = Shared(), time.monotonic()
+
+    def make(planned: Planned, tell: Progress) -> Row:
+        config = plan.configs[planned.name]
+        commands.train(config, tell, replace=replace, shared=shared)
+        metrics = commands.evaluate(config, tell, shared=shared)
+        return result_from(metrics, run_folder.read_history(planned.folder))
+
+    def tidy(planned: Planned) -> None:
+        nonlocal written
+        if not plan.keep_weights:
+            (planned.folder / "model.safetensors").unlink(missing_ok=True)
+        if time.monotonic() - written > TABLES_EVERY_SECONDS:
+            _write(plan, summary)
+            written = time.monotonic()
+
+    try:
+        _check_inputs(plan, shared)
+        plan.folder.mkdir(parents=True, exist_ok=True)
+        with alone(plan.folder / "preparing", plan.folder):
+            _look_for_stale(plan, shared, replace=replace)
+        return work_through(plan.runs, make, after_each=tidy, progress=progress)
+    finally:
+        shared.close()
+
+
+def _check_inputs(plan: Study, shared: Shared) -> None:
+    """Refuse at once what would fail hours later: no data set, no store, or a store without a tap."""
+    for config in plan.configs.values():
+        shared.dataset(config)
+        if config.reads_store:
+            check_store(config, shared.store(config))
+        for gate in config.model.gates if config.reads_store else ():
+            held = shared.store(config).taps
+            if gate.tap != "own" and gate.tap not in held:
+                message = (
+                    f"{str(config.store.path)!r} holds no tap {gate.tap!r}, only {', '.join(held)}: "
+                    f"change the gates, or encoder.taps and extract again"
+                )
+                raise RunError(message)
+
+
+def _look_for_stale(plan: Study, shared: Shared, *, replace: bool) -> None:
+    """Find done runs whose samples or source pixels have changed since: forget their results, or refuse."""
+    stale = []
+    for planned in plan.runs:
+        if result_of(planned) is not None:
+            config = plan.configs[planned.name]
+            store = shared.store(config) if config.reads_store else None
+            then = evidence.settings_of(planned.folder)["data"]
+            if then != data_settings(shared.dataset(config), store):
+                stale.append(planned)
+    if stale and not replace:
+        message = (
+            f"{len(stale)} of the finished runs of {str(plan.folder)!r}, among them {stale[0].name!r}, rest on other "
+            f"samples or images than are there now: make them again with --replace, or give the study another folder"
+        )
+        raise RunError(message)
+    for planned in stale:
+        forget_result(planned)
+
+
+def _write(plan: Study, summary: Summary) -> list[Row]:
+    """Write the tables, one process at a time."""
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    with alone(plan.folder / "writing", plan.folder, wait_seconds=0.1):
+        return write_files(plan.folder, summary)

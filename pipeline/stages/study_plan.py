@@ -1,0 +1,217 @@
+"""The configuration of a study: variants and a grid over one experiment, spelled out into a configuration per run."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import itertools
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from pipeline.config.check import validate
+from pipeline.config.file import parse_override, read_yaml, set_key
+from pipeline.config.schema import Config, Section
+from pipeline.errors import ConfigError
+from pipeline.study.runs import Planned
+
+Overrides = dict[str, Any]  # dotted key of the experiment to its value
+Score = Literal["auc", "ap", "acc", "balanced_acc", "f1", "kappa", "ece", "brier"]
+_SEED = "train.seed"
+_TAKEN = {"run": "the study names the folders of its runs", "resources": "no result rests on it (`set` takes it)"}
+
+
+class StudyConfig(Section):
+    """A study: `set` changes the experiment `base` for all runs, and each run takes a variant and a grid point."""
+
+    base: Path
+    folder: Path
+    baseline: str
+    variants: Annotated[dict[str, Overrides], Field(min_length=1)]
+    grid: Annotated[dict[str, list[Any] | dict[str, Overrides]], Field(default_factory=dict)]
+    set_: Annotated[Overrides, Field(alias="set", default_factory=dict)]
+    scores: Annotated[tuple[Score, ...], Field(min_length=1)] = ("auc", "acc")
+    keep_weights: bool = True
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study as it was configured.
+
+    Attributes:
+        name: Of its folder.
+        folder: Where its tables go; the runs are below `runs`.
+        baseline: The variant that the others are compared with.
+        scores: What the tables hold, the most important first.
+        keep_weights: Whether runs keep their weights once they are evaluated.
+        runs: In the order in which they are made: all of the first seed, then all of the next.
+        configs: The configuration of each run, by its name.
+    """
+
+    name: str
+    folder: Path
+    baseline: str
+    scores: tuple[str, ...]
+    keep_weights: bool
+    runs: tuple[Planned, ...]
+    configs: Mapping[str, Config]
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """One value of an axis: what it is called in names and tables, and what it sets."""
+
+    label: Any
+    overrides: Overrides
+
+
+def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
+    """Read the configuration of a study and check that of every run.
+
+    Args:
+        path: YAML, as for an experiment.
+        overrides: `section.key=value` for all runs, after `set`.
+
+    Raises:
+        ConfigError: One line for each problem, which names the file, the variant or the axis, and the key.
+    """
+    plan = validate(StudyConfig, read_yaml(path, "configs/studies/*.yaml"), str(path))
+    given = read_yaml(plan.base)
+    extra = [parse_override(text) for text in overrides]
+    _check(path, plan)
+    runs, configs = [], {}
+    for variant, changes, point in _points(plan):
+        values = copy.deepcopy(given)
+        for key, value in plan.set_.items():
+            set_key(values, key, value, f"{path}: set.{key}")
+        for key, value, said in extra:
+            set_key(values, key, value, said)
+        for key, value in changes.items():
+            set_key(values, key, value, f"{path}: variants.{variant}.{key}")
+        for axis, choice in point.items():
+            for key, value in choice.overrides.items():
+                set_key(values, key, value, f"{path}: grid.{axis}.{key}")
+        labels = {_short(axis, plan.grid): choice.label for axis, choice in point.items()}
+        where = f"{path}: variant {variant!r}" + "".join(f", {axis} {label!r}" for axis, label in labels.items())
+        checked = validate(Config, values, where)
+        named = _run_name(variant, labels, checked)
+        configs[named] = checked.model_copy(update={"run": plan.folder / "runs" / named})
+        runs.append(Planned(named, configs[named].run, _cell(variant, labels, checked), checked.train.seed))
+    _check_names(path, runs)
+    _check_stores(path, configs)
+    order = {seed: number for number, seed in enumerate(dict.fromkeys(run.seed for run in runs))}
+    runs.sort(key=lambda run: order[run.seed])  # stable: a study that is cut short has whole seeds
+    return Study(plan.folder.name, plan.folder, plan.baseline, plan.scores, plan.keep_weights, tuple(runs), configs)
+
+
+def _points(plan: StudyConfig) -> Iterator[tuple[str, Overrides, dict[str, _Choice]]]:
+    """Every variant at every point of the grid."""
+    axes = {axis: _choices(axis, values) for axis, values in plan.grid.items()}
+    for chosen in itertools.product(*axes.values()):
+        for variant, changes in plan.variants.items():
+            yield variant, changes, dict(zip(axes, chosen, strict=True))
+
+
+def _choices(axis: str, values: list[Any] | dict[str, Overrides]) -> list[_Choice]:
+    """A list gives values of one key; a mapping gives names to sets of keys."""
+    if isinstance(values, dict):
+        return [_Choice(name, overrides) for name, overrides in values.items()]
+    return [_Choice(value if isinstance(value, str | int | float) else _text(value), {axis: value}) for value in values]
+
+
+def _check(path: Path, plan: StudyConfig) -> None:
+    """Refuse what would make two runs one, or leave it open which of two values counts."""
+    if plan.baseline not in plan.variants:
+        message = f"{path}: baseline: got {plan.baseline!r}, expected one of {', '.join(plan.variants)}"
+        raise ConfigError(message)
+    set_by_grid: dict[str, str] = {}
+    for axis, values in plan.grid.items():
+        choices = _choices(axis, values)
+        texts = [_text(choice.label) for choice in choices]
+        if not choices or len(set(texts)) < len(texts):
+            message = f"{path}: grid.{axis}: got {texts}; expected at least one value, each once"
+            raise ConfigError(message)
+        for key in {key for choice in choices for key in choice.overrides}:
+            if key in set_by_grid:
+                message = f"{path}: grid.{axis}: {key!r} is set by grid.{set_by_grid[key]} too; leave it to one of them"
+                raise ConfigError(message)
+            set_by_grid[key] = axis
+    for variant, changes in plan.variants.items():
+        for key in changes:
+            if key in set_by_grid:
+                message = (
+                    f"{path}: variants.{variant}.{key}: grid.{set_by_grid[key]} sets it too; leave it to one of them"
+                )
+                raise ConfigError(message)
+    places = {"set": plan.set_, **{f"variants.{name}": changes for name, changes in plan.variants.items()}}
+    for place, keys in {**places, "grid": set_by_grid}.items():
+        for key in keys:
+            if key.split(".")[0] in _TAKEN and (key == "run" or place != "set"):
+                message = f"{path}: {place}.{key}: cannot be chosen here, for {_TAKEN[key.split('.')[0]]}; leave it out"
+                raise ConfigError(message)
+
+
+def _check_names(path: Path, runs: Sequence[Planned]) -> None:
+    """Refuse two points of the grid that are the same run."""
+    names = Counter((run.name, run.seed) for run in runs)
+    cells = Counter((_text(run.cell), run.seed) for run in runs)
+    twice = [name for name, count in names.items() if count > 1] or [cell for cell, n in cells.items() if n > 1]
+    if twice:
+        message = f"{path}: two runs are {twice[0][0]}; change a variant or an axis of the grid so that each is its own"
+        raise ConfigError(message)
+
+
+def _check_stores(path: Path, configs: Mapping[str, Config]) -> None:
+    """Refuse two runs that mean different features by the same store."""
+    makers: dict[Path, tuple[str, str]] = {}
+    for name, config in configs.items():
+        if config.reads_store:
+            wanted = config.model_dump_json(include={"data", "encoder", "store"})
+            first, known = makers.setdefault(config.store.path, (name, wanted))
+            if known != wanted:
+                message = (
+                    f"{path}: runs {first!r} and {name!r} differ in data, encoder or store and both name "
+                    f"store.path {str(config.store.path)!r}: give each its own"
+                )
+                raise ConfigError(message)
+
+
+def _cell(variant: str, labels: Mapping[str, Any], config: Config) -> dict[str, Any]:
+    """What a row of the table is about: variant, fraction, backbone, and what else the grid names but the seed."""
+    rest = {axis: label for axis, label in labels.items() if axis not in ("seed", "fraction", "backbone")}
+    backbone = labels.get("backbone", config.model.backbone)
+    return {"variant": variant, "backbone": backbone, **rest, "fraction": config.train.fraction}
+
+
+def _run_name(variant: str, labels: Mapping[str, Any], config: Config) -> str:
+    """Name a run for people, and end in a digest of its settings: other settings are another run.
+
+    The digest leaves out what no result rests on, and keys that have their default, so that a new key changes none.
+    """
+    settings = config.model_dump(mode="json", exclude={"run", "resources"}, exclude_defaults=True)
+    digest = hashlib.sha256(_text(settings).encode()).hexdigest()[:6]
+    parts = [variant, *(str(label) if _is_word(label) else f"{axis}{label}" for axis, label in labels.items())]
+    return "-".join(re.sub(r"[^A-Za-z0-9._+]+", "_", part).strip("_") for part in [*parts, digest])
+
+
+def _is_word(label: object) -> bool:
+    """Whether a label says by itself what it is of."""
+    return isinstance(label, str) and label[:1].isalpha()
+
+
+def _short(axis: str, grid: Mapping[str, Any]) -> str:
+    """The last part of an axis' key, or the whole of it where two end alike or the tables have such a column."""
+    last = axis.rsplit(".", 1)[-1]
+    alike = sum(other.rsplit(".", 1)[-1] == last for other in grid) > 1
+    taken = last in {"variant", "run", "seconds"} or (last == "seed" and axis != _SEED)
+    return axis if alike or taken else last
+
+
+def _text(value: object) -> str:
+    return json.dumps(value, sort_keys=True)

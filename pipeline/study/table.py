@@ -1,0 +1,183 @@
+"""What the runs of a study say together: mean, spread and interval per setting, paired difference to the baseline.
+
+Two things make a score uncertain: the seed (first weights, order, the draw of the training samples) and the sample of
+patients that happens to be the test set. The interval of a mean speaks of seeds alone, on this very test set. The
+interval of a difference speaks of both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.evaluate.compare import Predictions, read_predictions, what_differs
+from pipeline.evaluate.intervals import LEVEL, resample
+from pipeline.evaluate.metrics import Scorer
+from pipeline.study.runs import Planned, Row, result_of
+
+Floats = npt.NDArray[np.floating[Any]]
+RESAMPLES = 1000
+
+
+@dataclass
+class Summary:
+    """The tables of a study, from the runs that are done.
+
+    Args:
+        runs: All runs that the study plans.
+        baseline: The variant that the others are compared with.
+        scores: The scores of the table, in its order.
+        resamples: Draws of test groups for the differences; each run is drawn once, however often tables are made.
+    """
+
+    runs: Sequence[Planned]
+    baseline: str
+    scores: Sequence[str]
+    resamples: int = RESAMPLES
+    _drawn: dict[str, tuple[Predictions, Mapping[str, Floats]]] = field(default_factory=dict)
+
+    def results(self) -> list[Row]:
+        """One row per finished run: its cell, `seed`, the scores, `val_auc`, `best_epoch`, `seconds`, `run`."""
+        rows = []
+        for planned in self.runs:
+            result = result_of(planned)
+            if result is not None:
+                figures = {key: result[key] for key in ("val_auc", "best_epoch", "seconds")}
+                rows.append(
+                    {**planned.cell, "seed": planned.seed, **result["scores"], **figures, "run": str(planned.folder)}
+                )
+        return rows
+
+    def table(self) -> list[Row]:
+        """One row per cell and score.
+
+        Returns:
+            The columns of the cell; `score`; `seeds` done and `missing`; `mean`, `sd`, and `low` and `high` of the 95 %
+            interval of the mean over seeds (Student's t; None for a single seed); `difference` to the baseline, the
+            mean over the seeds that both have, with `difference_low` and `difference_high` (see `paired_interval`),
+            None for the baseline itself, where it has no such run, or where the two were tested on other samples.
+        """
+        cells: dict[tuple[tuple[str, Any], ...], list[Planned]] = {}
+        for planned in self.runs:
+            cells.setdefault(tuple(planned.cell.items()), []).append(planned)
+        rows = []
+        for key, members in cells.items():
+            done = {planned.seed: planned for planned in members if result_of(planned) is not None}
+            rivals = {
+                planned.seed: planned
+                for planned in cells.get(tuple((dict(key) | {"variant": self.baseline}).items()), [])
+                if planned.seed in done and result_of(planned) is not None
+            }
+            for score in self.scores:
+                found = [self._score(planned, score) for planned in done.values()]
+                values = np.array([value for value in found if value is not None])
+                if len(values):
+                    row = {**dict(key), "score": score, "seeds": len(values), "missing": len(members) - len(done)}
+                    lowest = -1.0 if score == "kappa" else 0.0
+                    rows.append({**row, **_over_seeds(values, lowest), **self._difference(done, rivals, score)})
+        return rows
+
+    def _score(self, planned: Planned, score: str) -> float | None:
+        result = result_of(planned)
+        assert result is not None
+        value: float | None = result["scores"].get(score)
+        return value
+
+    def _difference(self, ours: Mapping[int, Planned], theirs: Mapping[int, Planned], score: str) -> Row:
+        """Compare a cell with the baseline's, seed by seed and on the same draws of test groups."""
+        nothing: Row = {"difference": None, "difference_low": None, "difference_high": None}
+        pairs = [(ours[seed], rival) for seed, rival in theirs.items() if ours[seed] is not rival]
+        if not pairs:
+            return nothing
+        drawn = [(self._draws(first), self._draws(second)) for first, second in pairs]
+        tested = drawn[0][0][0]
+        if any(what_differs(tested, one[0]) is not None for pair in drawn for one in pair):
+            return nothing
+        points = np.array([_points(first, score) - _points(second, score) for first, second in pairs])
+        draws = np.stack([one[1][score] - other[1][score] for one, other in drawn], axis=1)
+        low, high = paired_interval(points, draws, groups=len(set(tested.groups)))
+        return {"difference": float(points.mean()), "difference_low": low, "difference_high": high}
+
+    def _draws(self, planned: Planned) -> tuple[Predictions, Mapping[str, Floats]]:
+        """Score a run on many draws of test groups, the same draws for every run."""
+        if planned.name not in self._drawn:
+            said = read_predictions(planned.folder)
+            scorer = Scorer(said.task, said.labels, said.probabilities)
+
+            def scores(weights: Floats) -> Mapping[str, Floats]:
+                everything = scorer(weights)
+                return {name: everything[name] for name in self.scores if name in everything}
+
+            self._drawn[planned.name] = said, resample(scores, said.groups, resamples=self.resamples)
+        return self._drawn[planned.name]
+
+
+def paired_interval(points: Floats, draws: Floats, *, groups: int) -> tuple[float, float]:
+    """Give the 95 % interval of a mean paired difference, for another draw of both the seeds and the test groups.
+
+    Two variances are added: that of the mean over seeds (from how the differences of the seeds scatter on the whole
+    test set), and that of the seeds' mean difference over bootstrap draws of test groups. Each holds the part in which
+    seed and patient act together, so the sum is a little too large rather than too small. Student's t has the degrees
+    of freedom that Satterthwaite (Biometrics 1946) gives the sum, rounded down: a few seeds count as a few.
+
+    With a single seed there is nothing to tell how seeds scatter: the interval then speaks of the test set alone. It
+    never speaks of another data set or another recipe.
+
+    Args:
+        points: (S,) difference of each seed on the whole test set.
+        draws: (R, S) the same on each draw of test groups; NaN where a draw lacks a class.
+        groups: Groups in the test set.
+    """
+    seeds = len(points)
+    of_test = float(np.nanvar(draws.mean(axis=1), ddof=1))
+    of_seeds = float(points.var(ddof=1)) / seeds if seeds > 1 else 0.0
+    total = of_test + of_seeds
+    mean = float(points.mean())
+    if total == 0:
+        return mean, mean
+    spread = of_test**2 / max(groups - 1, 1) + (of_seeds**2 / (seeds - 1) if seeds > 1 else 0.0)
+    reach = t_point(max(1, math.floor(total**2 / spread))) * math.sqrt(total)
+    return mean - reach, mean + reach
+
+
+def t_point(freedom: int) -> float:
+    """Find the 97.5 % point of Student's t with a whole number of degrees of freedom, to 1e-9, by bisection."""
+    low, high = NormalDist().inv_cdf((1 + LEVEL) / 2), 13.0  # its limit, and above its value for one degree
+    while high - low > 1e-10:
+        middle = (low + high) / 2
+        low, high = (middle, high) if _t_within(middle, freedom) < LEVEL else (low, middle)
+    return low
+
+
+def _t_within(t: float, freedom: int) -> float:
+    """Compute P(|T| < t) by the finite sum of Abramowitz and Stegun, 26.7.3 and 26.7.4."""
+    angle = math.atan(t / math.sqrt(freedom))
+    sine, cosine = math.sin(angle), math.cos(angle)
+    odd = freedom % 2
+    term = total = (cosine if freedom > 1 else 0.0) if odd else 1.0
+    for k in range(3 if odd else 2, freedom - 1, 2):
+        term *= cosine**2 * (k - 1) / k
+        total += term
+    return 2 / math.pi * (angle + sine * total) if odd else sine * total
+
+
+def _over_seeds(values: Floats, lowest: float) -> Row:
+    """Give mean, standard deviation and interval, which ends where the score itself does."""
+    mean, count = float(values.mean()), len(values)
+    if count < 2:
+        return {"mean": mean, "sd": None, "low": None, "high": None}
+    sd = float(values.std(ddof=1))
+    reach = t_point(count - 1) * sd / math.sqrt(count)
+    return {"mean": mean, "sd": sd, "low": max(mean - reach, lowest), "high": min(mean + reach, 1.0)}
+
+
+def _points(planned: Planned, score: str) -> float:
+    result = result_of(planned)
+    assert result is not None
+    return float(result["scores"][score])

@@ -1,0 +1,310 @@
+"""The folder of a training run: its files, written whole or not at all, and the model they hold.
+
+    model.safetensors   weights of the best epoch
+    model.json          what to build around them: options, class names, fingerprint of the features, metrics
+    settings.json       everything that the result depends on; a folder takes one run
+    history.csv, .json  one row per epoch
+
+once it is evaluated, what `evaluate` found of this very model:
+
+    metrics.json, predictions.csv, and curves as tables and pictures
+
+and, until the run is done:
+
+    last.pt             all that continuing needs, replaced at the end of each epoch; tensors and plain values, no code
+    best-0007.safetensors   weights of the best epoch so far, which last.pt names
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from cache import Fingerprint
+from pipeline.data import Dataset
+from pipeline.errors import RunError
+from pipeline.image_tap import of_features
+from pipeline.model.classifier import Classifier, ModelOptions, Shape
+from pipeline.model.tasks import Head, Task, outputs_of
+from pipeline.weights import TORN
+
+_VERSION = 1
+_LONGEST = 80  # characters of a setting in a message
+_OF_TRAINING = ("last.pt", "model.*", "best-*.safetensors", "history.*")
+_OF_EVALUATION = ("metrics.json", "predictions.csv", "roc.*", "precision_recall.*", "reliability.*", "loss.png",
+                  "confusion.png")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a trained model is, beside its weights.
+
+    Attributes:
+        model: How it was built.
+        task: What its labels mean.
+        head: What its outputs mean.
+        class_names: Names of the classes.
+        taps: (C, h, w) of each stored tap that it reads.
+        fingerprint: Of the features it was trained on; None without gates.
+        training: Options of its training, for the reader.
+        metrics: Figures on val, and the epoch they are of.
+        provenance: How it came about, for the reader (`pipeline.train.provenance`); empty where that was not recorded.
+    """
+
+    model: ModelOptions
+    task: Task
+    head: Head
+    class_names: tuple[str, ...]
+    taps: Mapping[str, Shape]
+    fingerprint: Fingerprint | None
+    training: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a file whose name never shows anything but the whole content, whatever kills the process."""
+    scratch = path.with_name(path.name + ".partial")
+    with scratch.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    scratch.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON for people and programs: indented, no NaN."""
+    text = json.dumps(value, indent=2, allow_nan=False)
+    with replacing(path) as file:
+        file.write(f"{text}\n".encode())
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Write a table; its columns are the keys of the first row."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    with replacing(path) as file:
+        file.write(text.getvalue().encode())
+
+
+def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Write tensors by name as safetensors."""
+    content = safetensors.torch.save({key: value.detach().cpu().contiguous() for key, value in state.items()})
+    with replacing(path) as file:
+        file.write(content)
+
+
+def save_description(folder: Path, description: Description) -> None:
+    """Write `model.json`."""
+    values = asdict(description)
+    values["fingerprint"] = None if description.fingerprint is None else dict(description.fingerprint.fields)
+    write_json(folder / "model.json", {"version": _VERSION, **values})
+
+
+def load_description(folder: Path) -> Description:
+    """Read `model.json`.
+
+    Raises:
+        RunError: There is no finished run in the folder, or not one that this version reads.
+    """
+    file = folder / "model.json"
+    try:
+        values = json.loads(file.read_text())
+        if values.pop("version") != _VERSION:
+            msg = f"{str(file)!r} is of another version of this program: train again, or use the version that wrote it."
+            raise RunError(msg)
+        model = values.pop("model")
+        model["gates"] = tuple((tap, stage) for tap, stage in model["gates"])
+        fingerprint = values.pop("fingerprint")
+        return Description(
+            model=ModelOptions(**model),
+            class_names=tuple(values.pop("class_names")),
+            taps={tap: cast(Shape, tuple(shape)) for tap, shape in values.pop("taps").items()},
+            fingerprint=None if fingerprint is None else Fingerprint(fingerprint),
+            **values,
+        )
+    except FileNotFoundError as error:
+        msg = f"There is no trained model in {str(folder)!r}: run `pipeline train` first, or name another run."
+        raise RunError(msg) from error
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        msg = f"{str(file)!r} is no description of a model ({error}): delete the folder and train again."
+        raise RunError(msg) from error
+
+
+def check_classes(folder: Path, description: Description, dataset: Dataset) -> None:
+    """Refuse a data set whose classes are not those of a model.
+
+    Raises:
+        RunError: The task or the names of the classes differ.
+    """
+    if (dataset.task, tuple(dataset.class_names)) != (description.task, description.class_names):
+        msg = (
+            f"The model in {str(folder)!r} knows the {description.task} classes {list(description.class_names)}; "
+            f"the data set {dataset.name!r} has the {dataset.task} classes {list(dataset.class_names)}: name its own."
+        )
+        raise RunError(msg)
+
+
+def load_classifier(
+    folder: Path, *, fingerprint: Fingerprint | None = None, device: torch.device | None = None
+) -> tuple[Classifier, Description]:
+    """Build the model of a finished run, ready to predict.
+
+    Args:
+        folder: The run.
+        fingerprint: Of the features that it will be given; None to ask later, with `check_fingerprint`.
+        device: Where it goes.
+
+    Raises:
+        RunError: No finished run, weights that are damaged or were not kept, or features of another fingerprint.
+    """
+    description = load_description(folder)
+    if fingerprint is not None:
+        check_fingerprint(description, fingerprint, folder)
+    outputs = outputs_of(description.head, len(description.class_names))
+    classifier = Classifier(replace(description.model, weights="none"), description.taps, outputs)
+    file = weights_file(folder)
+    try:
+        classifier.load_state_dict(safetensors.torch.load_file(file))
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        first = str(error).splitlines()[0]
+        msg = (
+            f"{str(file)!r} does not hold the weights that model.json describes ({first}): "
+            f"delete the folder {str(folder)!r} and train again."
+        )
+        raise RunError(msg) from error
+    return classifier.to(device or torch.device("cpu")).eval(), description
+
+
+def weights_file(folder: Path) -> Path:
+    """The file of a finished run's weights, which is there.
+
+    Raises:
+        RunError: It is not, as after a study that keeps no weights.
+    """
+    file = folder / "model.safetensors"
+    if not file.is_file():
+        msg = (
+            f"The weights of the run {str(folder)!r} were not kept: delete this folder and run its study again with "
+            f"`keep_weights: true`, or train that configuration on its own (`--set run=runs/NAME`)."
+        )
+        raise RunError(msg)
+    return file
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """Read the rows of `history.json`."""
+    history: list[dict[str, Any]] = json.loads((folder / "history.json").read_text())
+    return history
+
+
+def check_fingerprint(description: Description, fingerprint: Fingerprint, folder: Path) -> None:
+    """Refuse features that were computed in another way than those the model was trained on.
+
+    Raises:
+        RunError: They were; the message lists each field that differs.
+    """
+    if description.fingerprint is None:
+        return
+    differences = description.fingerprint.differences(of_features(fingerprint))
+    if differences:
+        listed = "; ".join(f"{d.field} is {d.theirs!r} and was {d.ours!r} in training" for d in differences)
+        msg = (
+            f"The model in {str(folder)!r} was trained on other features: {listed}. "
+            f"Extract features as they were in training, or train again."
+        )
+        raise RunError(msg)
+
+
+def begin(folder: Path, settings: Mapping[str, Any], *, replace: bool) -> None:
+    """Claim a folder for a run with these settings; one that holds the same run is left as it is.
+
+    Args:
+        folder: Made if it is not there.
+        settings: JSON values; everything that the result depends on.
+        replace: Remove a run with other settings, and what `evaluate` found of it, instead of refusing.
+
+    Raises:
+        RunError: The folder holds a run with other settings, which the message lists.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "settings.json"
+    wanted = Fingerprint(settings)
+    if file.is_file():
+        try:
+            differences = wanted.differences(Fingerprint(json.loads(file.read_text())))
+        except ValueError as error:
+            msg = f"{str(file)!r} cannot be read ({error}): delete the folder {str(folder)!r} and train again."
+            raise RunError(msg) from error
+        if not differences:
+            return
+        if not replace:
+            listed = "; ".join(f"{d.field} is {brief(d.ours)} and was {brief(d.theirs)}" for d in differences)
+            msg = (
+                f"{str(folder)!r} holds a run with other settings: {listed}. "
+                f"Name another folder (`--set run=runs/NAME`), or start over with `--replace`."
+            )
+            raise RunError(msg)
+        for pattern in (*_OF_EVALUATION, *_OF_TRAINING):
+            for old in folder.glob(pattern):
+                old.unlink()
+    write_json(file, wanted.fields)
+
+
+def brief(value: object) -> str:
+    """A setting in a message: the start of a digest tells it apart, and of anything long the start is enough."""
+    if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value):
+        return repr(value[:12])
+    said = repr(value)
+    return said if len(said) <= _LONGEST else f"{said[:_LONGEST]}..."
+
+
+def tidy(folder: Path) -> None:
+    """Remove from a finished run what only continuing needed."""
+    for pattern in ("last.pt", "best-*.safetensors", "*.partial"):
+        for file in folder.glob(pattern):
+            file.unlink()
+
+
+def save_checkpoint(folder: Path, checkpoint: Mapping[str, Any]) -> None:
+    """Replace `last.pt`; a kill at any moment leaves the old one or the new one."""
+    with replacing(folder / "last.pt") as file:
+        torch.save({"version": _VERSION, **checkpoint}, file)
+
+
+def load_checkpoint(folder: Path, device: torch.device) -> dict[str, Any] | None:
+    """Read `last.pt` if there is one.
+
+    Raises:
+        RunError: It cannot be read.
+    """
+    file = folder / "last.pt"
+    if not file.is_file():
+        return None
+    try:
+        checkpoint: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
+    except TORN as error:
+        msg = f"{str(file)!r} cannot be read ({type(error).__name__}): delete it and train again."
+        raise RunError(msg) from error
+    return checkpoint

@@ -1,0 +1,282 @@
+"""Stage two: train a gated classifier on stored features, keep the epoch that is best on val, continue after any stop.
+
+Nothing random outlives an epoch: order, augmentation and dropout are drawn from the seed and the epoch's number. So
+continuing needs no more than a checkpoint at the end of each epoch, at the price of repeating the one cut short.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cache import Store
+from pipeline.data import Dataset, Split, stratified_part
+from pipeline.errors import ConfigError, RunError
+from pipeline.evaluate import metrics
+from pipeline.image_tap import of_features
+from pipeline.model.classifier import Classifier, ModelOptions
+from pipeline.model.tasks import head_of, outputs_of
+from pipeline.progress import Progress, silent
+from pipeline.train import parallel, provenance, run_folder
+from pipeline.train.augment import Augmentation
+from pipeline.train.feed import Feed, Place
+from pipeline.train.forward import infer
+from pipeline.train.history import Journal
+from pipeline.train.in_memory import Holdings
+from pipeline.train.loop import Loop
+from pipeline.train.optimise import TrainOptions
+from pipeline.train.views import view_taps
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What to train on; nothing here changes the result beyond rounding.
+
+    Attributes:
+        device: `"cpu"`, `"cuda"`, `"cuda:1"`.
+        place: Where data wait: `"auto"` chooses from the sizes (see `pipeline.train.feed`).
+        workers: Decoding threads.
+        channels_last: Lay images out as (B, H, W, C), which convolutions prefer: ResNet-18 at 128 px trains 1.2 times
+            faster on a CPU.
+        compiled: Use `torch.compile`.
+        tensorboard: Write the history for TensorBoard too, with the extra of that name.
+    """
+
+    device: str = "cpu"
+    place: Place = "auto"
+    workers: int = 2
+    channels_last: bool = True
+    compiled: bool = False
+    tensorboard: bool = False
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What a training run came to.
+
+    Attributes:
+        folder: Where its files are.
+        metrics: Figures on val of the epoch whose weights were kept, `epoch` (counted from one), `parameters`, `flops`.
+        history: One row per epoch.
+        feeds: One line per split on where its data waited; empty if the run was finished before.
+    """
+
+    folder: Path
+    metrics: dict[str, Any]
+    history: list[Row]
+    feeds: tuple[str, ...]
+
+
+def train(
+    dataset: Dataset,
+    store: Store | None,
+    folder: Path,
+    *,
+    model: ModelOptions,
+    options: TrainOptions,
+    augmentation: Augmentation | None = None,
+    machine: Machine | None = None,
+    allow_missing: bool = False,
+    replace: bool = False,
+    holdings: Holdings | None = None,
+    progress: Progress = silent,
+) -> TrainReport:
+    """Train the classifier in `folder`, from the start or from where it stopped; a finished run is left as it is.
+
+    Args:
+        dataset: Images, labels and splits.
+        store: Features; may be None if `model` has no gate that reads one.
+        folder: The run; made if it is not there.
+        model: What to train.
+        options: How to train it.
+        augmentation: What images and gates go through; None for nothing.
+        machine: What to train on.
+        allow_missing: Train without the samples that the store lacks.
+        replace: Start over where the folder holds a run with other settings.
+        holdings: Images and features that other runs on the same objects have loaded; None to share nothing.
+        progress: Called after each step and each epoch.
+
+    Raises:
+        RunError: The store does not fit the data set, the folder holds another run, or the loss is not finite.
+        DataError: AUC is not defined on val.
+        ConfigError: An option is impossible.
+    """
+    augmentation, machine = augmentation or Augmentation(), machine or Machine()
+    if model.taps and store is None:
+        msg = f"The gates {list(model.gates)!r} read features: name a store, or set gates to []."
+        raise ConfigError(msg)
+    among: dict[Split, list[int]] = {"train": _training_part(dataset, options), "val": dataset.indices("val")}
+    for split, indices in among.items():
+        metrics.check_labels(dataset.task, np.asarray(dataset.labels)[indices], dataset.class_names, split)
+    team, device = parallel.join(torch.device(machine.device))
+    settings = _settings(dataset, store, model, options, augmentation)
+    if team.leads:
+        run_folder.begin(folder, settings, replace=replace)
+    team.wait()
+    if (folder / "model.json").is_file():
+        if team.leads:
+            run_folder.tidy(folder)
+        return TrainReport(
+            folder, dict(run_folder.load_description(folder).metrics), run_folder.read_history(folder), ()
+        )
+    progress = progress if team.leads else silent
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        train_feed, val_feed = (
+            Feed(
+                dataset,
+                split,
+                store,
+                taps=taps,
+                image_px=image_px,
+                device=device,
+                place=machine.place,
+                workers=machine.workers,
+                allow_missing=allow_missing,
+                among=among[split],
+                holdings=holdings,
+                progress=progress,
+            )
+            for split, taps, image_px in _what_to_feed(model, augmentation)
+        )
+        loop = _build_loop(model, options, augmentation, machine, train_feed, dataset, team)
+        journal = Journal(folder, tensorboard=machine.tensorboard)
+        figures = _run_epochs(loop, val_feed, dataset, journal, options, progress)
+    if team.leads:
+        journal.finish(
+            run_folder.Description(
+                model=model,
+                task=dataset.task,
+                head=loop.head,
+                class_names=dataset.class_names,
+                taps=loop.classifier.taps,
+                fingerprint=of_features(store.fingerprint) if store is not None and model.taps else None,
+                training=asdict(options),
+                metrics=figures,
+                provenance=provenance.of_training(
+                    dataset,
+                    store if model.taps else None,
+                    journal.history,
+                    settings=settings,
+                    trained_on=len(train_feed),
+                    device=machine.device,
+                ),
+            )
+        )
+    return TrainReport(folder, figures, journal.history, (train_feed.description, val_feed.description))
+
+
+def _training_part(dataset: Dataset, options: TrainOptions) -> list[int]:
+    """Choose the training samples, `fraction` of them: positions in the data set, ascending."""
+    indices = dataset.indices("train")
+    samples = [dataset.samples[i] for i in indices]
+    chosen = stratified_part(
+        [sample.label for sample in samples],
+        [sample.group for sample in samples],
+        fraction=options.fraction,
+        seed=options.seed,
+    )
+    return [i for i, is_chosen in zip(indices, chosen, strict=True) if is_chosen]
+
+
+def _what_to_feed(model: ModelOptions, augmentation: Augmentation) -> list[tuple[Split, tuple[str, ...], int]]:
+    """Say which taps and which image side each split needs: training those of its views, and room to crop."""
+    views = view_taps(model.taps, augmentation.views)
+    detailed_px = round(model.image_px * (1 + augmentation.margin))
+    return [("train", (*model.taps, *views), detailed_px), ("val", model.taps, model.image_px)]
+
+
+def _build_loop(
+    model: ModelOptions,
+    options: TrainOptions,
+    augmentation: Augmentation,
+    machine: Machine,
+    feed: Feed,
+    dataset: Dataset,
+    team: parallel.Team,
+) -> Loop:
+    """Build the classifier from its seed, and what trains it."""
+    head = head_of(dataset.task, options.loss)
+    torch.manual_seed(options.seed)
+    shapes = {tap: shape for tap, (shape, _) in feed.shapes().items()}
+    classifier = Classifier(model, shapes, outputs_of(head, len(dataset.class_names)))
+    if team.size > 1:
+        parallel.share_batch_norms(classifier)
+    return Loop(
+        classifier.to(feed.device),
+        head,
+        feed,
+        options,
+        augmentation,
+        team=team,
+        channels_last=machine.channels_last,
+        compiled=machine.compiled,
+    )
+
+
+def _run_epochs(
+    loop: Loop, val_feed: Feed, dataset: Dataset, journal: Journal, options: TrainOptions, progress: Progress
+) -> Row:
+    """Train the epochs that are left; returns the figures of the best."""
+    journal.resume(loop)
+    while len(journal.history) < options.epochs and not journal.patience_is_over(options.patience):
+        epoch = len(journal.history)
+        row: Row = {"epoch": epoch + 1, **loop.run_epoch(epoch, progress)}
+        scores = infer(loop.best_guess, loop.head, val_feed, precision=options.precision, team=loop.team)
+        if not np.isfinite(scores.losses).all():
+            msg = (
+                f"After epoch {epoch + 1} the loss on val is not finite. Likely cause: a learning rate of "
+                f"{options.lr:g} that is too high: lower lr, or set clip_norm. The checkpoint before it stays."
+            )
+            raise RunError(msg)
+        figures = metrics.score(dataset.task, val_feed.labels, scores.probabilities, dataset.class_names)
+        row |= {"val_loss": float(scores.losses.mean()), "val_auc": figures["auc"], "val_acc": figures["acc"]}
+        journal.add(row, figures, loop)
+        shown = {key: row[key] for key in ("train_loss", "val_loss", "val_auc", "seconds")}
+        shown["best_epoch"] = journal.best["epoch"]
+        progress("epoch", epoch + 1, options.epochs, **shown)
+    return {**journal.best, **_costs(loop.classifier)}
+
+
+def _costs(classifier: Classifier) -> Row:
+    """Count parameters and operations, and the share that SLCA adds to the backbone's."""
+    parameters, flops = classifier.parameter_counts(), classifier.flop_counts()
+    return {
+        "parameters": {**parameters, "slca_share": parameters["slca"] / parameters["backbone"]},
+        "flops": {**flops, "slca_share": flops["slca"] / flops["backbone"]},
+    }
+
+
+def data_settings(dataset: Dataset, store: Store | None) -> dict[str, Any]:
+    """What a run rests on that its configuration does not say, as JSON values: samples, and a store's source pixels.
+
+    Args:
+        dataset: The samples.
+        store: Whose rows are read; None if none are, and then the pixels are not looked at.
+    """
+    told = store is not None and len(store.digests) > 0
+    return {
+        "samples_sha256": provenance.samples_sha256(dataset),
+        "pixels_sha256": hashlib.sha256(store.digests.tobytes()).hexdigest() if store is not None and told else None,
+        "task": dataset.task,
+        "class_names": list(dataset.class_names),
+    }
+
+
+def _settings(
+    dataset: Dataset, store: Store | None, model: ModelOptions, options: TrainOptions, augmentation: Augmentation
+) -> dict[str, Any]:
+    """Everything that the result depends on, as JSON values."""
+    return {
+        "data": data_settings(dataset, store if model.taps else None),
+        "features": of_features(store.fingerprint).fields if store is not None and model.taps else None,
+        "model": asdict(model),
+        "train": asdict(options),
+        "augmentation": asdict(augmentation),
+    }
