@@ -41,7 +41,7 @@ import sys
 from pathlib import Path
 
 from pipeline.errors import PipelineError
-from pipeline.export import load_export
+from pipeline.report.export import load_export
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("images", nargs="+", type=Path)

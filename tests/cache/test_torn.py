@@ -21,6 +21,7 @@ import pytest
 
 import cache
 from cache import durable
+from cache.writing import writer
 from tests.cache import making, run_store
 from tests.cache.making import FORMATS, ROWS_PER_SHARD, assert_holds, begin, build, files, rows, write
 from tests.cache.run_store import Heard, Maker, finish, start
@@ -47,7 +48,7 @@ def stopped_at(call: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]
     with monkeypatch.context() as patch:
         for owner, name in ((os, "fsync"), (os, "link"), (Path, "replace"), (Path, "rename"), (Path, "unlink")):
             patch.setattr(owner, name, counted(getattr(owner, name)))
-        patch.setattr("cache.writing.writer.swap", counted(cache.writer.swap))
+        patch.setattr("cache.writing.writer.swap", counted(writer.swap))
         yield made
 
 

@@ -46,7 +46,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from tests.train.scenes import QUICK, TINY, make_dataset, make_store, register_tiny
-from pipeline.train import train
+from pipeline.train.train import train
 
 register_tiny()
 folder = Path(sys.argv[1])
