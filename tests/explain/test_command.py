@@ -13,7 +13,7 @@ from PIL import Image
 from pipeline.data import generate_demo, load_demo
 from pipeline.model.classifier import ModelOptions
 from pipeline.train.train import train
-from tests.commands.conftest import complaint, run_pipeline, succeed
+from tests.cli.conftest import complaint, run_pipeline, succeed
 from tests.train.scenes import QUICK, make_store
 
 CONFIG = """\

@@ -15,7 +15,7 @@ from pipeline.extract.up_to_date import fingerprint
 from pipeline.report.evidence import settings_of
 from pipeline.report.reproduce import Commands, commands
 from pipeline.stages.inputs import reading, recipe
-from tests.commands.conftest import TINY as CONFIG
+from tests.cli.conftest import TINY as CONFIG
 from tests.report.conftest import Case, Page
 from tests.train.scenes import PLAIN
 

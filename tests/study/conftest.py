@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.commands.conftest import prepared, trained, work
+from tests.cli.conftest import prepared, trained, work
 from tests.train.conftest import one_thread, scene, store
 
 __all__ = ["one_thread", "prepared", "scene", "store", "trained", "work"]

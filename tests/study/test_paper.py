@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from tests.commands.conftest import ROOT
-from tests.commands.test_dvc import Project
+from tests.cli.conftest import ROOT
+from tests.cli.test_dvc import Project
 
 STUDY = """\
 base: configs/breastmnist.yaml

@@ -24,7 +24,7 @@ from pipeline.stages import commands, studies
 from pipeline.stages.study_plan import load_study
 from pipeline.study.runs import Planned, result_of, work_through
 from pipeline.train import run_folder
-from tests.commands.conftest import copy_of, run_pipeline, start_pipeline, succeed
+from tests.cli.conftest import copy_of, run_pipeline, start_pipeline, succeed
 
 STUDY = """\
 base: tiny.yaml

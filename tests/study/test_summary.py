@@ -17,7 +17,7 @@ from pipeline.study.files import as_latex, as_markdown, write_files
 from pipeline.study.runs import Planned
 from pipeline.study.table import Summary, paired_interval, t_point
 from pipeline.train import run_folder
-from tests.train.test_compare import NAMES, binary_case, write_run
+from tests.evaluate.test_compare import NAMES, binary_case, write_run
 
 SEEDS = (0, 1, 2)
 

@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 from pipeline.config.schema import load_config
 from pipeline.errors import ConfigError
 from pipeline.stages.study_plan import load_study
-from tests.commands.conftest import ROOT, TINY
+from tests.cli.conftest import ROOT, TINY
 
 STUDY = """\
 base: tiny.yaml

@@ -14,7 +14,7 @@ import cache
 from pipeline.explain import projection
 from pipeline.progress import silent
 from pipeline.stages import stores
-from tests.commands.conftest import complaint, environment, succeed
+from tests.cli.conftest import complaint, environment, succeed
 from tests.explain.test_command import CONFIG
 
 COUNT = 300
