@@ -8,8 +8,7 @@ import pytest
 
 from pipeline.config.schema import load_config
 from pipeline.errors import ConfigError
-
-from .conftest import TINY
+from tests.cli.conftest import TINY
 
 
 def read(folder: Path, text: str, *overrides: str) -> str:
