@@ -23,6 +23,7 @@ from pipeline.model.tasks import Task, probabilities
 from pipeline.progress import Progress, silent
 from pipeline.train import run_folder
 from pipeline.train.forward import autocast
+from pipeline.train.identity import check_features
 
 if TYPE_CHECKING:
     from pipeline.encoders import Encoder
@@ -86,7 +87,9 @@ def predict(
         RunError: No finished run, no encoder where one is needed, or one that gives other features.
     """
     where = torch.device(device)
-    classifier, description = run_folder.load_classifier(folder, fingerprint=fingerprint, device=where)
+    classifier, description = run_folder.load_classifier(folder, device=where)
+    if fingerprint is not None:
+        check_features(folder, description.fingerprint, fingerprint)
     taps = classifier.options.taps
     if taps and (encoder is None or fingerprint is None):
         msg = f"The model in {str(folder)!r} needs the taps {list(taps)}: give the encoder of its features."

@@ -20,7 +20,8 @@ from pipeline.image_tap import of_features
 from pipeline.progress import Progress, silent
 from pipeline.report.reproduce import Commands
 from pipeline.train import run_folder
-from pipeline.train.provenance import data_in_numbers, samples_sha256
+from pipeline.train.identity import check_samples, recorded_identity
+from pipeline.train.provenance import data_in_numbers
 
 
 @dataclass(frozen=True)
@@ -188,12 +189,12 @@ def _compares(study: Path, ours: Path) -> bool:
     has_it = has_counterpart = False
     gated, settings, said = (
         bool(run_folder.load_description(ours).model.gates),
-        settings_of(ours),
+        recorded_identity(ours),
         read_predictions(ours),
     )
     for folder in _runs_of(study):
         try:
-            is_it = settings_of(folder) == settings
+            is_it = recorded_identity(folder) == settings
             of_other_kind = bool(run_folder.load_description(folder).model.gates) != gated
             is_counterpart = of_other_kind and other_settings(ours, folder) == []
             if (is_it or is_counterpart) and what_differs(said, read_predictions(folder)) is None:
@@ -227,34 +228,6 @@ def read_figures(folder: Path, description: run_folder.Description) -> dict[str,
         msg = f"The metrics in {str(folder)!r} are those of another model: run `pipeline evaluate` again."
         raise RunError(msg)
     return figures
-
-
-def settings_of(folder: Path) -> dict[str, Any]:
-    """Everything that a finished run depends on.
-
-    Raises:
-        RunError: There is no finished run, or an older version of this program trained it.
-    """
-    provenance = run_folder.load_description(folder).provenance
-    if "settings" not in provenance:
-        msg = f"The run in {str(folder)!r} does not say what it depends on: train it again with this version."
-        raise RunError(msg)
-    settings: dict[str, Any] = provenance["settings"]
-    return settings
-
-
-def check_samples(folder: Path, dataset: Dataset) -> None:
-    """Refuse a data set that is not the one a run was trained on.
-
-    Raises:
-        RunError: Its samples, labels or splits are others.
-    """
-    if settings_of(folder)["data"]["samples_sha256"] != samples_sha256(dataset):
-        msg = (
-            f"The run {str(folder)!r} was trained on other samples, labels or splits than {dataset.name!r} has now: "
-            f"give the run's own configuration with -c, or train again."
-        )
-        raise RunError(msg)
 
 
 def _scan(dataset: Dataset, store: Path | None, workers: int, progress: Progress) -> Scan:

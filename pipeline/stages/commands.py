@@ -38,7 +38,7 @@ from pipeline.stages.inputs import load_dataset, reading
 from pipeline.stages.loaded import Shared
 from pipeline.stages.prepare import prepare_data, prepare_encoder
 from pipeline.stages.store_check import check_store
-from pipeline.train import provenance, run_folder
+from pipeline.train import identity, provenance, run_folder
 from pipeline.train import train as stage_two
 from pipeline.weights import download_imagenet
 
@@ -170,16 +170,16 @@ def predict(config: Config, progress: Progress, paths: Sequence[Path]) -> Report
         DataError: None of the files can be read; if only some cannot, the report's `set_aside` says why.
     """
     description = run_folder.load_description(config.run)
-    encoder = identity = None
+    encoder = features = None
     if description.model.taps:
         encoder = build_encoder(config)
-        identity = fingerprint(encoder.fingerprint(), data.reading_rules(reading(config)), config.store.dtype)
+        features = fingerprint(encoder.fingerprint(), data.reading_rules(reading(config)), config.store.dtype)
     images = on_the_fly.ReadableImages(paths, reading(config), encoder)
     probabilities = on_the_fly.predict(
         config.run,
         images,
         encoder=encoder,
-        fingerprint=identity,
+        fingerprint=features,
         device=device(config),
     )
     verdicts = on_the_fly.verdicts(images, probabilities, description.class_names, description.task, progress)
@@ -233,7 +233,7 @@ def report(
         arguments: That named the configuration, for the commands on the page.
     """
     folder = folder or config.run
-    settings = evidence.settings_of(folder)
+    settings = identity.recorded_identity(folder)
     points = evidence.read_figures(folder, run_folder.load_description(folder))["operating_points"]
     names: dict[str, list[str]] = {name: [] for name in COMMANDS if settings["features"] or name != "extract"}
     if tuple(points) != operating.POINTS:
@@ -256,7 +256,7 @@ def report(
 def export(config: Config, progress: Progress, folder: Path, target: Path, *, onnx: bool = False) -> Report:
     """Write an evaluated run as a folder to hand on; the configuration tells of its data."""
     dataset = load_dataset(config)
-    evidence.check_samples(folder, dataset)
+    identity.check_samples(folder, dataset)
     progress("export", 0, 1)
     found = handing_on.export(
         folder,

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pipeline.config.schema import Config
 from pipeline.errors import ConfigError, RunError
 from pipeline.progress import Progress
-from pipeline.report import evidence
 from pipeline.stages import commands
 from pipeline.stages.commands import Report
 from pipeline.stages.loaded import Shared
@@ -19,7 +18,7 @@ from pipeline.study.files import write_files
 from pipeline.study.runs import Planned, Row, alone, forget_result, result_from, result_of, work_through
 from pipeline.study.table import Summary
 from pipeline.train import run_folder
-from pipeline.train.train import data_settings
+from pipeline.train.identity import data_identity, recorded_identity
 
 TABLES_EVERY_SECONDS = 30.0  # while runs are made, so that a study that is killed leaves tables
 
@@ -139,8 +138,8 @@ def _look_for_stale(plan: Study, shared: Shared, *, replace: bool) -> None:
         if result_of(planned) is not None:
             config = plan.configs[planned.name]
             store = shared.store(config) if config.reads_store else None
-            then = evidence.settings_of(planned.folder)["data"]
-            if then != data_settings(shared.dataset(config), store):
+            then = recorded_identity(planned.folder)["data"]
+            if then != data_identity(shared.dataset(config), store):
                 stale.append(planned)
     if stale and not replace:
         message = (

@@ -11,6 +11,7 @@ from pipeline.data import Dataset, Split
 from pipeline.progress import Progress, silent
 from pipeline.train import run_folder
 from pipeline.train.feed import Feed
+from pipeline.train.identity import check_classes, check_features
 from pipeline.train.in_memory import Holdings
 from pipeline.train.train import Machine
 
@@ -49,10 +50,11 @@ class Trained:
         Raises:
             RunError: No finished run, other classes, or features of another fingerprint.
         """
-        fingerprint = None if store is None else store.fingerprint
         device = torch.device(machine.device)
-        self.classifier, self.description = run_folder.load_classifier(folder, fingerprint=fingerprint, device=device)
-        run_folder.check_classes(folder, self.description, dataset)
+        self.classifier, self.description = run_folder.load_classifier(folder, device=device)
+        if store is not None:
+            check_features(folder, self.description.fingerprint, store.fingerprint)
+        check_classes(folder, self.description.task, self.description.class_names, dataset)
         self.precision: str = self.description.training["precision"]
         self._dataset, self._store, self._machine, self._device = dataset, store, machine, device
         self._allow_missing, self._holdings, self._progress = allow_missing, holdings, progress

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,12 +35,6 @@ def device_name(device: str) -> str:
         lines = []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"{models[0] if models else platform.machine()}, {torch.get_num_threads()} threads"
-
-
-def samples_sha256(dataset: Dataset) -> str:
-    """A digest of which samples there are, with what labels, in which splits: hexadecimal."""
-    samples = [[sample.id, sample.label, sample.split] for sample in dataset.samples]
-    return hashlib.sha256(json.dumps(samples).encode()).hexdigest()
 
 
 def data_in_numbers(dataset: Dataset) -> dict[str, Any]:

@@ -34,9 +34,7 @@ import torch
 from torch import Tensor
 
 from cache import Fingerprint
-from pipeline.data import Dataset
 from pipeline.errors import RunError
-from pipeline.image_tap import of_features
 from pipeline.model.classifier import Classifier, ModelOptions, Shape
 from pipeline.model.tasks import Head, Task, outputs_of
 from pipeline.weights import TORN
@@ -152,36 +150,17 @@ def load_description(folder: Path) -> Description:
         raise RunError(msg) from error
 
 
-def check_classes(folder: Path, description: Description, dataset: Dataset) -> None:
-    """Refuse a data set whose classes are not those of a model.
-
-    Raises:
-        RunError: The task or the names of the classes differ.
-    """
-    if (dataset.task, tuple(dataset.class_names)) != (description.task, description.class_names):
-        msg = (
-            f"The model in {str(folder)!r} knows the {description.task} classes {list(description.class_names)}; "
-            f"the data set {dataset.name!r} has the {dataset.task} classes {list(dataset.class_names)}: name its own."
-        )
-        raise RunError(msg)
-
-
-def load_classifier(
-    folder: Path, *, fingerprint: Fingerprint | None = None, device: torch.device | None = None
-) -> tuple[Classifier, Description]:
+def load_classifier(folder: Path, *, device: torch.device | None = None) -> tuple[Classifier, Description]:
     """Build the model of a finished run, ready to predict.
 
     Args:
         folder: The run.
-        fingerprint: Of the features that it will be given; None to ask later, with `check_fingerprint`.
         device: Where it goes.
 
     Raises:
-        RunError: No finished run, weights that are damaged or were not kept, or features of another fingerprint.
+        RunError: No finished run, or weights that are damaged or were not kept.
     """
     description = load_description(folder)
-    if fingerprint is not None:
-        check_fingerprint(description, fingerprint, folder)
     outputs = outputs_of(description.head, len(description.class_names))
     classifier = Classifier(replace(description.model, weights="none"), description.taps, outputs)
     file = weights_file(folder)
@@ -217,24 +196,6 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
     """Read the rows of `history.json`."""
     history: list[dict[str, Any]] = json.loads((folder / "history.json").read_text())
     return history
-
-
-def check_fingerprint(description: Description, fingerprint: Fingerprint, folder: Path) -> None:
-    """Refuse features that were computed in another way than those the model was trained on.
-
-    Raises:
-        RunError: They were; the message lists each field that differs.
-    """
-    if description.fingerprint is None:
-        return
-    differences = description.fingerprint.differences(of_features(fingerprint))
-    if differences:
-        listed = "; ".join(f"{d.field} is {d.theirs!r} and was {d.ours!r} in training" for d in differences)
-        msg = (
-            f"The model in {str(folder)!r} was trained on other features: {listed}. "
-            f"Extract features as they were in training, or train again."
-        )
-        raise RunError(msg)
 
 
 def begin(folder: Path, settings: Mapping[str, Any], *, replace: bool) -> None:

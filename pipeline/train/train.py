@@ -6,7 +6,6 @@ continuing needs no more than a checkpoint at the end of each epoch, at the pric
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from pipeline.train.augment import Augmentation
 from pipeline.train.feed import Feed, Place
 from pipeline.train.forward import infer
 from pipeline.train.history import Journal
+from pipeline.train.identity import identity_of
 from pipeline.train.in_memory import Holdings
 from pipeline.train.loop import Loop
 from pipeline.train.optimise import TrainOptions
@@ -116,7 +116,7 @@ def train(
     for split, indices in among.items():
         metrics.check_labels(dataset.task, np.asarray(dataset.labels)[indices], dataset.class_names, split)
     team, device = parallel.join(torch.device(machine.device))
-    settings = _settings(dataset, store, model, options, augmentation)
+    settings = identity_of(dataset, store, model, options, augmentation)
     if team.leads:
         run_folder.begin(folder, settings, replace=replace)
     team.wait()
@@ -250,33 +250,4 @@ def _costs(classifier: Classifier) -> Row:
     return {
         "parameters": {**parameters, "slca_share": parameters["slca"] / parameters["backbone"]},
         "flops": {**flops, "slca_share": flops["slca"] / flops["backbone"]},
-    }
-
-
-def data_settings(dataset: Dataset, store: Store | None) -> dict[str, Any]:
-    """What a run rests on that its configuration does not say, as JSON values: samples, and a store's source pixels.
-
-    Args:
-        dataset: The samples.
-        store: Whose rows are read; None if none are, and then the pixels are not looked at.
-    """
-    told = store is not None and len(store.digests) > 0
-    return {
-        "samples_sha256": provenance.samples_sha256(dataset),
-        "pixels_sha256": hashlib.sha256(store.digests.tobytes()).hexdigest() if store is not None and told else None,
-        "task": dataset.task,
-        "class_names": list(dataset.class_names),
-    }
-
-
-def _settings(
-    dataset: Dataset, store: Store | None, model: ModelOptions, options: TrainOptions, augmentation: Augmentation
-) -> dict[str, Any]:
-    """Everything that the result depends on, as JSON values."""
-    return {
-        "data": data_settings(dataset, store if model.taps else None),
-        "features": of_features(store.fingerprint).fields if store is not None and model.taps else None,
-        "model": asdict(model),
-        "train": asdict(options),
-        "augmentation": asdict(augmentation),
     }

@@ -12,9 +12,9 @@ import pytest
 from pipeline.config.schema import load_config, to_dict
 from pipeline.data import reading_rules
 from pipeline.extract.up_to_date import fingerprint
-from pipeline.report.evidence import settings_of
 from pipeline.report.reproduce import Commands, commands
 from pipeline.stages.inputs import reading, recipe
+from pipeline.train.identity import recorded_identity
 from tests.cli.conftest import TINY as CONFIG
 from tests.report.conftest import Case, Page
 from tests.train.scenes import PLAIN
@@ -72,7 +72,7 @@ def features_of(path: Path, *overrides: str) -> dict[str, Any]:
 def test_no_commands_are_given_that_would_make_other_features(gated: Case, tmp_path, override, field) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(CONFIG)
-    settings = {**settings_of(gated.folder), "features": features_of(path)}
+    settings = {**recorded_identity(gated.folder), "features": features_of(path)}
 
     def given(*overrides: str) -> Commands:
         return commands({"train": []}, ["-c", "c.yaml"], to_dict(load_config(path, overrides)), settings, gated.folder)

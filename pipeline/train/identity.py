@@ -1,0 +1,140 @@
+"""What a run rests on: samples, pixels, features and settings, and whether a data set or a store still fits it.
+
+Every command that continues, scores or shows a run asks here. An identity is a tree of JSON values that is compared
+leaf by leaf, like the fingerprint of a store, and recorded in the run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cache import Fingerprint, Store
+from pipeline.data import Dataset
+from pipeline.errors import RunError
+from pipeline.image_tap import of_features
+from pipeline.train.run_folder import load_description
+
+if TYPE_CHECKING:
+    from pipeline.model.classifier import ModelOptions
+    from pipeline.train.augment import Augmentation
+    from pipeline.train.optimise import TrainOptions
+
+
+def identity_of(
+    dataset: Dataset, store: Store | None, model: ModelOptions, options: TrainOptions, augmentation: Augmentation
+) -> dict[str, Any]:
+    """Everything that the result of a training depends on.
+
+    Args:
+        dataset: Samples, labels and splits.
+        store: Of the features; looked at only where the model reads any.
+        model: What is trained.
+        options: How.
+        augmentation: On what.
+
+    Returns:
+        JSON values: `data` (see `data_identity`), `features`, `model`, `train`, `augmentation`.
+    """
+    read = store if model.taps else None
+    return {
+        "data": data_identity(dataset, read),
+        "features": None if read is None else of_features(read.fingerprint).fields,
+        "model": asdict(model),
+        "train": asdict(options),
+        "augmentation": asdict(augmentation),
+    }
+
+
+def data_identity(dataset: Dataset, store: Store | None) -> dict[str, Any]:
+    """What a run rests on that its configuration does not say: samples, and a store's source pixels.
+
+    Args:
+        dataset: The samples.
+        store: Whose rows are read; None if none are, and then the pixels are not looked at.
+    """
+    told = store is not None and len(store.digests) > 0
+    return {
+        "samples_sha256": _samples_sha256(dataset),
+        "pixels_sha256": hashlib.sha256(store.digests.tobytes()).hexdigest() if store is not None and told else None,
+        "task": dataset.task,
+        "class_names": list(dataset.class_names),
+    }
+
+
+def recorded_identity(folder: Path) -> dict[str, Any]:
+    """The identity that a finished run recorded.
+
+    Raises:
+        RunError: There is no finished run, or an older version of this program trained it.
+    """
+    provenance = load_description(folder).provenance
+    if "settings" not in provenance:
+        msg = f"The run in {str(folder)!r} does not say what it depends on: train it again with this version."
+        raise RunError(msg)
+    settings: dict[str, Any] = provenance["settings"]
+    return settings
+
+
+def check_samples(folder: Path, dataset: Dataset) -> None:
+    """Refuse a data set that is not the one a run was trained on.
+
+    Raises:
+        RunError: Its samples, labels or splits are others.
+    """
+    if recorded_identity(folder)["data"]["samples_sha256"] != _samples_sha256(dataset):
+        msg = (
+            f"The run {str(folder)!r} was trained on other samples, labels or splits than {dataset.name!r} has now: "
+            f"give the run's own configuration with -c, or train again."
+        )
+        raise RunError(msg)
+
+
+def check_classes(folder: Path, task: str, class_names: tuple[str, ...], dataset: Dataset) -> None:
+    """Refuse a data set whose classes are not those of a model.
+
+    Args:
+        folder: Of the run, for the message.
+        task: What the model's labels mean.
+        class_names: The classes that it knows.
+        dataset: What it is to be used on.
+
+    Raises:
+        RunError: The task or the names of the classes differ.
+    """
+    if (dataset.task, tuple(dataset.class_names)) != (task, class_names):
+        msg = (
+            f"The model in {str(folder)!r} knows the {task} classes {list(class_names)}; "
+            f"the data set {dataset.name!r} has the {dataset.task} classes {list(dataset.class_names)}: name its own."
+        )
+        raise RunError(msg)
+
+
+def check_features(folder: Path, trained_on: Fingerprint | None, given: Fingerprint) -> None:
+    """Refuse features that were computed in another way than those a model was trained on.
+
+    Args:
+        folder: Of the run, for the message.
+        trained_on: None for a model without features, which takes any.
+        given: Of the features at hand.
+
+    Raises:
+        RunError: They were; the message lists each field that differs.
+    """
+    differences = () if trained_on is None else trained_on.differences(of_features(given))
+    if differences:
+        listed = "; ".join(f"{d.field} is {d.theirs!r} and was {d.ours!r} in training" for d in differences)
+        msg = (
+            f"The model in {str(folder)!r} was trained on other features: {listed}. "
+            f"Extract features as they were in training, or train again."
+        )
+        raise RunError(msg)
+
+
+def _samples_sha256(dataset: Dataset) -> str:
+    """A digest of which samples there are, with what labels, in which splits: hexadecimal."""
+    samples = [[sample.id, sample.label, sample.split] for sample in dataset.samples]
+    return hashlib.sha256(json.dumps(samples).encode()).hexdigest()
