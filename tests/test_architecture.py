@@ -21,7 +21,7 @@ ROOMS = {  # of `pipeline`: what each may import, beside what those may import; 
     "train": ("data", "model", "cache"),
     "evaluate": ("train", "encoders"),
     "explain": ("evaluate",),
-    "report": ("evaluate", "explain", "extract"),
+    "report": ("evaluate", "explain"),
     "study": ("train", "evaluate"),
     "stages": ("config", "extract", "report", "study"),
     "cli": ("stages",),

@@ -12,12 +12,12 @@ ROOT = Path(__file__).parents[1]
 DEMO, PAPER = "dvc.yaml", "configs/paper/dvc.yaml"
 STARTS = {  # the modules that a stage's command calls, by file and stage; layouts of data are chosen by configuration
     (DEMO, "prepare"): ("data/layouts/demo", "encoders/demo"),
-    (DEMO, "extract"): ("extract/extract", "encoders/encoder", "data/layouts/demo"),
+    (DEMO, "extract"): ("extract/extract", "encoders/sam_encoder", "data/layouts/demo"),
     (DEMO, "train"): ("train/train", "data/layouts/demo"),
     (DEMO, "evaluate"): ("evaluate/evaluate", "data/layouts/demo"),
     (DEMO, "explain"): ("explain/explain", "data/layouts/demo"),
     (DEMO, "report"): ("report/report", "report/evidence", "report/reproduce", "data/layouts/demo"),
-    (PAPER, "extract"): ("extract/extract", "encoders/encoder", "data/layouts/medmnist", "data/layouts/table"),
+    (PAPER, "extract"): ("extract/extract", "encoders/sam_encoder", "data/layouts/medmnist", "data/layouts/table"),
     (PAPER, "study"): (
         "train/train", "evaluate/evaluate", "study/files", "study/table", "data/layouts/medmnist", "data/layouts/table",
     ),
@@ -37,7 +37,7 @@ SAME_RESULT = {
     "data/dicom": "there is none among these images",
 }
 ELSEWHERE = {  # what a stage takes no numbers from, although something that it reads imports the file
-    (DEMO, "report"): ("model/classifier", "extract/known_mask"),  # it describes models and runs none
+    (DEMO, "report"): ("model/classifier",),  # it describes models and runs none
 }
 
 

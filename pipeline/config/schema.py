@@ -110,7 +110,7 @@ class DemoTraining(Section):
 
 
 class EncoderConfig(Section):
-    """The frozen encoder of stage one; `mask` is none: the known mask as a tap (see `pipeline.extract.known_mask`)."""
+    """The frozen encoder of stage one; `mask` is none: the known mask as a tap (see `pipeline.encoders.known_mask`)."""
 
     name: Literal["sam_demo", "sam_vit_b", "sam_vit_l", "sam_vit_h", "mask"]
     checkpoint: Path

@@ -2,7 +2,7 @@
 
 Names are looked up when they are first used, so that asking what features depend on does not import torch.
 Images come in, a feature map per tap goes out, and what the numbers depend on. May import no other room. Open
-`encoder.py` first.
+`family.py` first: the seam.
 """
 
 from __future__ import annotations
@@ -15,26 +15,31 @@ if TYPE_CHECKING:
     from pipeline.encoders.checkpoint import load_encoder
     from pipeline.encoders.demo import DemoReport, train_demo_encoder, write_untrained_encoder
     from pipeline.encoders.digest import weights_sha256
-    from pipeline.encoders.encoder import Encoder, build_encoder
+    from pipeline.encoders.family import FAMILIES, Encoder, Family, Recipe, family_of, make_recipe
     from pipeline.encoders.preprocessing import Prepared
     from pipeline.encoders.published import PUBLISHED, checkpoint_path, fetch_checkpoint
-    from pipeline.encoders.recipe import VIEWS, Recipe, make_recipe
+    from pipeline.encoders.recipe import VIEWS
+    from pipeline.encoders.sam_encoder import SamEncoder, build_encoder
 
 _MODULES = {
     "ARCHITECTURES": "architecture",
     "Architecture": "architecture",
     "DemoReport": "demo",
-    "Encoder": "encoder",
+    "Encoder": "family",
+    "FAMILIES": "family",
+    "Family": "family",
     "PUBLISHED": "published",
     "Prepared": "preprocessing",
-    "Recipe": "recipe",
+    "Recipe": "family",
+    "SamEncoder": "sam_encoder",
     "VIEWS": "recipe",
     "architecture_named": "architecture",
-    "build_encoder": "encoder",
+    "build_encoder": "sam_encoder",
     "checkpoint_path": "published",
     "fetch_checkpoint": "published",
     "load_encoder": "checkpoint",
-    "make_recipe": "recipe",
+    "family_of": "family",
+    "make_recipe": "family",
     "train_demo_encoder": "demo",
     "weights_sha256": "digest",
     "write_untrained_encoder": "demo",
@@ -42,16 +47,20 @@ _MODULES = {
 
 __all__ = [
     "ARCHITECTURES",
+    "FAMILIES",
     "PUBLISHED",
     "VIEWS",
     "Architecture",
     "DemoReport",
     "Encoder",
+    "Family",
     "Prepared",
     "Recipe",
+    "SamEncoder",
     "architecture_named",
     "build_encoder",
     "checkpoint_path",
+    "family_of",
     "fetch_checkpoint",
     "load_encoder",
     "make_recipe",

@@ -12,9 +12,9 @@ from types import MappingProxyType
 from typing import Literal, get_args
 
 from pipeline.encoders.architecture import Architecture, architecture_named
+from pipeline.encoders.family import JSON
 from pipeline.errors import ConfigError
 
-JSON = str | int | float | list["JSON"] | dict[str, "JSON"]
 Precision = Literal["float32", "bfloat16", "float16"]
 Preprocessing = Literal["sam", "medsam"]
 PREPROCESSINGS: tuple[str, ...] = get_args(Preprocessing)

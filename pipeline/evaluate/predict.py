@@ -76,7 +76,7 @@ def predict(
         folder: A finished run.
         images: uint8 (H, W, 3) each, of any size.
         encoder: The frozen encoder of stage one; not needed for a classifier without gates.
-        fingerprint: Of the features that `encoder` gives, as `pipeline.extract.up_to_date.fingerprint` makes it.
+        fingerprint: Of the features that `encoder` gives, as a store of them would have it.
         batch_size: Images at a time.
         device: Where the classifier computes.
 

@@ -41,7 +41,7 @@ class BatchSize:
 
     def __init__(self, encoder: Encoder, given: int | None, memory: Path) -> None:
         self._encoder, self._given, self._memory = encoder, given, memory
-        self._device = next(encoder.parameters()).device
+        self._device = encoder.device
         self._pixels = (1024 // encoder.input_px) ** 2
         at_1024_px = CPU_BATCH if self._device.type == "cpu" else GPU_BATCH
         self._fitting = max(1, min(LARGEST_BATCH, at_1024_px * self._pixels))

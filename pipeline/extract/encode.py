@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ import cache
 from pipeline.data.resize import squared
 from pipeline.errors import DataError
 from pipeline.extract.batch_size import BatchSize, out_of_memory
-from pipeline.extract.up_to_date import specify
+from pipeline.extract.plan import Contents
 from pipeline.image_tap import IMAGE
 from pipeline.overlap import ahead, threads
 from pipeline.progress import Progress, silent
@@ -34,26 +34,27 @@ if TYPE_CHECKING:
 
 
 class Shard:
-    """Host memory of one shard in the making.
+    """One shard in host memory: what encoding it gives, and writing it takes.
 
     Args:
-        taps: (C, h, w) by tap.
-        rows: How many rows it has.
-        dtype: Stored type, numpy's name.
-        image_px: Side of the images to store beside the features; None for none.
+        plan: Which rows it has.
+        taps: Its arrays, by tap.
 
     Attributes:
+        plan: Which rows it has.
         features: Tap to (rows, C, h, w), images among them.
         extents: (rows, 2) float32, the part of the grid's height and width that is image.
+        bad: Reason by row, for rows that must not be stored.
     """
 
-    def __init__(
-        self, taps: Mapping[str, tuple[int, int, int]], rows: int, dtype: str, image_px: int | None = None
-    ) -> None:
+    def __init__(self, plan: cache.ShardPlan, taps: Mapping[str, cache.TapSpec]) -> None:
+        rows = len(plan.rows)
+        self.plan = plan
         self.features: dict[str, npt.NDArray[np.generic]] = {
-            tap: np.empty((rows, *spec.shape), spec.dtype) for tap, spec in specify(taps, dtype, image_px).items()
+            tap: np.empty((rows, *spec.shape), spec.dtype) for tap, spec in taps.items()
         }
         self.extents = np.empty((rows, 2), np.float32)
+        self.bad: dict[int, str] = {}
         self._finite = np.ones(rows, bool)
 
     def land(self, flight: Flight) -> None:
@@ -109,7 +110,7 @@ def launch(encoder: Encoder, batch: Sequence[Prepared], start: int, size: int, d
         size: Images in a full batch.
         dtype: Stored type.
     """
-    device = device_of(encoder)
+    device = encoder.device
     full = [*batch, *[batch[-1]] * (size - len(batch))]
     pixels = torch.stack([image.pixels for image in full])
     sizes = torch.tensor([image.size for image in full])
@@ -124,11 +125,6 @@ def launch(encoder: Encoder, batch: Sequence[Prepared], start: int, size: int, d
         finite=_to_host(finite),
         arrived=_record_event(device),
     )
-
-
-def device_of(encoder: Encoder) -> torch.device:
-    """Where an encoder's weights are."""
-    return next(encoder.parameters()).device
 
 
 def _to_host(tensor: Tensor) -> Tensor:
@@ -166,16 +162,15 @@ class Clock:
 
 @dataclass
 class Encoding:
-    """Encodes the pending shards of a store, whoever planned them.
+    """Encodes shards of a store, whoever planned them: `encode` one, `write_shard` it, or `run` them all, overlapped.
 
     Attributes:
         encoder: The frozen encoder.
-        image: Decoded image of a row of the plan, uint8 (H, W, 3); called from the decoding threads.
+        read: What the encoder reads of a row of the plan; called from the decoding threads.
         names: Sample id of each row.
-        dtype: Stored type, numpy's name.
+        contents: What the store holds.
         sizes: Images per encoder call.
         workers: Decoding threads.
-        image_px: Side of the images to store beside the features; None for none.
         strict: Stop at an image that the encoder refuses, or of which a feature is not finite, instead of setting its
             sample aside.
         shared: Whether other processes encode shards of the same store.
@@ -186,12 +181,11 @@ class Encoding:
     """
 
     encoder: Encoder
-    image: Callable[[int], npt.NDArray[np.uint8]]
+    read: Callable[[int], npt.NDArray[Any]]
     names: Sequence[str]
-    dtype: str
+    contents: Contents
     sizes: BatchSize
     workers: int = 2
-    image_px: int | None = None
     strict: bool = False
     shared: bool = False
     clock: Clock = field(default_factory=Clock)
@@ -199,6 +193,8 @@ class Encoding:
     encoded: int = 0
     set_aside: dict[str, str] = field(default_factory=dict)
     _refused: dict[int, str] = field(default_factory=dict)
+    _total: int = 0
+    _began: float = field(default_factory=time.perf_counter)
 
     def run(self, writer: cache.StoreWriter | cache.StoreWorker) -> None:
         """Encode and write every pending shard that this process gets hold of."""
@@ -208,38 +204,45 @@ class Encoding:
         with threads(self.workers, "decode") as decoders, threads(1, "write") as writers:
             writing: Future[None] | None = None
             for plan in writer.claims():
-                shard = self._encode(plan, decoders)
-                bad = self._bad_rows(plan, shard)
+                shard = self.encode(plan, decoders)
                 with self.clock("wait for write"):
                     if writing is not None:
                         writing.result()
-                    writing = writers.submit(self._write, writer, plan, shard, bad)
+                    writing = writers.submit(self._write, writer, shard)
                     if self.shared:
                         writing.result()  # a claim ends when the next is asked for, and the shard must be there by then
             with self.clock("wait for write"):
                 if writing is not None:
                     writing.result()
 
-    def _encode(self, plan: cache.ShardPlan, decoders: ThreadPoolExecutor) -> Shard:
-        """Encode the rows of one shard; from its start in smaller batches when memory runs out."""
+    def encode(self, plan: cache.ShardPlan, decoders: ThreadPoolExecutor) -> Shard:
+        """Encode the rows of one shard; from its start in smaller batches when memory runs out.
+
+        Raises:
+            DataError: `strict` is set, and a row must not be stored.
+        """
         while True:
             try:
-                return self._encode_in_batches(plan, decoders)
+                shard = self._encode_in_batches(plan, decoders)
             except RuntimeError as error:
                 if not out_of_memory(error) or not self.sizes.halve():
                     raise
+            else:
+                shard.bad = self._bad_rows(shard)
+                return shard
 
     def _encode_in_batches(self, plan: cache.ShardPlan, decoders: ThreadPoolExecutor) -> Shard:
         """Encode the rows of one shard, with one batch in flight while the next is launched."""
-        shard = Shard(self.encoder.taps, len(plan.rows), self.dtype, self.image_px)
+        shard = Shard(plan, self.contents.taps)
         decoded = ahead(self._decode, plan.rows, decoders, depth=2 * self.sizes.images + self.workers)
+        dtype = getattr(torch, self.contents.dtype)
         flight: Flight | None = None
         for start in range(0, len(plan.rows), self.sizes.images):
             with self.clock("wait for decode"):
                 batch, images = zip(*islice(decoded, self.sizes.images), strict=True)
                 shard.keep_images(start, images)
             with self.clock("encode"):
-                following = launch(self.encoder, batch, start, self.sizes.images, getattr(torch, self.dtype))
+                following = launch(self.encoder, batch, start, self.sizes.images, dtype)
                 if flight is not None:
                     shard.land(flight)
                 flight = following
@@ -251,9 +254,10 @@ class Encoding:
         return shard
 
     def _decode(self, row: int) -> tuple[Prepared, Tensor | None]:
+        side_px = self.contents.image_px
         with self.clock("decode"):
-            image = self.image(row)
-            kept = None if self.image_px is None else squared(image, self.image_px)
+            image = self.read(row)
+            kept = None if side_px is None else squared(image, side_px)
             try:
                 return self.encoder.prepare(image), kept
             except DataError as error:
@@ -261,16 +265,15 @@ class Encoding:
                 side = self.encoder.input_px
                 return self.encoder.prepare(np.zeros((side, side, 3), np.uint8)), kept
 
-    def _write(
-        self, writer: cache.StoreWriter | cache.StoreWorker, plan: cache.ShardPlan, shard: Shard, bad: dict[int, str]
-    ) -> None:
+    def _write(self, writer: cache.StoreWriter | cache.StoreWorker, shard: Shard) -> None:
         with self.clock("write"):
-            writer.write(plan, shard.features, shard.extents, bad)
+            write_shard(writer, shard)
 
-    def _bad_rows(self, plan: cache.ShardPlan, shard: Shard) -> dict[int, str]:
+    def _bad_rows(self, shard: Shard) -> dict[int, str]:
         """Reason by row for the rows of a shard that must not be stored."""
-        bad = {plan.rows[i]: "the encoder gave a feature that is not finite" for i in shard.non_finite()}
-        bad |= {row: self._refused[row] for row in plan.rows if row in self._refused}
+        rows = shard.plan.rows
+        bad = {rows[i]: "the encoder gave a feature that is not finite" for i in shard.non_finite()}
+        bad |= {row: self._refused[row] for row in rows if row in self._refused}
         by_id = {self.names[row]: reason for row, reason in bad.items()}
         if bad and self.strict:
             sample, reason = next(iter(by_id.items()))
@@ -281,7 +284,11 @@ class Encoding:
 
     def _report(self, done: int) -> None:
         seconds = time.perf_counter() - self._began
-        taps = specify(self.encoder.taps, self.dtype, self.image_px)
-        mib = sum(tap.row_bytes for tap in taps.values()) / 2**20
+        mib = self.contents.row_bytes / 2**20
         rate = {"images_per_s": done / seconds} if done else {}
         self.progress("encode", done, self._total, **rate, mib=f"{done * mib:.4g}/{self._total * mib:.4g}")
+
+
+def write_shard(writer: cache.StoreWriter | cache.StoreWorker, shard: Shard) -> None:
+    """Write an encoded shard, whole and synced; its bad rows are left out and their reasons kept."""
+    writer.write(shard.plan, shard.features, shard.extents, shard.bad)

@@ -23,8 +23,7 @@ from pipeline.data.scan import Scan, memory_of, remembered, scan
 from pipeline.errors import DataError
 from pipeline.extract.batch_size import BatchSize
 from pipeline.extract.encode import Clock, Encoding
-from pipeline.extract.up_to_date import fingerprint, specify, unchanged
-from pipeline.extract.wanted_rows import Rows
+from pipeline.extract.plan import Contents, Rows, unchanged
 from pipeline.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -103,7 +102,7 @@ def extract(
         dataset: The images; their order becomes the row order.
         encoder: The frozen encoder.
         path: `NAME.zarr` or `NAME.h5`.
-        reading: See `fingerprint`.
+        reading: See `Contents`.
         dtype: Type of the stored numbers.
         image_px: Side of the images to store beside the features (see `pipeline.image_tap`); None for none.
         shard_mib: Size of the largest tap's shard files, MiB.
@@ -123,8 +122,7 @@ def extract(
             images, so that all of its features would go.
         cache.StoreError: The store refuses, for example for another fingerprint; the message says what to do.
     """
-    wanted = fingerprint(encoder.fingerprint(), reading, dtype, image_px)
-    taps = specify(encoder.taps, dtype, image_px)
+    wanted = Contents(encoder.fingerprint(), encoder.taps, reading, dtype, image_px)
     clock = Clock()
     with clock("total"):
         if ranks.rank:
@@ -132,7 +130,7 @@ def extract(
                 _await_leader(path, ranks.wait_seconds)
         with clock("scan"):
             known = remembered(dataset, memory_of(path), workers)
-            if not recheck and unchanged(dataset, path, wanted, taps, known, progress):
+            if not recheck and unchanged(dataset, path, wanted, known, progress):
                 return ExtractReport(path, len(dataset), 0, len(dataset), {}, clock.seconds)
             seen = scan(
                 dataset,
@@ -144,16 +142,15 @@ def extract(
                 progress=progress,
             )
         if not (replace or ranks.rank):
-            _refuse_another_data_set(path, wanted, seen)
-        store = _Store(path, wanted, taps, Rows(seen), tuple(reuse))
+            _refuse_another_data_set(path, wanted.fingerprint, seen)
+        store = _Store(path, wanted, Rows(seen), tuple(reuse))
         encoding = Encoding(
             encoder,
-            store.rows.image,
+            store.rows.mask if encoder.reads == "mask" else store.rows.image,
             store.rows.ids,
-            dtype,
+            wanted,
             BatchSize(encoder, batch_size, path.with_name(path.name + ".batch.json")),
             workers,
-            image_px=image_px,
             strict=strict,
             shared=ranks.world > 1,
             clock=clock,
@@ -182,8 +179,7 @@ class _Store:
     """The store to be, as all ranks describe it."""
 
     path: Path
-    fingerprint: cache.Fingerprint
-    taps: Mapping[str, cache.TapSpec]
+    contents: Contents
     rows: Rows
     reuse: Sequence[Path]
 
@@ -204,8 +200,8 @@ def _lead(
     """
     with cache.create_store(
         store.path,
-        fingerprint=store.fingerprint,
-        taps=store.taps,
+        fingerprint=store.contents.fingerprint,
+        taps=store.contents.taps,
         rows=store.rows,
         provenance=provenance,
         shard_mib=shard_mib,
@@ -255,8 +251,8 @@ def _help(store: _Store, encoding: Encoding, wait_seconds: float) -> int:
     """Encode shards of a store that another process leads."""
     worker = cache.join_store(
         store.path,
-        fingerprint=store.fingerprint,
-        taps=store.taps,
+        fingerprint=store.contents.fingerprint,
+        taps=store.contents.taps,
         rows=store.rows,
         reuse=store.reuse,
         wait_seconds=wait_seconds,
@@ -270,7 +266,7 @@ def _announce(store: _Store, writer: cache.StoreWriter, progress: Progress) -> N
     """Say what is about to happen, and refuse to start work whose result cannot fit on the disk."""
     rows = sum(len(plan.rows) for plan in writer.pending)
     packed_again = store.path.suffix != ".zarr"  # shards first, then one file
-    needed = rows * sum(tap.row_bytes for tap in store.taps.values()) * (2 if packed_again else 1)
+    needed = rows * store.contents.row_bytes * (2 if packed_again else 1)
     existing = next(parent for parent in (store.path, *store.path.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     mib = 2**20

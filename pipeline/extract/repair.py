@@ -13,7 +13,7 @@ from pipeline.errors import DataError
 from pipeline.extract.batch_size import BatchSize
 from pipeline.extract.encode import Clock, Encoding
 from pipeline.extract.extract import ExtractReport
-from pipeline.extract.up_to_date import fingerprint
+from pipeline.extract.plan import Contents
 from pipeline.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def repair(
         dataset: The images that the store was made from.
         encoder: The encoder that it was made with.
         path: The store.
-        reading: See `fingerprint`.
+        reading: See `Contents`.
         workers: Decoding threads.
         batch_size: Images per encoder call; see `extract`.
         progress: Called after each batch.
@@ -53,8 +53,8 @@ def repair(
         taps = writer.identity.taps
         dtype = next((tap.dtype for tap in taps.values() if not tap.holds_pixels), "float16")
         image_px = image_tap.stored_px(taps)
-        ours = fingerprint(encoder.fingerprint(), reading, dtype, image_px)
-        differences = writer.identity.fingerprint.differences(ours)
+        ours = Contents(encoder.fingerprint(), encoder.taps, reading, dtype, image_px)
+        differences = writer.identity.fingerprint.differences(ours.fingerprint)
         if differences:
             listed = "; ".join(f"{d.field} is {d.ours!r} there, {d.theirs!r} here" for d in differences)
             message = f"{path} was made with other settings ({listed}); repair it with its own configuration"
@@ -65,10 +65,9 @@ def repair(
             encoder,
             image,
             names,
-            dtype,
+            ours,
             sizes,
             workers,
-            image_px=image_px,
             strict=True,
             clock=clock,
             progress=progress,

@@ -11,7 +11,6 @@ from typing import Any
 
 from cache import Fingerprint
 from pipeline import data, encoders
-from pipeline.extract import known_mask
 
 
 @dataclass(frozen=True)
@@ -64,20 +63,25 @@ def _other_features(config: Mapping[str, Any], features: Mapping[str, Any]) -> l
     """
     encoder, reading = config["encoder"], config["data"].get("reading")
     described: dict[str, Any] = {"encoder": encoder["name"], "dtype": config["store"]["dtype"]}
-    if encoder["name"] == features["encoder"] == known_mask.NAME:
-        described["grid"] = known_mask.grid_cells(encoder["taps"], encoder["input_px"], encoder["pool"])
-    elif encoder["name"] == features["encoder"]:
-        named = encoder["checkpoint"]
-        file = encoders.checkpoint_path(named) if named in encoders.PUBLISHED else Path(named)
-        digest = encoders.weights_sha256(file) if file.is_file() else features["weights_sha256"]
+    if encoder["name"] == features["encoder"]:
         making = (encoder[key] for key in ("input_px", "pool", "precision", "preprocessing"))
-        described |= encoders.make_recipe(encoder["name"], tuple(encoder["taps"]), *making).fingerprint(digest)
+        recipe = encoders.make_recipe(encoder["name"], tuple(encoder["taps"]), *making)
+        described |= recipe.fingerprint(_knows(encoder, features))
         rules: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in (reading or {}).items()
         }
         described["reading"] = data.reading_rules(data.Reading(**rules))
     known = {key: features.get(key) for key in described}
     return [difference.field for difference in Fingerprint(described).differences(Fingerprint(known))]
+
+
+def _knows(encoder: Mapping[str, Any], features: Mapping[str, Any]) -> str:
+    """Digest of what the configured encoder knows, or where that is not here, of what the run's encoder knew."""
+    if encoders.family_of(encoder["name"]).reads == "mask":
+        return str(features["masks_sha256"])
+    named = encoder["checkpoint"]
+    file = encoders.checkpoint_path(named) if named in encoders.PUBLISHED else Path(named)
+    return encoders.weights_sha256(file) if file.is_file() else str(features["weights_sha256"])
 
 
 def sections(settings: Mapping[str, Any]) -> dict[str, Any]:

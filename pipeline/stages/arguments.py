@@ -9,10 +9,13 @@ import torch
 
 from pipeline import encoders
 from pipeline.config.schema import Config, to_dict
+from pipeline.data import Dataset
+from pipeline.encoders.known_mask_recipe import MaskRecipe
 from pipeline.errors import ConfigError
-from pipeline.extract import known_mask
+from pipeline.extract.known_mask import known_mask
 from pipeline.model.classifier import ModelOptions
-from pipeline.stages.inputs import present_checkpoint
+from pipeline.progress import Progress
+from pipeline.stages.inputs import present_checkpoint, recipe
 from pipeline.train.augment import Augmentation
 from pipeline.train.optimise import TrainOptions
 from pipeline.train.train import Machine
@@ -24,9 +27,9 @@ def build_encoder(config: Config) -> encoders.Encoder:
     Raises:
         ConfigError: It is the known mask, which new images do not have.
     """
-    if config.encoder.name == known_mask.NAME:
+    if encoders.family_of(config.encoder.name).reads == "mask":
         message = (
-            f"encoder.name: {known_mask.NAME!r} reads the data set's own masks, so it encodes no other images: "
+            f"encoder.name: {config.encoder.name!r} reads the data set's own masks, so it encodes no other images: "
             f"only extract, train, evaluate and study take it; choose another encoder here"
         )
         raise ConfigError(message)
@@ -39,6 +42,29 @@ def build_encoder(config: Config) -> encoders.Encoder:
         precision=config.encoder.precision,
         preprocessing=config.encoder.preprocessing,
         device=device(config),
+    )
+
+
+def extraction_encoder(
+    config: Config, dataset: Dataset, progress: Progress, *, strict: bool, recheck: bool
+) -> encoders.Encoder:
+    """The encoder that fills the configured store, which may know the data set's own masks.
+
+    Raises:
+        ConfigError: Images are to be stored beside masks, or see `build_encoder`.
+    """
+    asked = recipe(config)
+    if not isinstance(asked, MaskRecipe):
+        return build_encoder(config)
+    if config.store.image_px is not None:
+        message = (
+            f"store.image_px: the encoder {config.encoder.name!r} stores no images; "
+            f"set it to null (--set store.image_px=null)"
+        )
+        raise ConfigError(message)
+    threads = workers(config)
+    return known_mask(
+        dataset, config.store.path, asked, workers=threads, strict=strict, recheck=recheck, progress=progress
     )
 
 

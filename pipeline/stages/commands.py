@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace as changed
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,11 @@ import torch
 import cache
 from pipeline import data
 from pipeline.config.schema import Config, DemoData, to_dict
-from pipeline.errors import ConfigError
 from pipeline.evaluate import evaluate as test_set
 from pipeline.evaluate import operating
 from pipeline.evaluate import predict as on_the_fly
 from pipeline.explain import explain as pictures
 from pipeline.extract import extract as stage_one
-from pipeline.extract import known_mask
-from pipeline.extract.up_to_date import fingerprint
 from pipeline.progress import Progress
 from pipeline.report import evidence, reproduce
 from pipeline.report import export as handing_on
@@ -29,12 +27,13 @@ from pipeline.stages.arguments import (
     augmentation,
     build_encoder,
     device,
+    extraction_encoder,
     machine,
     model_options,
     train_options,
     workers,
 )
-from pipeline.stages.inputs import load_dataset, reading
+from pipeline.stages.inputs import contents, load_dataset, reading
 from pipeline.stages.loaded import Shared
 from pipeline.stages.prepare import prepare_data, prepare_encoder
 from pipeline.stages.store_check import check_store
@@ -69,42 +68,29 @@ def extract(
 ) -> Report:
     """Stage one: leave a complete store of features at `store.path`; see `inputs.finished` for when it is there."""
     dataset = load_dataset(config)
-    making: dict[str, Any] = {
-        "reading": data.reading_rules(reading(config)),
-        "dtype": config.store.dtype,
-        "shard_mib": config.store.shard_mib,
-        "workers": workers(config),
-        "replace": replace,
-        "strict": strict,
-        "recheck": recheck,
-        "provenance": {
+    report = stage_one.extract(
+        dataset,
+        extraction_encoder(config, dataset, progress, strict=strict, recheck=recheck),
+        config.store.path,
+        reading=data.reading_rules(reading(config)),
+        dtype=config.store.dtype,
+        image_px=config.store.image_px,
+        shard_mib=config.store.shard_mib,
+        batch_size=config.resources.batch_size,
+        workers=workers(config),
+        reuse=reuse,
+        replace=replace,
+        strict=strict,
+        recheck=recheck,
+        provenance={
             "data_set": dataset.name,
             "license": config.store.license,
             "citation": config.store.citation,
             "software": provenance.versions(),
         },
-        "progress": progress,
-    }
-    if config.encoder.name == known_mask.NAME:
-        grid = known_mask.grid_cells(config.encoder.taps, config.encoder.input_px, config.encoder.pool)
-        if config.store.image_px is not None:
-            message = (
-                f"store.image_px: the encoder {known_mask.NAME!r} stores no images; "
-                f"set it to null (--set store.image_px=null)"
-            )
-            raise ConfigError(message)
-        report = known_mask.extract_masks(dataset, config.store.path, grid=grid, **making)
-    else:
-        report = stage_one.extract(
-            dataset,
-            build_encoder(config),
-            config.store.path,
-            image_px=config.store.image_px,
-            batch_size=config.resources.batch_size,
-            reuse=reuse,
-            ranks=stage_one.Ranks(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))),
-            **making,
-        )
+        ranks=stage_one.Ranks(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))),
+        progress=progress,
+    )
     if report.encoded and "total" in report.seconds and os.environ.get("RANK", "0") == "0":
         took = {"encoded": report.encoded, "seconds": report.seconds["total"]}
         run_folder.write_json(
@@ -173,7 +159,7 @@ def predict(config: Config, progress: Progress, paths: Sequence[Path]) -> Report
     encoder = features = None
     if description.model.taps:
         encoder = build_encoder(config)
-        features = fingerprint(encoder.fingerprint(), data.reading_rules(reading(config)), config.store.dtype)
+        features = changed(contents(config, encoder.fingerprint()), image_px=None).fingerprint
     images = on_the_fly.ReadableImages(paths, reading(config), encoder)
     probabilities = on_the_fly.predict(
         config.run,

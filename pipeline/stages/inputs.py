@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from pipeline.config.schema import Config, CsvData, DemoData, FolderData, MedMni
 from pipeline.data.layouts.medmnist_sets import SETS as MEDMNIST_SETS
 from pipeline.data.scan import memory_of, remembered
 from pipeline.errors import CheckpointError
-from pipeline.extract.up_to_date import fingerprint, specify, unchanged
+from pipeline.extract.plan import Contents, unchanged
 from pipeline.progress import Progress
 
 
@@ -78,6 +79,17 @@ def recipe(config: Config) -> encoders.Recipe:
     )
 
 
+def contents(config: Config, encoder: Mapping[str, Any]) -> Contents:
+    """What the configured store holds, from what its encoder answers for."""
+    return Contents(
+        encoder,
+        recipe(config).shapes,
+        data.reading_rules(reading(config)),
+        config.store.dtype,
+        config.store.image_px,
+    )
+
+
 def finished(config: Config, progress: Progress) -> dict[str, Any] | None:
     """The report of an extraction that has nothing left to do; None where it has, or where that takes a closer look.
 
@@ -87,16 +99,15 @@ def finished(config: Config, progress: Progress) -> dict[str, Any] | None:
     """
     began = time.perf_counter()
     path = config.store.path
-    if not path.exists() or config.encoder.name == "mask":  # whose masks would have to be read
+    if not path.exists() or encoders.family_of(config.encoder.name).reads == "mask":  # all would have to be read
         return None
     dataset = load_dataset(config)
     try:
         wanted = recipe(config).fingerprint(encoders.weights_sha256(checkpoint(config)))
     except CheckpointError:
         return None  # loading the weights says what is wrong
-    identity = fingerprint(wanted, data.reading_rules(reading(config)), config.store.dtype, config.store.image_px)
-    taps = specify(recipe(config).shapes, config.store.dtype, config.store.image_px)
-    if not unchanged(dataset, path, identity, taps, remembered(dataset, memory_of(path)), progress):
+    asked = contents(config, wanted)
+    if not unchanged(dataset, path, asked, remembered(dataset, memory_of(path)), progress):
         return None
     rows = len(dataset)
     seconds = {"total": time.perf_counter() - began}

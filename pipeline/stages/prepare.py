@@ -14,7 +14,6 @@ from pipeline import data, encoders
 from pipeline.config.schema import Config, DemoData, MedMnistData, to_dict
 from pipeline.encoders.recipe import ARITHMETIC
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.extract import known_mask
 from pipeline.progress import Progress
 from pipeline.stages.inputs import checkpoint, load_dataset
 from pipeline.train import run_folder
@@ -62,7 +61,7 @@ def prepare_encoder(config: Config, progress: Progress) -> Report:
     Raises:
         CheckpointError: They cannot be had, or the file is a person's own where ours would go.
     """
-    if config.encoder.name == known_mask.NAME:
+    if encoders.family_of(config.encoder.name).reads == "mask":
         return {}  # the masks come with the data
     if config.encoder.training.steps == 0:
         return _draw_weights(config)

@@ -9,7 +9,6 @@ import cache
 from pipeline import encoders
 from pipeline.config.schema import Config
 from pipeline.errors import RunError
-from pipeline.extract import known_mask
 from pipeline.stages.inputs import checkpoint, recipe
 
 Said = tuple[str, Any, Any]  # key of the configuration, what it asks for, what the store holds
@@ -45,14 +44,13 @@ def _compared(config: Config, held: Any) -> Iterator[Said]:
     yield "store.dtype", config.store.dtype, held.get("dtype")
     if wanted.name != held.get("encoder"):
         return  # which says it all
-    if wanted.name == known_mask.NAME:
-        cells = known_mask.grid_cells(wanted.taps, wanted.input_px, wanted.pool)
-        yield "encoder (input_px in cells of 16 px, over pool)", cells, held.get("grid")
+    asked: Any = recipe(config).fingerprint("")
+    if encoders.family_of(wanted.name).reads == "mask":
+        yield "encoder (input_px in cells of 16 px, over pool)", asked["grid"], held.get("grid")
         return
     file = checkpoint(config)
     if file.is_file():
         yield "encoder.checkpoint", encoders.weights_sha256(file)[:12], str(held.get("weights_sha256"))[:12]
-    asked: Any = recipe(config).fingerprint("")
     for key in ("input_px", "pool", "precision"):
         yield f"encoder.{key}", asked[key], held.get(key)
     yield "encoder.preprocessing", asked["preprocessing"]["name"], held.get("preprocessing", {}).get("name")

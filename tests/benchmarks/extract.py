@@ -157,6 +157,9 @@ def overhead(folder: Path, encoder: Encoder, files: tuple[Path, ...], rounds: in
 class Null(nn.Module):
     """Answers for an encoder and computes nothing: each feature is one grey level of its image."""
 
+    reads = "image"
+    device = torch.device("cpu")
+
     def __init__(self, side: int, taps: dict[str, tuple[int, int, int]], fingerprint: dict[str, Any]) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1), requires_grad=False)
@@ -315,6 +318,7 @@ class Timed(nn.Module):
         self.encoder = encoder
         self.input_px, self.taps, self.name = encoder.input_px, encoder.taps, encoder.name
         self.fingerprint, self.prepare = encoder.fingerprint, encoder.prepare
+        self.reads, self.device = encoder.reads, encoder.device
         self.batches: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     def encode(self, pixels: Tensor, sizes: Tensor, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:

@@ -26,6 +26,8 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.progress import silent
 from pipeline.stages.prepare import prepare_data
 
+DEFAULT = Path(__file__).parents[2] / "configs/default.yaml"
+
 
 @pytest.fixture(scope="module")
 def many() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
@@ -128,11 +130,11 @@ def test_parameters_are_beside_the_images(tmp_path: Path) -> None:
 
 
 def test_difficulty_is_configured_and_its_defaults_are_the_standard_ones(tmp_path: Path) -> None:
-    config = load_config(Path("configs/default.yaml"))
+    config = load_config(DEFAULT)
     assert isinstance(config.data, DemoData)
     assert Difficulty(**config.data.difficulty.model_dump()) == STANDARD
     overrides = [f"data.path={tmp_path / 'faint'}", "data.count=6", "data.size_px=32"]
-    prepare_data(load_config(Path("configs/default.yaml"), [*overrides, "data.difficulty.contrast=[1, 2]"]), silent)
+    prepare_data(load_config(DEFAULT, [*overrides, "data.difficulty.contrast=[1, 2]"]), silent)
     images, _, _ = demo_arrays(6, 32, 0, difficulty=Difficulty(contrast=(1, 2)))
     np.testing.assert_array_equal(load_demo(tmp_path / "faint").read(5)[..., 0], images[5])
     with pytest.raises(ConfigError, match=r"difficulty\.structures: got \[3, 1\]; the smaller number comes first"):

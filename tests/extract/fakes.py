@@ -61,6 +61,9 @@ def pictures(count: int) -> Pictures:
 class CountingEncoder(nn.Module):
     """Features that say which pixels they come from; out of memory above `limit`, not finite for `poison`."""
 
+    reads = "image"
+    device = torch.device("cpu")
+
     def __init__(self, *, limit: int = 1000, poison: int = -1) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))

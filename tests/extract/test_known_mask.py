@@ -14,9 +14,11 @@ from PIL import Image
 import cache
 from pipeline.config.schema import load_config
 from pipeline.data import load_medmnist, pixel_digest, read_image
-from pipeline.encoders import build_encoder, write_untrained_encoder
+from pipeline.encoders import build_encoder, make_recipe, write_untrained_encoder
+from pipeline.encoders.known_mask import map_of
+from pipeline.encoders.known_mask_recipe import CHANNELS
 from pipeline.errors import CheckpointError, ConfigError, DataError
-from pipeline.extract.known_mask import CHANNELS, extract_masks, grid_cells, map_of
+from pipeline.extract.known_mask import known_mask
 from pipeline.progress import silent
 from pipeline.stages import arguments, commands
 from pipeline.stages.inputs import finished
@@ -69,12 +71,12 @@ def test_a_mask_that_fills_the_image_or_none_of_it_stays_finite():
 
 
 def test_the_grid_is_that_of_sam():
-    assert grid_cells(["mask"], None, 1) == 16
-    assert grid_cells(["mask"], 512, 2) == 16
+    assert make_recipe("mask", ("mask",)).shapes == {"mask": (4, 16, 16)}
+    assert make_recipe("mask", ("mask",), 512, 2).shapes == {"mask": (4, 16, 16)}
     with pytest.raises(ConfigError, match=r"encoder.taps: got \['neck'\]; the encoder 'mask' has one tap: set"):
-        grid_cells(["neck"], None, 1)
+        make_recipe("mask", ("neck",))
     with pytest.raises(ConfigError, match="100 px do not divide into cells of 16 x 2 px; choose a multiple of 32"):
-        grid_cells(["mask"], 100, 2)
+        make_recipe("mask", ("mask",), 100, 2)
 
 
 def test_a_store_of_masks_is_a_store_like_any_other(config):
@@ -117,7 +119,7 @@ def test_a_data_set_without_masks_is_refused(tmp_path):
     labels = {f"{split}_labels": np.arange(4)[:, None] % 2 for split in splits}
     np.savez(tmp_path / "few.npz", **images, **labels)
     with pytest.raises(DataError, match=r"has no masks, and the encoder 'mask' makes its tap from them: name data"):
-        extract_masks(load_medmnist(tmp_path / "few.npz"), tmp_path / "f.zarr", grid=4, reading={})
+        known_mask(load_medmnist(tmp_path / "few.npz"), tmp_path / "f.zarr", make_recipe("mask", ("mask",)))
 
 
 def test_an_untrained_encoder_is_made_once_and_told_by_its_seed(config):

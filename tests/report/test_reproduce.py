@@ -10,10 +10,8 @@ from typing import Any
 import pytest
 
 from pipeline.config.schema import load_config, to_dict
-from pipeline.data import reading_rules
-from pipeline.extract.up_to_date import fingerprint
 from pipeline.report.reproduce import Commands, commands
-from pipeline.stages.inputs import reading, recipe
+from pipeline.stages.inputs import contents, recipe
 from pipeline.train.identity import recorded_identity
 from tests.cli.conftest import TINY as CONFIG
 from tests.report.conftest import Case, Page
@@ -53,9 +51,7 @@ def test_a_command_has_its_own_options_and_no_other_has_them() -> None:
 def features_of(path: Path, *overrides: str) -> dict[str, Any]:
     """What the features of a configuration depend on, as a run has it."""
     config = load_config(path, overrides)
-    return dict(
-        fingerprint(recipe(config).fingerprint("1" * 64), reading_rules(reading(config)), config.store.dtype).fields
-    )
+    return dict(contents(config, recipe(config).fingerprint("1" * 64)).fingerprint.fields)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +88,8 @@ def test_masks_on_another_grid_are_other_features(tmp_path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(CONFIG)
     overrides = ("encoder.name=mask", "encoder.taps=[mask]", "encoder.pool=1")
-    features = {"encoder": "mask", "grid": 16, "dtype": "float16"}
+    features = features_of(path, *overrides)
+    assert features["grid"] == 16
     settings = {"features": features, "model": MODEL, "train": {}, "augmentation": {}}
     same, finer = (to_dict(load_config(path, [*overrides, f"encoder.input_px={px}"])) for px in (256, 512))
     assert commands({"train": []}, [], same, settings, Path("runs/demo")).lines

@@ -1,4 +1,4 @@
-"""The frozen encoder of stage one: images in, a feature map per tap out, and what the numbers depend on."""
+"""SAM's image encoder for stage one: images in, a feature map per tap out, and what the numbers depend on."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from pipeline.encoders import sam_vit
 from pipeline.encoders.checkpoint import load_encoder
 from pipeline.encoders.digest import weights_sha256
+from pipeline.encoders.family import JSON, Reads
 from pipeline.encoders.preprocessing import Prepared, normalise, prepare
-from pipeline.encoders.recipe import JSON, Precision, Preprocessing, Recipe, make_recipe
+from pipeline.encoders.recipe import Precision, Preprocessing, Recipe, make_recipe
 from pipeline.encoders.views import turned
 
 RunBlock = Callable[[nn.Module, Tensor], Tensor]
@@ -33,7 +34,7 @@ def build_encoder(
     precision: Precision = "float32",
     preprocessing: Preprocessing = "sam",
     device: str = "cpu",
-) -> Encoder:
+) -> SamEncoder:
     """Load a frozen encoder onto a device.
 
     Args:
@@ -51,20 +52,23 @@ def build_encoder(
         CheckpointError: The file is missing or not of this encoder.
     """
     recipe = make_recipe(name, tuple(taps), input_px, pool, precision, preprocessing)
-    encoder = Encoder(recipe, load_encoder(recipe.architecture, checkpoint), weights_sha256(checkpoint))
+    encoder = SamEncoder(recipe, load_encoder(recipe.architecture, checkpoint), weights_sha256(checkpoint))
     if torch.device(device).type == "cuda" and importlib.util.find_spec("triton"):
         encoder.compile_blocks()
     return encoder.to(device).eval()
 
 
-class Encoder(nn.Module):
+class SamEncoder(nn.Module):
     """SAM's image encoder with taps and a local average pool, frozen.
 
     Attributes:
         name: Of the architecture.
         input_px: Side S of the square input, px.
         taps: Shape (C, g, g) of each tap's map after the pool, in the order asked for.
+        reads: Images.
     """
+
+    reads: Reads = "image"
 
     def __init__(self, recipe: Recipe, module: ImageEncoderViT, digest: str) -> None:
         """Make an encoder of the official module with its weights.
@@ -84,6 +88,12 @@ class Encoder(nn.Module):
         sam_vit.fit_to_grid(module, recipe.input_px // recipe.architecture.patch_px)
         sam_vit.cast(module, getattr(torch, recipe.precision))
         self.vit = module
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        device: torch.device = self.vit.pos_embed.device
+        return device
 
     def fingerprint(self) -> dict[str, JSON]:
         """Everything that the features depend on, apart from the pixels."""
@@ -117,7 +127,7 @@ class Encoder(nn.Module):
         Returns:
             (B, C, g, g) of every tap, of type `dtype`, on the encoder's device.
         """
-        pixels = pixels.to(self.vit.pos_embed.device, non_blocking=True)
+        pixels = pixels.to(self.device, non_blocking=True)
         features: dict[str, Tensor] = {}
         for view in dict.fromkeys(view for _, view in self._recipe.sources.values()):
             maps = self._maps(normalise(*turned(pixels, sizes, view), self._recipe.preprocessing), view)

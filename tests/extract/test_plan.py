@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,7 @@ import pytest
 import cache
 from pipeline.data import scan as scanning
 from pipeline.data.scan import memory_of, remembered, scan
-from pipeline.extract.up_to_date import fingerprint, specify, unchanged
-from pipeline.extract.wanted_rows import Rows
+from pipeline.extract.plan import Contents, Rows, unchanged
 from pipeline.progress import silent
 
 from .fakes import CountingEncoder, Pictures, picture, pictures
@@ -87,10 +87,10 @@ def test_only_a_plain_yes_counts_as_unchanged(tmp_path: Path, spoil: object) -> 
         spoil(source, path)
     dataset = source.dataset()
     known = remembered(dataset, memory_of(path))
-    wanted, taps = fingerprint(encoder.fingerprint(), {}, "float16"), specify(encoder.taps, "float16")
-    assert unchanged(dataset, path, wanted, taps, known, silent) is (spoil is None)
-    assert not unchanged(dataset, path, fingerprint({"encoder": "other"}, {}, "float16"), taps, known, silent)
-    assert not unchanged(dataset, path, wanted, specify(encoder.taps, "float32"), known, silent)
+    wanted = Contents(encoder.fingerprint(), encoder.taps, {})
+    assert unchanged(dataset, path, wanted, known, silent) is (spoil is None)
+    for other in ({"encoder": {"encoder": "other"}}, {"dtype": "float32"}, {"shapes": {"neck": (2, 4, 4)}}):
+        assert not unchanged(dataset, path, replace(wanted, **other), known, silent)
 
 
 def test_a_sample_set_aside_is_tried_again_and_not_called_unchanged(tmp_path: Path) -> None:

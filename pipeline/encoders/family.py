@@ -1,0 +1,148 @@
+"""What a family of encoders must say of itself: the one seam of stage one. Imports no torch.
+
+A family shares an architecture: SAM's ViT in its sizes, and the known mask, which is none. Asked for by a name, it
+says before a weight is read what its features are and what they depend on (`Recipe`), and then encodes (`Encoder`).
+A new family is one file, or one file without torch and one with it, and one line in `FAMILIES`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import torch
+    from torch import Tensor
+
+    from pipeline.encoders.preprocessing import Prepared
+
+JSON = str | int | float | list["JSON"] | dict[str, "JSON"]
+Shape = tuple[int, int, int]
+Reads = Literal["image", "mask"]
+
+
+class Recipe(Protocol):
+    """How features are made, apart from what the encoder has learnt and from the pixels."""
+
+    @property
+    def shapes(self) -> Mapping[str, Shape]:
+        """Shape (C, h, w) of each tap's map as it is stored, in the order asked for."""
+
+    def fingerprint(self, knows_sha256: str) -> dict[str, JSON]:
+        """Everything that the features depend on, apart from the pixels.
+
+        Args:
+            knows_sha256: Digest of what the encoder knows: its file of weights, or the masks that it was given.
+        """
+
+
+class Encoder(Protocol):
+    """A frozen encoder on its device.
+
+    Attributes:
+        name: What configurations call it.
+        input_px: Side S of the square input, px.
+        taps: Shape (C, h, w) of each tap's map as it is stored.
+        reads: What it encodes of a sample.
+    """
+
+    name: str
+    input_px: int
+    taps: Mapping[str, Shape]
+    reads: Reads
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+
+    def fingerprint(self) -> dict[str, JSON]:
+        """Everything that its features depend on, apart from the pixels."""
+
+    def prepare(self, image: npt.NDArray[np.uint8]) -> Prepared:
+        """Make one sample ready for a batch, on the CPU; safe to call from many threads.
+
+        Args:
+            image: What it reads of the sample: uint8 (H, W, 3) RGB, or a mask (H, W).
+
+        Raises:
+            DataError: It cannot encode this one.
+        """
+
+    def encode(self, pixels: Tensor, sizes: Tensor, dtype: torch.dtype = ...) -> dict[str, Tensor]:
+        """Features of a batch.
+
+        Args:
+            pixels: (B, ...), the `Prepared.pixels` of each sample, on any device.
+            sizes: int (B, 2), the `Prepared.size` of each.
+            dtype: Type that features are stored in.
+
+        Returns:
+            (B, C, h, w) of every tap, of type `dtype`, on the encoder's device.
+        """
+
+
+@dataclass(frozen=True)
+class Family:
+    """Encoders that share an architecture.
+
+    Attributes:
+        names: What configurations call them.
+        module: Of this room, with `make_recipe(name, taps, input_px, pool, precision, preprocessing)`; no torch.
+        reads: What its encoders encode of a sample.
+    """
+
+    names: tuple[str, ...]
+    module: str
+    reads: Reads = "image"
+
+
+FAMILIES = (
+    Family(("sam_vit_b", "sam_vit_l", "sam_vit_h", "sam_demo"), "recipe"),
+    Family(("mask",), "known_mask_recipe", reads="mask"),
+)
+
+
+def family_of(name: str) -> Family:
+    """The family of an encoder.
+
+    Raises:
+        ConfigError: There is no encoder of that name.
+    """
+    for family in FAMILIES:
+        if name in family.names:
+            return family
+    valid = ", ".join(name for family in FAMILIES for name in family.names)
+    message = f"there is no encoder {name!r}; valid encoders: {valid}"
+    raise ConfigError(message)
+
+
+def make_recipe(
+    name: str,
+    taps: tuple[str, ...],
+    input_px: int | None = None,
+    pool: int = 1,
+    precision: str = "float32",
+    preprocessing: str = "sam",
+) -> Recipe:
+    """How an encoder makes features, checked.
+
+    Args:
+        name: Of the encoder.
+        taps: What is wanted of it.
+        input_px: Side of the input, px; None is what the encoder was made for.
+        pool: Side of the local average, in cells of its grid.
+        precision: Type of the matrix products.
+        preprocessing: Whose.
+
+    Raises:
+        ConfigError: The encoder cannot do what is asked of it; with the valid values.
+    """
+    module: Any = importlib.import_module(f"pipeline.encoders.{family_of(name).module}")
+    recipe: Recipe = module.make_recipe(name, taps, input_px, pool, precision, preprocessing)
+    return recipe

@@ -1,0 +1,77 @@
+"""The known mask as a tap in place of an encoder: would a perfect map help? For experiments, not for patients.
+
+The store is like any other: rows of the same ids and pixel digests, so that everything downstream takes it. Which
+channels it has is ours: `inside` is the share of a cell that the finding covers, `edge` how much of its outline runs
+through the cell (1 for a straight line across), `around` the share of a cell that lies outside but within a tenth of
+the image's longer side of the finding, and `outside` the share that the finding does not cover.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.encoders.family import JSON, Reads
+from pipeline.encoders.known_mask_recipe import NAME, MaskRecipe
+from pipeline.encoders.preprocessing import Prepared
+
+_AROUND = 0.1  # of the longer side
+
+
+class KnownMask:
+    """Masks in, their maps out: an encoder that has nothing to compute once a mask is read (see `family.Encoder`)."""
+
+    name = NAME
+    reads: Reads = "mask"
+    device = torch.device("cpu")
+
+    def __init__(self, recipe: MaskRecipe, masks_sha256: str) -> None:
+        """Make one for the masks of a data set.
+
+        Args:
+            recipe: Of what grid.
+            masks_sha256: Digest of all masks that it will be given.
+        """
+        self.input_px = recipe.input_px
+        self.taps = recipe.shapes
+        self._recipe, self._masks_sha256 = recipe, masks_sha256
+
+    def fingerprint(self) -> dict[str, JSON]:
+        """Everything that the features depend on, apart from the pixels."""
+        return self._recipe.fingerprint(self._masks_sha256)
+
+    def prepare(self, image: npt.NDArray[np.bool_] | npt.NDArray[np.uint8]) -> Prepared:
+        """Turn a mask (H, W) into its map, which has no padding."""
+        return Prepared(map_of(image, self._recipe.grid), (self.input_px, self.input_px))
+
+    def encode(self, pixels: Tensor, sizes: Tensor, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        """Give maps (B, 4, g, g) the type that they are stored in."""
+        return {NAME: pixels.to(dtype)}
+
+
+def map_of(mask: npt.NDArray[np.bool_] | npt.NDArray[np.uint8], grid: int) -> Tensor:
+    """Turn a mask into the channels of the tap.
+
+    Args:
+        mask: bool (H, W).
+        grid: Cells along each side.
+
+    Returns:
+        float32 (4, grid, grid) in [0, 1]: `known_mask_recipe.CHANNELS`.
+    """
+    finding = torch.from_numpy(mask.astype(np.float32))[None, None]  # (1, 1, H, W)
+    reach = max(1, round(_AROUND * max(mask.shape)))
+    inside = F.adaptive_avg_pool2d(finding, grid)
+    around = F.adaptive_avg_pool2d(_grown(finding, reach) - finding, grid)
+    outline = F.adaptive_avg_pool2d(_grown(finding, 1) - finding, grid)  # one pixel wide
+    side = sum(mask.shape) / 2 / grid  # pixels of an outline that crosses a cell
+    return torch.cat([inside, (outline * side).clamp(max=1), around, 1 - inside], dim=1)[0]
+
+
+def _grown(finding: Tensor, reach: int) -> Tensor:
+    """Grow a mask (1, 1, H, W) of 0 and 1 by a number of pixels to every side."""
+    across = F.max_pool2d(finding, (1, 2 * reach + 1), stride=1, padding=(0, reach))
+    return F.max_pool2d(across, (2 * reach + 1, 1), stride=1, padding=(reach, 0))

@@ -1,0 +1,142 @@
+"""What stage one is to leave: the contents of the store and its rows, and whether a store holds just that already.
+
+Imports no torch: that nothing has changed is told from file sizes and times in less time than importing it takes.
+Anything but a plain yes (a changed file, an image that could not be read, an interrupted run, another fingerprint) is
+left to `pipeline.extract.extract`, which finds out more and says it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, overload
+
+import cache
+from pipeline import image_tap
+from pipeline.data import Dataset, Image, Mask
+from pipeline.data.scan import Remembered, Scan
+from pipeline.errors import DataError
+from pipeline.progress import Progress, silent
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a store holds of each sample, and what that depends on.
+
+    Attributes:
+        encoder: What the encoder answers for: weights, preprocessing, precision, taps and pool.
+        shapes: (C, h, w) of each of its taps.
+        reading: How files become RGB where that is a choice (see `pipeline.data.reading_rules`).
+        dtype: `"float16"` or `"float32"`, the type of the stored numbers.
+        image_px: Side of the images stored beside the features; None for none.
+    """
+
+    encoder: Mapping[str, Any]
+    shapes: Mapping[str, tuple[int, int, int]]
+    reading: Mapping[str, Any]
+    dtype: str = "float16"
+    image_px: int | None = None
+
+    @cached_property
+    def fingerprint(self) -> cache.Fingerprint:
+        """Everything that the stored numbers depend on, apart from the source pixels that each row names itself."""
+        rest = {"reading": dict(self.reading), "dtype": self.dtype, **image_tap.describe(self.image_px)}
+        return cache.Fingerprint({**self.encoder, **rest})
+
+    @cached_property
+    def taps(self) -> Mapping[str, cache.TapSpec]:
+        """The arrays of the store, images among them."""
+        features = {name: cache.TapSpec(*shape, self.dtype) for name, shape in self.shapes.items()}
+        return features | image_tap.specify(self.image_px)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row, all taps together."""
+        return sum(tap.row_bytes for tap in self.taps.values())
+
+
+class Rows(Sequence[cache.Row]):
+    """The readable samples of a scan, as rows of a store."""
+
+    def __init__(self, seen: Scan) -> None:
+        """Look at a scan."""
+        self._seen = seen
+        self._at = seen.rows
+
+    def __len__(self) -> int:
+        return len(self._at)
+
+    @overload
+    def __getitem__(self, row: int) -> cache.Row: ...
+    @overload
+    def __getitem__(self, row: slice) -> Sequence[cache.Row]: ...
+    def __getitem__(self, row: int | slice) -> cache.Row | Sequence[cache.Row]:
+        if isinstance(row, slice):
+            return [self[i] for i in range(*row.indices(len(self)))]
+        index = self._at[row]
+        return cache.Row(self._seen.dataset.samples[index].id, self._seen.digests[index].tobytes())
+
+    def __iter__(self) -> Iterator[cache.Row]:
+        samples, digests = self._seen.dataset.samples, self._seen.digests
+        for index in self._at.tolist():
+            yield cache.Row(samples[index].id, digests[index].tobytes())
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """Name of each row."""
+        samples = self._seen.dataset.samples
+        return [samples[index].id for index in self._at.tolist()]
+
+    def image(self, row: int) -> Image:
+        """Decoded image of a row; see `Scan.image`."""
+        return self._seen.image(int(self._at[row]))
+
+    def mask(self, row: int) -> Mask:
+        """Mask of a row's sample.
+
+        Raises:
+            DataError: It has none.
+        """
+        index = int(self._at[row])
+        mask = self._seen.dataset.mask(index)
+        if mask is None:
+            sample = self._seen.dataset.samples[index].id
+            message = f"sample {sample!r} has no mask: give it one, or leave it out of the data set"
+            raise DataError(message)
+        return mask
+
+
+def unchanged(
+    dataset: Dataset,
+    path: Path,
+    wanted: Contents,
+    known: Remembered,
+    progress: Progress = silent,
+) -> bool:
+    """Say whether a store holds exactly this data set; False where that is not sure.
+
+    Args:
+        dataset: The samples, in the order that the rows must have.
+        path: Of the store.
+        wanted: What the store must hold.
+        known: What is known of the pixels, see `scan.remembered`.
+        progress: Told that there is nothing to encode.
+    """
+    if not path.exists() or path.with_name(path.name + ".partial").exists() or not known.known.all():
+        return False
+    try:
+        with cache.open_store(path) as store:
+            same = (
+                dict(store.taps) == dict(wanted.taps)
+                and not store.fingerprint.differences(wanted.fingerprint)
+                and not store.set_aside
+                and store.ids == tuple(sample.id for sample in dataset.samples)
+                and bool((store.digests == known.digests).all())
+            )
+    except cache.StoreError:
+        return False
+    if same:
+        progress("plan", 1, 1, encode=0, reuse=len(dataset.samples))
+    return same
