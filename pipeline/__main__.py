@@ -10,7 +10,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from pipeline.cli import main
-from pipeline.memory import keep_freed_memory
+from pipeline.cli.memory import keep_freed_memory
 
 keep_freed_memory()
 # torch makes a million objects when it is imported; to look for garbage after every 700 takes a sixth of the start.

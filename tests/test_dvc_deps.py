@@ -25,11 +25,8 @@ STARTS = {  # the modules that a stage's command calls, by file and stage; layou
 SAME_RESULT = {
     "errors": "words",
     "progress": "words",
-    "train/provenance": "what is recorded and never compared",
     "download": "the digest of what it fetches is known",
-    "data/layouts/download": "the digest of what it fetches is known",
-    "encoders/published": "the digests of what is fetched",
-    "memory": "where numbers lie",
+    "encoders/weight_files": "the digests of what is fetched",
     "train/in_memory": "where numbers lie",
     "overlap": "when things happen; their order is kept",
     "train/parallel": "several devices, which these stages do not use",

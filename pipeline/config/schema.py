@@ -167,7 +167,7 @@ class ModelConfig(Section):
 class AugmentConfig(Section):
     """How far a training image may be changed; nothing by default. Gates follow every change of place.
 
-    `views` are drawn with features of their own, which `encoder.taps` must list (`neck@hflip`): `pipeline.train.views`.
+    `views` are drawn with features of their own, which `encoder.taps` must list (`neck@hflip`).
     """
 
     flip_horizontal: Fraction = 0.0

@@ -9,9 +9,9 @@ from pipeline.data.depth import Reading
 from pipeline.data.image import pixel_digest, read_image, reading_rules
 from pipeline.data.layouts.demo import generate_demo, load_demo
 from pipeline.data.layouts.demo_images import Difficulty, demo_arrays
-from pipeline.data.layouts.download import fetch_medmnist
 from pipeline.data.layouts.folder import load_folder
 from pipeline.data.layouts.medmnist import load_medmnist
+from pipeline.data.layouts.medmnist_sets import fetch_medmnist
 from pipeline.data.layouts.table import load_csv
 from pipeline.data.splits import stratified_part
 

@@ -11,37 +11,35 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.encoders.architecture import ARCHITECTURES, Architecture, architecture_named
     from pipeline.encoders.checkpoint import load_encoder
     from pipeline.encoders.demo import DemoReport, train_demo_encoder, write_untrained_encoder
-    from pipeline.encoders.digest import weights_sha256
     from pipeline.encoders.family import FAMILIES, Encoder, Family, Recipe, family_of, make_recipe
     from pipeline.encoders.preprocessing import Prepared
-    from pipeline.encoders.published import PUBLISHED, checkpoint_path, fetch_checkpoint
-    from pipeline.encoders.recipe import VIEWS
     from pipeline.encoders.sam_encoder import SamEncoder, build_encoder
+    from pipeline.encoders.sam_recipe import ARCHITECTURES, VIEWS, Architecture, architecture_named
+    from pipeline.encoders.weight_files import PUBLISHED, checkpoint_path, fetch_checkpoint, weights_sha256
 
 _MODULES = {
-    "ARCHITECTURES": "architecture",
-    "Architecture": "architecture",
+    "ARCHITECTURES": "sam_recipe",
+    "Architecture": "sam_recipe",
     "DemoReport": "demo",
     "Encoder": "family",
     "FAMILIES": "family",
     "Family": "family",
-    "PUBLISHED": "published",
+    "PUBLISHED": "weight_files",
     "Prepared": "preprocessing",
     "Recipe": "family",
     "SamEncoder": "sam_encoder",
-    "VIEWS": "recipe",
-    "architecture_named": "architecture",
+    "VIEWS": "sam_recipe",
+    "architecture_named": "sam_recipe",
     "build_encoder": "sam_encoder",
-    "checkpoint_path": "published",
-    "fetch_checkpoint": "published",
+    "checkpoint_path": "weight_files",
+    "fetch_checkpoint": "weight_files",
     "load_encoder": "checkpoint",
     "family_of": "family",
     "make_recipe": "family",
     "train_demo_encoder": "demo",
-    "weights_sha256": "digest",
+    "weights_sha256": "weight_files",
     "write_untrained_encoder": "demo",
 }
 

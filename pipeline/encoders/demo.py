@@ -22,7 +22,7 @@ from segment_anything.modeling import ImageEncoderViT
 from torch import Tensor, nn
 
 from pipeline.encoders import preprocessing, sam_vit
-from pipeline.encoders.architecture import architecture_named
+from pipeline.encoders.sam_recipe import architecture_named
 from pipeline.progress import Progress, silent
 
 Images = npt.NDArray[np.uint8]

@@ -103,7 +103,7 @@ class Family:
 
 
 FAMILIES = (
-    Family(("sam_vit_b", "sam_vit_l", "sam_vit_h", "sam_demo"), "recipe"),
+    Family(("sam_vit_b", "sam_vit_l", "sam_vit_h", "sam_demo"), "sam_recipe"),
     Family(("mask",), "known_mask_recipe", reads="mask"),
 )
 

@@ -1,11 +1,15 @@
-"""SAM's own preprocessing, and MedSAM's: resize on the CPU in uint8, normalise and pad on the device.
+"""SAM's own preprocessing, and MedSAM's: resize on the CPU in uint8, turn, normalise and pad on the device.
 
 `sam` equals `SamPredictor.set_image`: the longest side becomes the input's side, colours are normalised on the 0-255
 scale, and zeros are padded at the bottom and on the right after that. `medsam` is how MedSAM's weights were trained
 (Ma et al. 2024, their inference script): the image is squeezed to a square, bicubically, and scaled to [0, 1] by its
 own smallest and largest value; it resizes with Pillow where theirs does with scikit-image, so it is close, not equal.
 
-Batches travel to the device as bytes, a quarter of what normalised pixels would take.
+Taps may ask for one of the eight flips and quarter turns of an image (`neck@rot90`). A view is applied to the resized
+image before it is padded, so the padding of a view is at the bottom and on the right like any other; views that are
+turned by a quarter swap the two extents of their grid. Resizing happens once for all views: resizing the turned image
+instead differs by the rounding of a grey level. Batches travel to the device as bytes, a quarter of what normalised
+pixels would take.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.encoders.recipe import MEAN, STD, Preprocessing
+from pipeline.encoders.sam_recipe import MEAN, STD, VIEWS, Preprocessing
 from pipeline.errors import DataError
 
 if TYPE_CHECKING:
@@ -97,3 +101,25 @@ def normalise(pixels: Tensor, sizes: Tensor, preprocessing: Preprocessing = "sam
     rows, columns = (at < sizes.to(pixels.device)[:, axis, None] for axis in (0, 1))  # (B, S) each
     inside = rows[:, None, :, None] & columns[:, None, None, :]
     return ((pixels - mean) / std).masked_fill_(~inside, 0.0)
+
+
+def turned(pixels: Tensor, sizes: Tensor, view: str) -> tuple[Tensor, Tensor]:
+    """Turn each image of a padded batch within its own borders.
+
+    Args:
+        pixels: (B, 3, S, S), zeros below and to the right of each image.
+        sizes: int (B, 2), height and width of each image, px.
+        view: One of `VIEWS`, named as in Pillow.
+
+    Returns:
+        The same for the turned images.
+    """
+    mirrored, quarter_turns = VIEWS[view]
+    if view == "identity":
+        return pixels, sizes
+    out = torch.zeros_like(pixels)
+    for image, (height, width), target in zip(pixels, sizes.tolist(), out, strict=True):
+        inside = image[:, :height, :width]
+        inside = torch.rot90(inside.flip(2) if mirrored else inside, quarter_turns, (1, 2))
+        target[:, : inside.shape[1], : inside.shape[2]] = inside
+    return out, sizes.flip(1) if quarter_turns % 2 else sizes

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 
 from pipeline.encoders import sam_vit
 from pipeline.encoders.checkpoint import load_encoder
-from pipeline.encoders.digest import weights_sha256
 from pipeline.encoders.family import JSON, Reads
-from pipeline.encoders.preprocessing import Prepared, normalise, prepare
-from pipeline.encoders.recipe import Precision, Preprocessing, Recipe, make_recipe
-from pipeline.encoders.views import turned
+from pipeline.encoders.preprocessing import Prepared, normalise, prepare, turned
+from pipeline.encoders.sam_recipe import Precision, Preprocessing, Recipe, make_recipe
+from pipeline.encoders.weight_files import weights_sha256
 
 RunBlock = Callable[[nn.Module, Tensor], Tensor]
 

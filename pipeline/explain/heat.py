@@ -16,9 +16,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from pipeline.model.classifier import OWN, Classifier
+from pipeline.model.classifier import Classifier
 from pipeline.model.geometry import sample_gate
 from pipeline.model.tasks import Head, losses, probabilities
+from pipeline.model.uses import OWN
 from pipeline.progress import Progress, silent
 from pipeline.train.feed import Feed
 from pipeline.train.forward import outputs

@@ -1,4 +1,4 @@
-"""A classifier of raw images whose stages are gated by a frozen encoder's features; without gates, the plain one."""
+"""A classifier of raw images, put together from a backbone and its uses of taps; without any, it is the plain one."""
 
 from __future__ import annotations
 
@@ -11,12 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.errors import ConfigError
 from pipeline.model.backbones import STAGES, build_backbone
-from pipeline.model.gating import gate_stage
-from pipeline.model.geometry import sample_gate
-from pipeline.model.slca import SLCA, Mix, factor, integrate, normalised_by_default
-
-OWN = "own"  # a gate made from the stage itself: what is left of SLCA without the encoder
-Shape = tuple[int, int, int]  # (C, h, w) of a tap
+from pipeline.model.slca import Mix
+from pipeline.model.uses import OWN, Gates, Seen, Shape, Use
 
 
 @dataclass(frozen=True)
@@ -57,7 +53,7 @@ class ModelOptions:
 
 
 class Classifier(nn.Module):
-    """A backbone and its gates.
+    """A backbone and its uses of taps.
 
     Args:
         options: What to build.
@@ -67,7 +63,7 @@ class Classifier(nn.Module):
     Attributes:
         options: What was built.
         taps: (C, h, w) of each stored tap that the gates read.
-        backbone: The classifier without its gates.
+        backbone: The classifier without them.
         gates: One `SLCA` per pair of `options.gates`.
 
     Raises:
@@ -82,18 +78,22 @@ class Classifier(nn.Module):
         self.taps = {tap: taps[tap] for tap in options.taps}
         self.backbone = build_backbone(options.backbone, outputs, options.weights)
         widths = dict(zip(STAGES, self.backbone.widths, strict=True))
-        self.gates = nn.ModuleList(
-            SLCA(
-                widths[stage] if tap == OWN else taps[tap][0],
-                widths[stage],
-                pool=options.pool,
-                reduction=options.reduction,
-                normalise=normalised_by_default(tap) if options.normalise is None else options.normalise,
-                gain=options.gain,
-                identity_start=options.identity_start,
-            )
-            for tap, stage in options.gates
+        self.gates = Gates(
+            options.gates,
+            taps,
+            widths,
+            mix=options.mix,
+            normalise=options.normalise,
+            identity_start=options.identity_start,
+            pool=options.pool,
+            reduction=options.reduction,
+            gain=options.gain,
         )
+
+    @property
+    def uses(self) -> tuple[Use, ...]:
+        """What the classifier does with taps, in the order in which it is done."""
+        return (self.gates,)
 
     def forward(
         self,
@@ -102,7 +102,7 @@ class Classifier(nn.Module):
         extents: Tensor | None = None,
         affine: Tensor | None = None,
     ) -> Tensor:
-        """Classify images, each stage gated by its taps.
+        """Classify images, with what each use makes of the taps.
 
         Args:
             images: (B, 3, image_px, image_px) float32, normalised; drawn through `affine` already.
@@ -113,10 +113,14 @@ class Classifier(nn.Module):
         Returns:
             (B, outputs) logits.
         """
+        seen = Seen(features, extents, affine)
         x = images
+        for use in self.uses:
+            x = use.on_images(x, seen)
         for name, stage in zip(STAGES, self.backbone.stages, strict=True):
             x = stage(x)
-            x = self._gated(name, x, features, extents, affine)
+            for use in self.uses:
+                x = use.on_stage(name, x, seen)
         logits: Tensor = self.backbone.head(x)
         return logits
 
@@ -131,12 +135,7 @@ class Classifier(nn.Module):
         Returns:
             One (B, C_stage, height, width) per pair of `options.gates` whose tap is stored, in their order.
         """
-        maps = []
-        for (tap, _), slca in zip(self.options.gates, self.gates, strict=True):
-            if tap != OWN:
-                gate, visible = slca(features[tap], extents)
-                maps.append(sample_gate(gate, None, visible, size))
-        return maps
+        return self.gates.maps(Seen(features, extents), size)
 
     def parameter_counts(self) -> dict[str, int]:
         """Count the parameters: `backbone` (its head included), `slca`, and of these `trainable`."""
@@ -164,26 +163,6 @@ class Classifier(nn.Module):
             counts.append(int(counter.get_total_flops()))
         self.train(training)
         return {"backbone": counts[0], "slca": counts[1] - counts[0]}
-
-    def _gated(
-        self, stage: str, x: Tensor, features: Mapping[str, Tensor], extents: Tensor | None, affine: Tensor | None
-    ) -> Tensor:
-        """Gate the output `x` (B, C_stage, H, W) of a stage by its taps; without any it stays as it is."""
-        options, added = self.options, 0
-        laid = []  # (what to resize, affine, extents) of each gate
-        for (tap, place), slca in zip(options.gates, self.gates, strict=True):
-            if place != stage:
-                continue
-            own = tap == OWN  # moved with the image already, and without padding
-            gate, visible = slca(x, None) if own else slca(features[tap], extents)
-            part, added = factor(gate, options.mix, identity_start=options.identity_start)
-            laid.append((part, None if own else affine, visible))
-        if not laid:
-            return x
-        if len(laid) == 1:
-            return gate_stage(x, added, *laid[0])
-        maps = [sample_gate(*gate, (x.shape[-2], x.shape[-1])) for gate in laid]
-        return integrate(x, torch.stack(maps).mean(dim=0), added)
 
 
 def _check_gates(options: ModelOptions, taps: Mapping[str, Shape]) -> None:

@@ -20,8 +20,7 @@ from pipeline.image_tap import of_features
 from pipeline.progress import Progress, silent
 from pipeline.report.reproduce import Commands
 from pipeline.train import run_folder
-from pipeline.train.identity import check_samples, recorded_identity
-from pipeline.train.provenance import data_in_numbers
+from pipeline.train.identity import check_samples, data_in_numbers, recorded_identity
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class Evidence:
         figures: What `evaluate` found.
         said: Of each test sample.
         history: One row per epoch.
-        data: See `provenance.data_in_numbers`.
+        data: See `identity.data_in_numbers`.
         checked: Images whose pixels were compared.
         leaks: Ids of each set of identical images that spans splits.
         unreadable: Reason by id of images that cannot be read.

@@ -37,7 +37,7 @@ from pipeline.stages.inputs import contents, load_dataset, reading
 from pipeline.stages.loaded import Shared
 from pipeline.stages.prepare import prepare_data, prepare_encoder
 from pipeline.stages.store_check import check_store
-from pipeline.train import identity, provenance, run_folder
+from pipeline.train import identity, run_folder
 from pipeline.train import train as stage_two
 from pipeline.weights import download_imagenet
 
@@ -86,7 +86,7 @@ def extract(
             "data_set": dataset.name,
             "license": config.store.license,
             "citation": config.store.citation,
-            "software": provenance.versions(),
+            "software": identity.versions(),
         },
         ranks=stage_one.Ranks(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))),
         progress=progress,
@@ -94,7 +94,7 @@ def extract(
     if report.encoded and "total" in report.seconds and os.environ.get("RANK", "0") == "0":
         took = {"encoded": report.encoded, "seconds": report.seconds["total"]}
         run_folder.write_json(
-            evidence.extraction_record(report.store), {**took, "device": provenance.device_name(device(config))}
+            evidence.extraction_record(report.store), {**took, "device": identity.device_name(device(config))}
         )
     return {
         "store": str(report.store),
@@ -247,7 +247,7 @@ def export(config: Config, progress: Progress, folder: Path, target: Path, *, on
     found = handing_on.export(
         folder,
         target,
-        provenance.data_in_numbers(dataset),
+        identity.data_in_numbers(dataset),
         reading=reading(config),
         license_name=config.store.license,
         citation=config.store.citation,

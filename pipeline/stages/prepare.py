@@ -12,7 +12,7 @@ import torch
 
 from pipeline import data, encoders
 from pipeline.config.schema import Config, DemoData, MedMnistData, to_dict
-from pipeline.encoders.recipe import ARITHMETIC
+from pipeline.encoders.sam_recipe import ARITHMETIC
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.progress import Progress
 from pipeline.stages.inputs import checkpoint, load_dataset

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -26,7 +27,6 @@ from pipeline.data import Dataset, Split, pixel_digest
 from pipeline.data.resize import squared
 from pipeline.errors import RunError
 from pipeline.image_tap import IMAGE, stored_px
-from pipeline.memory import free_host_bytes
 from pipeline.overlap import ahead
 from pipeline.progress import Progress, silent
 from pipeline.train.in_memory import Held, Holdings
@@ -384,3 +384,17 @@ class _Buffers:
             self._sent = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._sent.record(torch.cuda.current_stream(device))
         return images, features
+
+
+def free_host_bytes() -> int:
+    """Say how much memory this process may take: what the machine has free, or a container's limit if that is less."""
+    free = [int(line.split()[1]) * 1024 for line in _lines("/proc/meminfo") if line.startswith("MemAvailable")]
+    limits = [*_lines("/sys/fs/cgroup/memory.max"), *_lines("/sys/fs/cgroup/memory/memory.limit_in_bytes")]
+    return min([*free, *(int(limit) for limit in limits if limit.isdigit())], default=4 * 2**30)
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().split("\n")
+    except OSError:
+        return []

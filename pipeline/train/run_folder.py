@@ -35,8 +35,9 @@ from torch import Tensor
 
 from cache import Fingerprint
 from pipeline.errors import RunError
-from pipeline.model.classifier import Classifier, ModelOptions, Shape
+from pipeline.model.classifier import Classifier, ModelOptions
 from pipeline.model.tasks import Head, Task, outputs_of
+from pipeline.model.uses import Shape
 from pipeline.weights import TORN
 
 _VERSION = 1
@@ -59,7 +60,7 @@ class Description:
         fingerprint: Of the features it was trained on; None without gates.
         training: Options of its training, for the reader.
         metrics: Figures on val, and the epoch they are of.
-        provenance: How it came about, for the reader (`pipeline.train.provenance`); empty where that was not recorded.
+        provenance: How it came about, for the reader (`pipeline.train.identity`); empty where that was not recorded.
     """
 
     model: ModelOptions

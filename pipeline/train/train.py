@@ -21,16 +21,14 @@ from pipeline.image_tap import of_features
 from pipeline.model.classifier import Classifier, ModelOptions
 from pipeline.model.tasks import head_of, outputs_of
 from pipeline.progress import Progress, silent
-from pipeline.train import parallel, provenance, run_folder
-from pipeline.train.augment import Augmentation
+from pipeline.train import identity, parallel, run_folder
+from pipeline.train.augment import Augmentation, view_taps
 from pipeline.train.feed import Feed, Place
 from pipeline.train.forward import infer
 from pipeline.train.history import Journal
-from pipeline.train.identity import identity_of
 from pipeline.train.in_memory import Holdings
 from pipeline.train.loop import Loop
 from pipeline.train.optimise import TrainOptions
-from pipeline.train.views import view_taps
 
 Row = dict[str, Any]
 
@@ -116,7 +114,7 @@ def train(
     for split, indices in among.items():
         metrics.check_labels(dataset.task, np.asarray(dataset.labels)[indices], dataset.class_names, split)
     team, device = parallel.join(torch.device(machine.device))
-    settings = identity_of(dataset, store, model, options, augmentation)
+    settings = identity.identity_of(dataset, store, model, options, augmentation)
     if team.leads:
         run_folder.begin(folder, settings, replace=replace)
     team.wait()
@@ -159,7 +157,7 @@ def train(
                 fingerprint=of_features(store.fingerprint) if store is not None and model.taps else None,
                 training=asdict(options),
                 metrics=figures,
-                provenance=provenance.of_training(
+                provenance=identity.of_training(
                     dataset,
                     store if model.taps else None,
                     journal.history,

@@ -18,7 +18,7 @@ import torch
 from pipeline.data import read_image
 from pipeline.encoders import build_encoder
 from pipeline.model.geometry import sample_gate
-from pipeline.train.views import VIEWS, DrawnViews, view_taps
+from pipeline.train.augment import VIEWS, DrawnViews, view_taps
 
 TAPS = ("patch", "early", "middle", "late", "neck")
 SHOWN = tuple(view for view in VIEWS if view != "identity")

@@ -24,9 +24,9 @@ import segment_anything
 import torch
 
 import cache
+from pipeline.cli.memory import keep_freed_memory
 from pipeline.data import Dataset, Sample, pixel_digest
 from pipeline.encoders import build_encoder
-from pipeline.memory import keep_freed_memory
 from pipeline.model.classifier import Classifier, ModelOptions
 from pipeline.train.augment import Augmentation
 from pipeline.train.feed import Feed

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from pipeline.encoders import VIEWS, build_encoder
-from pipeline.encoders.views import turned
+from pipeline.encoders.preprocessing import turned
 from tests.encoders.seeded import image_like
 
 TRANSPOSITIONS = {

@@ -9,14 +9,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pipeline.encoders.views import VIEWS as ENCODED
-from pipeline.encoders.views import turned
+from pipeline.encoders.preprocessing import VIEWS as ENCODED
+from pipeline.encoders.preprocessing import turned
 from pipeline.errors import ConfigError, RunError
 from pipeline.model.classifier import Classifier
 from pipeline.model.geometry import sample_gate, sample_image
-from pipeline.train.augment import Augmentation
+from pipeline.train.augment import VIEWS, Augmentation, DrawnViews, draw_views, view_taps
 from pipeline.train.train import train
-from pipeline.train.views import VIEWS, DrawnViews, draw_views, view_taps
 from tests.train.scenes import QUICK, TAPS, TINY, make_dataset, make_store
 
 ALL = tuple(VIEWS)

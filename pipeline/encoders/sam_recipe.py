@@ -1,19 +1,25 @@
-"""What an encoder's features depend on, checked and spelled out before a weight is read; imports no torch.
+"""SAM's image encoders before a weight is read: their geometry and depths, and what features depend on. No torch.
 
-A run that finds its store unchanged ends within the time that importing torch would take.
+A depth counts what has been computed: 0 after the position embedding, i + 1 after block i, `depth + 1` after the
+neck. `early`, `middle` and `late` are the first three blocks with global attention: our choice, because no public
+code of SLCA says which blocks it means. A run that finds its store unchanged ends within the time that importing torch
+would take.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from types import MappingProxyType
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
-from pipeline.encoders.architecture import Architecture, architecture_named
 from pipeline.encoders.family import JSON
 from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from segment_anything.modeling import ImageEncoderViT
+
 
 Precision = Literal["float32", "bfloat16", "float16"]
 Preprocessing = Literal["sam", "medsam"]
@@ -163,3 +169,109 @@ def _parse(architecture: Architecture, tap: str) -> tuple[int, str]:
         message = f"tap {tap!r} has no view {view!r}; valid views: {', '.join(list(VIEWS)[1:])}, or none at all"
         raise ConfigError(message)
     return architecture.depth_of(name), view or "identity"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Size of one ViT in the layout of SAM's official image encoder.
+
+    Attributes:
+        name: What configurations call it.
+        width: Channels of a token.
+        blocks: Transformer blocks.
+        heads: Attention heads of a block.
+        global_blocks: Blocks (0-based) whose attention spans the whole grid; the others attend within windows.
+        window: Side of a window, tokens.
+        neck: Channels after the convolutional neck.
+        input_px: Side of the square input that the position embedding was trained for, px.
+        patch_px: Side of a patch, px.
+    """
+
+    name: str
+    width: int
+    blocks: int
+    heads: int
+    global_blocks: tuple[int, int, int, *tuple[int, ...]]
+    window: int = 14
+    neck: int = 256
+    input_px: int = 1024
+    patch_px: int = 16
+
+    @property
+    def named_depths(self) -> dict[str, int]:
+        """Depth of each of the five named taps, in order."""
+        early, middle, late = (block + 1 for block in self.global_blocks[:3])
+        return {"patch": 0, "early": early, "middle": middle, "late": late, "neck": self.blocks + 1}
+
+    def depth_of(self, tap: str) -> int:
+        """Depth of a tap: one of the five names, or `block:N`.
+
+        Raises:
+            ConfigError: There is no such tap.
+        """
+        depth = self.named_depths.get(tap)
+        if depth is not None:
+            return depth
+        number = tap.removeprefix("block:")
+        if tap.startswith("block:") and number.isascii() and number.isdigit() and int(number) < self.blocks:
+            return int(number) + 1
+        message = (
+            f"{self.name} has no tap {tap!r}; valid taps: {', '.join(self.named_depths)}, "
+            f"and block:0 to block:{self.blocks - 1}"
+        )
+        raise ConfigError(message)
+
+    def describe(self, depth: int) -> str:
+        """What is computed last at a depth, in the words of `depth_of`."""
+        return {0: "patch", self.blocks + 1: "neck"}.get(depth, f"block:{depth - 1}")
+
+    def channels_at(self, depth: int) -> int:
+        """Channels of the feature map at a depth."""
+        return self.neck if depth == self.blocks + 1 else self.width
+
+    def build(self) -> ImageEncoderViT:
+        """The official module, its parameters shapes only (on the `meta` device) until a checkpoint is assigned."""
+        import torch
+        from segment_anything.modeling import ImageEncoderViT
+        from torch import nn
+
+        with torch.device("meta"):
+            return ImageEncoderViT(
+                img_size=self.input_px,
+                patch_size=self.patch_px,
+                embed_dim=self.width,
+                depth=self.blocks,
+                num_heads=self.heads,
+                out_chans=self.neck,
+                norm_layer=partial(nn.LayerNorm, eps=1e-6),
+                use_rel_pos=True,
+                window_size=self.window,
+                global_attn_indexes=self.global_blocks,
+            )
+
+
+ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
+    {
+        architecture.name: architecture
+        for architecture in (
+            Architecture("sam_vit_b", width=768, blocks=12, heads=12, global_blocks=(2, 5, 8, 11)),
+            Architecture("sam_vit_l", width=1024, blocks=24, heads=16, global_blocks=(5, 11, 17, 23)),
+            Architecture("sam_vit_h", width=1280, blocks=32, heads=16, global_blocks=(7, 15, 23, 31)),
+            Architecture(
+                "sam_demo", width=96, blocks=6, heads=3, global_blocks=(1, 3, 5), window=7, neck=64, input_px=256
+            ),
+        )
+    }
+)
+
+
+def architecture_named(name: str) -> Architecture:
+    """Look an architecture up.
+
+    Raises:
+        ConfigError: There is none of that name.
+    """
+    if name not in ARCHITECTURES:
+        message = f"there is no encoder {name!r}; valid encoders: {', '.join(ARCHITECTURES)}"
+        raise ConfigError(message)
+    return ARCHITECTURES[name]

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from pipeline import download
-from pipeline.encoders import ARCHITECTURES, PUBLISHED, checkpoint_path, fetch_checkpoint, published
-from pipeline.encoders.published import Published
+from pipeline.encoders import ARCHITECTURES, PUBLISHED, checkpoint_path, fetch_checkpoint, weight_files
+from pipeline.encoders.weight_files import Published
 from pipeline.errors import CheckpointError, ConfigError
 
 CONTENT = bytes(range(256)) * 12_000  # 3 MB, three blocks
@@ -65,7 +65,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
     web = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     state.url = f"http://127.0.0.1:{web.server_address[1]}/weights.pth?download=1"
-    monkeypatch.setattr(published, "PUBLISHED", {"sam_x": Published("sam_vit_b", state.url, DIGEST)})
+    monkeypatch.setattr(weight_files, "PUBLISHED", {"sam_x": Published("sam_vit_b", state.url, DIGEST)})
     monkeypatch.setattr(download.time, "sleep", lambda seconds: None)
     thread = threading.Thread(target=web.serve_forever, args=(0.01,))
     thread.start()
@@ -137,7 +137,7 @@ def test_without_a_network_the_message_says_which_file_to_put_where(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = "http://127.0.0.1:1/weights.pth"
-    monkeypatch.setattr(published, "PUBLISHED", {"sam_x": Published("sam_vit_b", url, DIGEST)})
+    monkeypatch.setattr(weight_files, "PUBLISHED", {"sam_x": Published("sam_vit_b", url, DIGEST)})
     with pytest.raises(CheckpointError) as caught:
         fetch_checkpoint("sam_x", tmp_path)
     assert str(caught.value).startswith(f"{url} cannot be downloaded (")

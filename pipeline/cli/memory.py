@@ -1,10 +1,9 @@
-"""How much memory there is to fill, and that memory which is freed stays at hand."""
+"""Memory that a command frees stays at hand, for its next tensors."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
-from pathlib import Path
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _KEPT_BYTES = 256 * 2**20
@@ -20,17 +19,3 @@ def keep_freed_memory() -> None:
     if mallopt is not None:  # musl has none
         mallopt(_MMAP_THRESHOLD, _KEPT_BYTES)
         mallopt(_TRIM_THRESHOLD, 2**31 - 1)
-
-
-def free_host_bytes() -> int:
-    """Say how much memory this process may take: what the machine has free, or a container's limit if that is less."""
-    free = [int(line.split()[1]) * 1024 for line in _lines("/proc/meminfo") if line.startswith("MemAvailable")]
-    limits = [*_lines("/sys/fs/cgroup/memory.max"), *_lines("/sys/fs/cgroup/memory/memory.limit_in_bytes")]
-    return min([*free, *(int(limit) for limit in limits if limit.isdigit())], default=4 * 2**30)
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().split("\n")
-    except OSError:
-        return []
