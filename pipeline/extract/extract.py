@@ -15,15 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 import cache
 from pipeline.data import Dataset
-from pipeline.data.scan import Scan, memory_of, remembered, scan
-from pipeline.errors import DataError
 from pipeline.extract.batch_size import BatchSize
 from pipeline.extract.encode import Clock, Encoding
-from pipeline.extract.plan import Contents, Rows, unchanged
+from pipeline.extract.plan import Contents, Rows, look
 from pipeline.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -129,21 +125,19 @@ def extract(
             with clock("wait for the leader"):
                 _await_leader(path, ranks.wait_seconds)
         with clock("scan"):
-            known = remembered(dataset, memory_of(path), workers)
-            if not recheck and unchanged(dataset, path, wanted, known, progress):
-                return ExtractReport(path, len(dataset), 0, len(dataset), {}, clock.seconds)
-            seen = scan(
+            rows = look(
                 dataset,
-                memory_of(path),
-                recheck=recheck,
+                path,
+                wanted,
                 workers=workers,
                 strict=strict,
-                found=known,
+                recheck=recheck,
+                any_data_set=replace or ranks.rank > 0,
                 progress=progress,
             )
-        if not (replace or ranks.rank):
-            _refuse_another_data_set(path, wanted.fingerprint, seen)
-        store = _Store(path, wanted, Rows(seen), tuple(reuse))
+        if rows is None:
+            return ExtractReport(path, len(dataset), 0, len(dataset), {}, clock.seconds)
+        store = _Store(path, wanted, rows, tuple(reuse))
         encoding = Encoding(
             encoder,
             store.rows.mask if encoder.reads == "mask" else store.rows.image,
@@ -162,7 +156,7 @@ def extract(
         else:
             encoding.sizes.search(len(store.rows))
             reused, kept, bad = _lead(store, encoding, provenance=provenance, shard_mib=shard_mib, replace=replace)
-            bad = {**seen.set_aside, **bad}
+            bad = {**rows.set_aside, **bad}
     return ExtractReport(
         store=path,
         rows=kept,
@@ -214,25 +208,6 @@ def _lead(
             finished = writer.commit()
         with finished:
             return writer.reused, len(finished), dict(finished.set_aside)
-
-
-def _refuse_another_data_set(path: Path, wanted: cache.Fingerprint, seen: Scan) -> None:
-    """Refuse to swap out a sound store of which not one row would be kept."""
-    try:
-        store = cache.open_store(path)
-    except cache.StoreError:
-        return  # none there, or one that the writer has its own words for
-    with store:
-        held = np.ascontiguousarray(store.digests).view(np.uint64)
-        if store.fingerprint.differences(wanted) or not len(held):
-            return
-        asked = seen.digests[seen.rows].view(np.uint64)
-        if not np.isin(asked[:, 0], held[:, 0]).any():
-            message = (
-                f"{path} holds {len(store)} rows, and none of the {len(asked)} images of {seen.dataset.name!r} is "
-                f"among them: it seems to be another data set's. Name another store.path, or swap it out with --replace"
-            )
-            raise DataError(message)
 
 
 def _await_leader(path: Path, wait_seconds: float) -> None:

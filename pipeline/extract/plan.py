@@ -13,10 +13,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
+import numpy as np
+
 import cache
 from pipeline import image_tap
 from pipeline.data import Dataset, Image, Mask
-from pipeline.data.scan import Remembered, Scan
+from pipeline.data.scan import Remembered, Scan, memory_of, remembered, scan
 from pipeline.errors import DataError
 from pipeline.progress import Progress, silent
 
@@ -89,6 +91,11 @@ class Rows(Sequence[cache.Row]):
         samples = self._seen.dataset.samples
         return [samples[index].id for index in self._at.tolist()]
 
+    @property
+    def set_aside(self) -> Mapping[str, str]:
+        """Reason by sample id, for the images that cannot be read and have no row."""
+        return self._seen.set_aside
+
     def image(self, row: int) -> Image:
         """Decoded image of a row; see `Scan.image`."""
         return self._seen.image(int(self._at[row]))
@@ -140,3 +147,59 @@ def unchanged(
     if same:
         progress("plan", 1, 1, encode=0, reuse=len(dataset.samples))
     return same
+
+
+def look(
+    dataset: Dataset,
+    path: Path,
+    wanted: Contents,
+    *,
+    workers: int = 2,
+    strict: bool = False,
+    recheck: bool = False,
+    any_data_set: bool = False,
+    progress: Progress = silent,
+) -> Rows | None:
+    """Look at all images: the rows that a store has to be made of, or None where it is there as it is wanted.
+
+    Args:
+        dataset: The samples.
+        path: Of the store.
+        wanted: What the store must hold.
+        workers: Decoding threads.
+        strict: Raise at the first image that cannot be read.
+        recheck: Decode all images and trust no stamp, nor the store.
+        any_data_set: Whether it may take the place of a store that holds none of these images.
+        progress: Called after each image.
+
+    Raises:
+        DataError: An image cannot be read and `strict` is set, or none can; or another data set's store is there.
+    """
+    known = remembered(dataset, memory_of(path), workers)
+    if not recheck and unchanged(dataset, path, wanted, known, progress):
+        return None
+    seen = scan(
+        dataset, memory_of(path), recheck=recheck, workers=workers, strict=strict, found=known, progress=progress
+    )
+    if not any_data_set:
+        _refuse_another_data_set(path, wanted.fingerprint, seen)
+    return Rows(seen)
+
+
+def _refuse_another_data_set(path: Path, wanted: cache.Fingerprint, seen: Scan) -> None:
+    """Refuse to swap out a sound store of which not one row would be kept."""
+    try:
+        store = cache.open_store(path)
+    except cache.StoreError:
+        return  # none there, or one that the writer has its own words for
+    with store:
+        held = np.ascontiguousarray(store.digests).view(np.uint64)
+        if store.fingerprint.differences(wanted) or not len(held):
+            return
+        asked = seen.digests[seen.rows].view(np.uint64)
+        if not np.isin(asked[:, 0], held[:, 0]).any():
+            message = (
+                f"{path} holds {len(store)} rows, and none of the {len(asked)} images of {seen.dataset.name!r} is "
+                f"among them: it seems to be another data set's. Name another store.path, or swap it out with --replace"
+            )
+            raise DataError(message)

@@ -23,17 +23,16 @@ from pipeline.progress import Progress
 from pipeline.report import evidence, reproduce
 from pipeline.report import export as handing_on
 from pipeline.report import report as report_page
-from pipeline.stages.arguments import (
-    augmentation,
+from pipeline.stages.arguments import augmentation, machine, model_options, train_options
+from pipeline.stages.inputs import (
     build_encoder,
+    contents,
     device,
     extraction_encoder,
-    machine,
-    model_options,
-    train_options,
+    load_dataset,
+    reading,
     workers,
 )
-from pipeline.stages.inputs import contents, load_dataset, reading
 from pipeline.stages.loaded import Shared
 from pipeline.stages.prepare import prepare_data, prepare_encoder
 from pipeline.stages.store_check import check_store
@@ -67,12 +66,13 @@ def extract(
     recheck: bool = False,
 ) -> Report:
     """Stage one: leave a complete store of features at `store.path`; see `inputs.finished` for when it is there."""
-    dataset = load_dataset(config)
+    dataset, rules = load_dataset(config), data.reading_rules(reading(config))
+    encoder = extraction_encoder(config, dataset, progress, strict=strict, recheck=recheck)
     report = stage_one.extract(
         dataset,
-        extraction_encoder(config, dataset, progress, strict=strict, recheck=recheck),
+        encoder,
         config.store.path,
-        reading=data.reading_rules(reading(config)),
+        reading=rules,
         dtype=config.store.dtype,
         image_px=config.store.image_px,
         shard_mib=config.store.shard_mib,
@@ -92,10 +92,9 @@ def extract(
         progress=progress,
     )
     if report.encoded and "total" in report.seconds and os.environ.get("RANK", "0") == "0":
-        took = {"encoded": report.encoded, "seconds": report.seconds["total"]}
-        run_folder.write_json(
-            evidence.extraction_record(report.store), {**took, "device": identity.device_name(device(config))}
-        )
+        took: Report = {"encoded": report.encoded, "seconds": report.seconds["total"]}
+        took["device"] = identity.device_name(str(encoder.device))
+        run_folder.write_json(evidence.extraction_record(report.store), took)
     return {
         "store": str(report.store),
         "rows": report.rows,

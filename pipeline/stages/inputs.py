@@ -1,7 +1,8 @@
-"""What a configuration reads: its data set, its weights, and what features would depend on. Imports no torch."""
+"""What a configuration says of stage one: data set, encoder, contents of the store. torch waits until one encodes."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,8 @@ from pipeline import data, encoders
 from pipeline.config.schema import Config, CsvData, DemoData, FolderData, MedMnistData, SplitRule
 from pipeline.data.layouts.medmnist_sets import SETS as MEDMNIST_SETS
 from pipeline.data.scan import memory_of, remembered
-from pipeline.errors import CheckpointError
+from pipeline.encoders.known_mask_recipe import MaskRecipe
+from pipeline.errors import CheckpointError, ConfigError
 from pipeline.extract.plan import Contents, unchanged
 from pipeline.progress import Progress
 
@@ -77,6 +79,80 @@ def recipe(config: Config) -> encoders.Recipe:
     return encoders.make_recipe(
         wanted.name, tuple(wanted.taps), wanted.input_px, wanted.pool, wanted.precision, wanted.preprocessing
     )
+
+
+def build_encoder(config: Config) -> encoders.Encoder:
+    """The frozen encoder that the configuration describes, on its device.
+
+    Raises:
+        ConfigError: It is the known mask, which new images do not have.
+    """
+    if encoders.family_of(config.encoder.name).reads == "mask":
+        message = (
+            f"encoder.name: {config.encoder.name!r} reads the data set's own masks, so it encodes no other images: "
+            f"only extract, train, evaluate and study take it; choose another encoder here"
+        )
+        raise ConfigError(message)
+    return encoders.build_encoder(
+        config.encoder.name,
+        checkpoint=present_checkpoint(config),
+        taps=config.encoder.taps,
+        input_px=config.encoder.input_px,
+        pool=config.encoder.pool,
+        precision=config.encoder.precision,
+        preprocessing=config.encoder.preprocessing,
+        device=device(config),
+    )
+
+
+def extraction_encoder(
+    config: Config, dataset: data.Dataset, progress: Progress, *, strict: bool, recheck: bool
+) -> encoders.Encoder:
+    """The encoder that fills the configured store, which may know the data set's own masks.
+
+    Raises:
+        ConfigError: Images are to be stored beside masks, or see `build_encoder`.
+    """
+    asked = recipe(config)
+    if not isinstance(asked, MaskRecipe):
+        return build_encoder(config)
+    from pipeline.extract.known_mask import known_mask  # which imports torch
+
+    if config.store.image_px is not None:
+        message = (
+            f"store.image_px: the encoder {config.encoder.name!r} stores no images; "
+            f"set it to null (--set store.image_px=null)"
+        )
+        raise ConfigError(message)
+    threads = workers(config)
+    return known_mask(
+        dataset, config.store.path, asked, workers=threads, strict=strict, recheck=recheck, progress=progress
+    )
+
+
+def device(config: Config) -> str:
+    """Where to compute: the configured device, or the best that this machine has.
+
+    Raises:
+        ConfigError: The configured device is not there.
+    """
+    import torch  # here: what is said before a weight is read takes less time than importing it
+
+    wanted = config.resources.device
+    if wanted == "auto":
+        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=wanted)
+    except (RuntimeError, AssertionError) as error:
+        first_line = str(error).splitlines()[0]
+        message = f"resources.device: {wanted!r} cannot be used here ({first_line}); try 'auto' or 'cpu'"
+        raise ConfigError(message) from None
+    return wanted
+
+
+def workers(config: Config) -> int:
+    """Decoding threads: as configured, else one per processor this process may use, at most 16."""
+    return config.resources.workers or min(len(os.sched_getaffinity(0)), 16)
 
 
 def contents(config: Config, encoder: Mapping[str, Any]) -> Contents:

@@ -19,9 +19,8 @@ from pipeline.evaluate import plots
 from pipeline.explain import projection
 from pipeline.extract import repair as damaged
 from pipeline.progress import Progress
-from pipeline.stages.arguments import build_encoder, workers
 from pipeline.stages.commands import Report
-from pipeline.stages.inputs import load_dataset, reading
+from pipeline.stages.inputs import build_encoder, load_dataset, reading, workers
 
 KEY_BYTES = 32
 _NAMED = 10  # outliers that the map names; the report has them all

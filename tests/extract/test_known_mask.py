@@ -20,7 +20,7 @@ from pipeline.encoders.known_mask_recipe import CHANNELS
 from pipeline.errors import CheckpointError, ConfigError, DataError
 from pipeline.extract.known_mask import known_mask
 from pipeline.progress import silent
-from pipeline.stages import arguments, commands
+from pipeline.stages import commands, inputs
 from pipeline.stages.inputs import finished
 
 MASK = (
@@ -109,7 +109,7 @@ def test_a_store_of_masks_is_a_store_like_any_other(config):
 
 def test_new_images_have_no_mask(config):
     with pytest.raises(ConfigError, match=r"encoder.name: 'mask' reads the data set's own masks, so it encodes"):
-        arguments.build_encoder(config(*MASK))
+        inputs.build_encoder(config(*MASK))
 
 
 def test_a_data_set_without_masks_is_refused(tmp_path):
