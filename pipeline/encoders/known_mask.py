@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from pipeline.encoders.family import JSON, Reads
 from pipeline.encoders.known_mask_recipe import NAME, MaskRecipe
 from pipeline.encoders.preprocessing import Prepared
+from pipeline.errors import DataError
 
 _AROUND = 0.1  # of the longer side
 
@@ -28,19 +29,35 @@ class KnownMask:
     reads: Reads = "mask"
     device = torch.device("cpu")
 
-    def __init__(self, recipe: MaskRecipe, masks_sha256: str) -> None:
-        """Make one for the masks of a data set.
+    def __init__(self, recipe: MaskRecipe) -> None:
+        """Make one that knows no masks yet.
 
         Args:
             recipe: Of what grid.
-            masks_sha256: Digest of all masks that it will be given.
         """
         self.input_px = recipe.input_px
         self.taps = recipe.shapes
-        self._recipe, self._masks_sha256 = recipe, masks_sha256
+        self._recipe, self._masks_sha256 = recipe, ""
+
+    def know(self, masks_sha256: str) -> None:
+        """Say which masks it will be given, of which the features depend: a digest of all of them."""
+        self._masks_sha256 = masks_sha256
+
+    def check(self, data_set: str, mask: npt.NDArray[np.bool_] | None) -> None:
+        """Refuse a data set by the first sample's mask; a layout has masks for all samples or for none.
+
+        Raises:
+            DataError: There is none.
+        """
+        if mask is None:
+            message = (
+                f"{data_set!r} has no masks, and the encoder {NAME!r} makes its tap from them: "
+                f"name data.mask_column of a CSV table, take the demo data, or choose another encoder"
+            )
+            raise DataError(message)
 
     def fingerprint(self) -> dict[str, JSON]:
-        """Everything that the features depend on, apart from the pixels."""
+        """Everything that the features depend on, apart from the pixels; asked for once it knows its masks."""
         return self._recipe.fingerprint(self._masks_sha256)
 
     def prepare(self, image: npt.NDArray[np.bool_] | npt.NDArray[np.uint8]) -> Prepared:

@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import cache
 from pipeline.data import Dataset
+from pipeline.data.scan import memory_of, scan
+from pipeline.encoders.known_mask import KnownMask
 from pipeline.extract.batch_size import BatchSize
 from pipeline.extract.encode import Clock, Encoding
-from pipeline.extract.plan import Contents, Rows, look
+from pipeline.extract.plan import Contents, Rows, refuse_another_data_set, unchanged
 from pipeline.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -118,25 +120,24 @@ def extract(
             images, so that all of its features would go.
         cache.StoreError: The store refuses, for example for another fingerprint; the message says what to do.
     """
-    wanted = Contents(encoder.fingerprint(), encoder.taps, reading, dtype, image_px)
+    if isinstance(encoder, KnownMask):
+        encoder.check(dataset.name, dataset.mask(0))
     clock = Clock()
     with clock("total"):
         if ranks.rank:
             with clock("wait for the leader"):
                 _await_leader(path, ranks.wait_seconds)
         with clock("scan"):
-            rows = look(
-                dataset,
-                path,
-                wanted,
-                workers=workers,
-                strict=strict,
-                recheck=recheck,
-                any_data_set=replace or ranks.rank > 0,
-                progress=progress,
+            rows = Rows(
+                scan(dataset, memory_of(path), recheck=recheck, workers=workers, strict=strict, progress=progress)
             )
-        if rows is None:
-            return ExtractReport(path, len(dataset), 0, len(dataset), {}, clock.seconds)
+            if isinstance(encoder, KnownMask):
+                encoder.know(rows.masks_sha256(workers=workers, progress=progress))
+        wanted = Contents(encoder.fingerprint(), encoder.taps, reading, dtype, image_px)
+        if not recheck and unchanged(dataset, path, wanted, rows.all_digests, progress):
+            return ExtractReport(path, len(rows), 0, len(rows), {}, clock.seconds)
+        if not (replace or ranks.rank):
+            refuse_another_data_set(path, wanted.fingerprint, rows)
         store = _Store(path, wanted, rows, tuple(reuse))
         encoding = Encoding(
             encoder,

@@ -7,6 +7,7 @@ left to `pipeline.extract.extract`, which finds out more and says it.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,8 +19,9 @@ import numpy as np
 import cache
 from pipeline import image_tap
 from pipeline.data import Dataset, Image, Mask
-from pipeline.data.scan import Remembered, Scan, memory_of, remembered, scan
+from pipeline.data.scan import Digests, Scan
 from pipeline.errors import DataError
+from pipeline.overlap import ahead, threads
 from pipeline.progress import Progress, silent
 
 
@@ -92,6 +94,21 @@ class Rows(Sequence[cache.Row]):
         return [samples[index].id for index in self._at.tolist()]
 
     @property
+    def digests(self) -> Digests:
+        """uint8 (n, 32), sha256 of the pixels of each row's image."""
+        return self._seen.digests[self._at]
+
+    @property
+    def all_digests(self) -> Digests | None:
+        """The digests where every sample of the data set has a row, else None."""
+        return self._seen.digests if self._seen.readable.all() else None
+
+    @property
+    def data_set(self) -> str:
+        """Name of the data set."""
+        return self._seen.dataset.name
+
+    @property
     def set_aside(self) -> Mapping[str, str]:
         """Reason by sample id, for the images that cannot be read and have no row."""
         return self._seen.set_aside
@@ -114,12 +131,30 @@ class Rows(Sequence[cache.Row]):
             raise DataError(message)
         return mask
 
+    def masks_sha256(self, *, workers: int = 2, progress: Progress = silent) -> str:
+        """Digest of the masks of all rows, read in order.
+
+        Args:
+            workers: Decoding threads.
+            progress: Called after each mask.
+
+        Raises:
+            DataError: A sample has none.
+        """
+        digest = hashlib.sha256()
+        with threads(workers, "mask") as pool:
+            masks = ahead(self.mask, range(len(self)), pool, depth=4 * workers)
+            for number, (mask, sample) in enumerate(zip(masks, self.ids, strict=True)):
+                digest.update(f"{sample} {mask.shape} ".encode() + np.packbits(mask).tobytes())
+                progress("mask", number + 1, len(self))
+        return digest.hexdigest()
+
 
 def unchanged(
     dataset: Dataset,
     path: Path,
     wanted: Contents,
-    known: Remembered,
+    digests: Digests | None,
     progress: Progress = silent,
 ) -> bool:
     """Say whether a store holds exactly this data set; False where that is not sure.
@@ -128,10 +163,10 @@ def unchanged(
         dataset: The samples, in the order that the rows must have.
         path: Of the store.
         wanted: What the store must hold.
-        known: What is known of the pixels, see `scan.remembered`.
+        digests: uint8 (n, 32), sha256 of each sample's pixels; None where some are not known.
         progress: Told that there is nothing to encode.
     """
-    if not path.exists() or path.with_name(path.name + ".partial").exists() or not known.known.all():
+    if not path.exists() or path.with_name(path.name + ".partial").exists() or digests is None:
         return False
     try:
         with cache.open_store(path) as store:
@@ -140,7 +175,7 @@ def unchanged(
                 and not store.fingerprint.differences(wanted.fingerprint)
                 and not store.set_aside
                 and store.ids == tuple(sample.id for sample in dataset.samples)
-                and bool((store.digests == known.digests).all())
+                and bool((store.digests == digests).all())
             )
     except cache.StoreError:
         return False
@@ -149,44 +184,7 @@ def unchanged(
     return same
 
 
-def look(
-    dataset: Dataset,
-    path: Path,
-    wanted: Contents,
-    *,
-    workers: int = 2,
-    strict: bool = False,
-    recheck: bool = False,
-    any_data_set: bool = False,
-    progress: Progress = silent,
-) -> Rows | None:
-    """Look at all images: the rows that a store has to be made of, or None where it is there as it is wanted.
-
-    Args:
-        dataset: The samples.
-        path: Of the store.
-        wanted: What the store must hold.
-        workers: Decoding threads.
-        strict: Raise at the first image that cannot be read.
-        recheck: Decode all images and trust no stamp, nor the store.
-        any_data_set: Whether it may take the place of a store that holds none of these images.
-        progress: Called after each image.
-
-    Raises:
-        DataError: An image cannot be read and `strict` is set, or none can; or another data set's store is there.
-    """
-    known = remembered(dataset, memory_of(path), workers)
-    if not recheck and unchanged(dataset, path, wanted, known, progress):
-        return None
-    seen = scan(
-        dataset, memory_of(path), recheck=recheck, workers=workers, strict=strict, found=known, progress=progress
-    )
-    if not any_data_set:
-        _refuse_another_data_set(path, wanted.fingerprint, seen)
-    return Rows(seen)
-
-
-def _refuse_another_data_set(path: Path, wanted: cache.Fingerprint, seen: Scan) -> None:
+def refuse_another_data_set(path: Path, wanted: cache.Fingerprint, rows: Rows) -> None:
     """Refuse to swap out a sound store of which not one row would be kept."""
     try:
         store = cache.open_store(path)
@@ -196,10 +194,10 @@ def _refuse_another_data_set(path: Path, wanted: cache.Fingerprint, seen: Scan) 
         held = np.ascontiguousarray(store.digests).view(np.uint64)
         if store.fingerprint.differences(wanted) or not len(held):
             return
-        asked = seen.digests[seen.rows].view(np.uint64)
+        asked = rows.digests.view(np.uint64)
         if not np.isin(asked[:, 0], held[:, 0]).any():
             message = (
-                f"{path} holds {len(store)} rows, and none of the {len(asked)} images of {seen.dataset.name!r} is "
+                f"{path} holds {len(store)} rows, and none of the {len(asked)} images of {rows.data_set!r} is "
                 f"among them: it seems to be another data set's. Name another store.path, or swap it out with --replace"
             )
             raise DataError(message)

@@ -67,7 +67,7 @@ def extract(
 ) -> Report:
     """Stage one: leave a complete store of features at `store.path`; see `inputs.finished` for when it is there."""
     dataset, rules = load_dataset(config), data.reading_rules(reading(config))
-    encoder = extraction_encoder(config, dataset, progress, strict=strict, recheck=recheck)
+    encoder = extraction_encoder(config)
     report = stage_one.extract(
         dataset,
         encoder,

@@ -105,10 +105,8 @@ def build_encoder(config: Config) -> encoders.Encoder:
     )
 
 
-def extraction_encoder(
-    config: Config, dataset: data.Dataset, progress: Progress, *, strict: bool, recheck: bool
-) -> encoders.Encoder:
-    """The encoder that fills the configured store, which may know the data set's own masks.
+def extraction_encoder(config: Config) -> encoders.Encoder:
+    """The encoder that fills the configured store: also one that needs the data set's own masks.
 
     Raises:
         ConfigError: Images are to be stored beside masks, or see `build_encoder`.
@@ -116,18 +114,15 @@ def extraction_encoder(
     asked = recipe(config)
     if not isinstance(asked, MaskRecipe):
         return build_encoder(config)
-    from pipeline.extract.known_mask import known_mask  # which imports torch
-
     if config.store.image_px is not None:
         message = (
             f"store.image_px: the encoder {config.encoder.name!r} stores no images; "
             f"set it to null (--set store.image_px=null)"
         )
         raise ConfigError(message)
-    threads = workers(config)
-    return known_mask(
-        dataset, config.store.path, asked, workers=threads, strict=strict, recheck=recheck, progress=progress
-    )
+    from pipeline.encoders.known_mask import KnownMask  # which imports torch
+
+    return KnownMask(asked)
 
 
 def device(config: Config) -> str:
@@ -183,7 +178,8 @@ def finished(config: Config, progress: Progress) -> dict[str, Any] | None:
     except CheckpointError:
         return None  # loading the weights says what is wrong
     asked = contents(config, wanted)
-    if not unchanged(dataset, path, asked, remembered(dataset, memory_of(path)), progress):
+    known = remembered(dataset, memory_of(path))
+    if not unchanged(dataset, path, asked, known.digests if known.known.all() else None, progress):
         return None
     rows = len(dataset)
     seconds = {"total": time.perf_counter() - began}

@@ -15,10 +15,10 @@ import cache
 from pipeline.config.schema import load_config
 from pipeline.data import load_medmnist, pixel_digest, read_image
 from pipeline.encoders import build_encoder, make_recipe, write_untrained_encoder
-from pipeline.encoders.known_mask import map_of
+from pipeline.encoders.known_mask import KnownMask, map_of
 from pipeline.encoders.known_mask_recipe import CHANNELS
 from pipeline.errors import CheckpointError, ConfigError, DataError
-from pipeline.extract.known_mask import known_mask
+from pipeline.extract.extract import extract
 from pipeline.progress import silent
 from pipeline.stages import commands, inputs
 from pipeline.stages.inputs import finished
@@ -119,7 +119,12 @@ def test_a_data_set_without_masks_is_refused(tmp_path):
     labels = {f"{split}_labels": np.arange(4)[:, None] % 2 for split in splits}
     np.savez(tmp_path / "few.npz", **images, **labels)
     with pytest.raises(DataError, match=r"has no masks, and the encoder 'mask' makes its tap from them: name data"):
-        known_mask(load_medmnist(tmp_path / "few.npz"), tmp_path / "f.zarr", make_recipe("mask", ("mask",)))
+        extract(
+            load_medmnist(tmp_path / "few.npz"),
+            KnownMask(make_recipe("mask", ("mask",))),
+            tmp_path / "f.zarr",
+            reading={},
+        )
 
 
 def test_an_untrained_encoder_is_made_once_and_told_by_its_seed(config):
