@@ -91,7 +91,6 @@ def scan(
     recheck: bool = False,
     workers: int = 2,
     strict: bool = False,
-    found: Remembered | None = None,
     progress: Progress = silent,
 ) -> Scan:
     """Digest every image of a data set, decoding only those whose file changed since the last run.
@@ -102,13 +101,12 @@ def scan(
         recheck: Decode all images and trust no stamp.
         workers: Decoding threads.
         strict: Raise at the first image that cannot be read.
-        found: What `memory` holds, where it has been read already; the scan goes on in these arrays.
         progress: Called after each image.
 
     Raises:
         DataError: An image cannot be read and `strict` is set, or none can.
     """
-    found = found or remembered(dataset, memory, workers)
+    found = remembered(dataset, memory, workers)
     stamps, digests = found.stamps, found.digests
     known = np.zeros_like(found.known) if recheck else found.known
     result = Scan(dataset, digests, known)

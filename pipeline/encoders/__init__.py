@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipeline.encoders.checkpoint import load_encoder
     from pipeline.encoders.demo import DemoReport, train_demo_encoder, write_untrained_encoder
-    from pipeline.encoders.family import FAMILIES, Encoder, Family, Recipe, family_of, make_recipe
-    from pipeline.encoders.preprocessing import Prepared
+    from pipeline.encoders.family import FAMILIES, Encoder, Family, Prepared, Recipe, family_of, make_recipe
     from pipeline.encoders.sam_encoder import SamEncoder, build_encoder
     from pipeline.encoders.sam_recipe import ARCHITECTURES, VIEWS, Architecture, architecture_named
     from pipeline.encoders.weight_files import PUBLISHED, checkpoint_path, fetch_checkpoint, weights_sha256
@@ -27,7 +26,7 @@ _MODULES = {
     "FAMILIES": "family",
     "Family": "family",
     "PUBLISHED": "weight_files",
-    "Prepared": "preprocessing",
+    "Prepared": "family",
     "Recipe": "family",
     "SamEncoder": "sam_encoder",
     "VIEWS": "sam_recipe",

@@ -20,11 +20,22 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from pipeline.encoders.preprocessing import Prepared
-
 JSON = str | int | float | list["JSON"] | dict[str, "JSON"]
 Shape = tuple[int, int, int]
 Reads = Literal["image", "mask"]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One image, resized and ready for a batch.
+
+    Attributes:
+        pixels: uint8 (3, S, S), zeros below and to the right of the image; or what another family batches.
+        size: Height and width of the image within `pixels`, px.
+    """
+
+    pixels: Tensor
+    size: tuple[int, int]
 
 
 class Recipe(Protocol):

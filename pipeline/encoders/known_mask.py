@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.encoders.family import JSON, Reads
+from pipeline.encoders.family import JSON, Prepared, Reads
 from pipeline.encoders.known_mask_recipe import NAME, MaskRecipe
-from pipeline.encoders.preprocessing import Prepared
 from pipeline.errors import DataError
 
 _AROUND = 0.1  # of the longer side

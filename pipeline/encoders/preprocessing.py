@@ -14,7 +14,6 @@ pixels would take.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -24,24 +23,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pipeline.encoders.family import Prepared
 from pipeline.encoders.sam_recipe import MEAN, STD, VIEWS, Preprocessing
 from pipeline.errors import DataError
 
 if TYPE_CHECKING:
     from segment_anything.utils.transforms import ResizeLongestSide
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """One image, resized and ready for a batch.
-
-    Attributes:
-        pixels: uint8 (3, S, S), zeros below and to the right of the image.
-        size: Height and width of the image within `pixels`, px.
-    """
-
-    pixels: Tensor
-    size: tuple[int, int]
 
 
 def prepare(image: npt.NDArray[np.uint8], input_px: int, preprocessing: Preprocessing = "sam") -> Prepared:

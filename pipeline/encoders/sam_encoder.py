@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from pipeline.encoders import sam_vit
 from pipeline.encoders.checkpoint import load_encoder
-from pipeline.encoders.family import JSON, Reads
-from pipeline.encoders.preprocessing import Prepared, normalise, prepare, turned
+from pipeline.encoders.family import JSON, Prepared, Reads
+from pipeline.encoders.preprocessing import normalise, prepare, turned
 from pipeline.encoders.sam_recipe import Precision, Preprocessing, Recipe, make_recipe
 from pipeline.encoders.weight_files import weights_sha256
 
