@@ -15,10 +15,10 @@ from pipeline.evaluate import intervals, metrics, operating, plots
 from pipeline.model.tasks import Task
 from pipeline.progress import Progress, silent
 from pipeline.train import run_folder
-from pipeline.train.feed import Feed
+from pipeline.train.feeding.feed import Feed
+from pipeline.train.feeding.in_memory import Holdings
 from pipeline.train.finished_run import Trained
 from pipeline.train.forward import infer
-from pipeline.train.in_memory import Holdings
 from pipeline.train.train import Machine
 
 Floats = npt.NDArray[np.floating[Any]]

@@ -29,7 +29,7 @@ from pipeline.model.classifier import Classifier
 from pipeline.model.tasks import Task
 from pipeline.progress import Progress, silent
 from pipeline.train import run_folder
-from pipeline.train.feed import Feed
+from pipeline.train.feeding.feed import Feed
 from pipeline.train.finished_run import Trained
 from pipeline.train.train import Machine
 

@@ -21,7 +21,7 @@ from pipeline.model.geometry import sample_gate
 from pipeline.model.tasks import Head, losses, probabilities
 from pipeline.model.uses import OWN
 from pipeline.progress import Progress, silent
-from pipeline.train.feed import Feed
+from pipeline.train.feeding.feed import Feed
 from pipeline.train.forward import outputs
 
 MEAN = "mean of the gates"

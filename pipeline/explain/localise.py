@@ -41,7 +41,7 @@ from pipeline.evaluate import intervals
 from pipeline.explain.heat import Heat, untrained_gates
 from pipeline.model.classifier import Classifier
 from pipeline.progress import Progress, silent
-from pipeline.train.feed import Feed
+from pipeline.train.feeding.feed import Feed
 
 SIDE = 128
 CENTRE = "centre of the image"

@@ -8,7 +8,7 @@ import cache
 from pipeline import data
 from pipeline.config.schema import Config
 from pipeline.stages.inputs import load_dataset
-from pipeline.train.in_memory import Holdings
+from pipeline.train.feeding.in_memory import Holdings
 
 
 class Shared:

@@ -10,9 +10,9 @@ from cache import Store
 from pipeline.data import Dataset, Split
 from pipeline.progress import Progress, silent
 from pipeline.train import run_folder
-from pipeline.train.feed import Feed
+from pipeline.train.feeding.feed import Feed
+from pipeline.train.feeding.in_memory import Holdings
 from pipeline.train.identity import check_classes, check_features
-from pipeline.train.in_memory import Holdings
 from pipeline.train.train import Machine
 
 

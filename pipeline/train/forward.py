@@ -15,7 +15,7 @@ from pipeline.model.backbones import standardise
 from pipeline.model.classifier import Classifier
 from pipeline.model.geometry import sample_image
 from pipeline.model.tasks import Head, losses, probabilities
-from pipeline.train.feed import Batch, Feed
+from pipeline.train.feeding.feed import Batch, Feed
 from pipeline.train.parallel import Team
 
 

@@ -18,7 +18,7 @@ from pipeline.model.geometry import sample_image
 from pipeline.model.tasks import Head, balancing_weights, losses
 from pipeline.progress import Progress
 from pipeline.train.augment import Augmentation, DrawnViews, draw_views
-from pipeline.train.feed import Batch, Feed
+from pipeline.train.feeding.feed import Batch, Feed
 from pipeline.train.forward import amp_dtype, autocast
 from pipeline.train.optimise import Average, TrainOptions, build_optimiser, learning_rate
 from pipeline.train.parallel import Team

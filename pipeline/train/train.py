@@ -23,10 +23,10 @@ from pipeline.model.tasks import head_of, outputs_of
 from pipeline.progress import Progress, silent
 from pipeline.train import identity, parallel, run_folder
 from pipeline.train.augment import Augmentation, view_taps
-from pipeline.train.feed import Feed, Place
+from pipeline.train.feeding.feed import Feed, Place
+from pipeline.train.feeding.in_memory import Holdings
 from pipeline.train.forward import infer
 from pipeline.train.history import Journal
-from pipeline.train.in_memory import Holdings
 from pipeline.train.loop import Loop
 from pipeline.train.optimise import TrainOptions
 
@@ -39,7 +39,7 @@ class Machine:
 
     Attributes:
         device: `"cpu"`, `"cuda"`, `"cuda:1"`.
-        place: Where data wait: `"auto"` chooses from the sizes (see `pipeline.train.feed`).
+        place: Where data wait: `"auto"` chooses from the sizes (see `pipeline.train.feeding.feed`).
         workers: Decoding threads.
         channels_last: Lay images out as (B, H, W, C), which convolutions prefer: ResNet-18 at 128 px trains 1.2 times
             faster on a CPU.

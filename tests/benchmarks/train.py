@@ -29,7 +29,7 @@ from pipeline.data import Dataset, Sample, pixel_digest
 from pipeline.encoders import build_encoder
 from pipeline.model.classifier import Classifier, ModelOptions
 from pipeline.train.augment import Augmentation
-from pipeline.train.feed import Feed
+from pipeline.train.feeding.feed import Feed
 from pipeline.train.loop import Loop
 from pipeline.train.optimise import TrainOptions
 

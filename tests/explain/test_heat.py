@@ -15,7 +15,7 @@ from pipeline.model.classifier import Classifier
 from pipeline.model.geometry import sample_gate, sample_image
 from pipeline.model.tasks import probabilities
 from pipeline.train import run_folder
-from pipeline.train.feed import Feed
+from pipeline.train.feeding.feed import Feed
 from pipeline.train.forward import infer
 from pipeline.train.train import train
 from tests.explain.conftest import GATED, HEIGHT, PLAIN, WIDTH

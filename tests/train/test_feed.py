@@ -12,9 +12,9 @@ from torch.nn import functional as F
 import cache
 from pipeline.data import Dataset
 from pipeline.errors import RunError
-from pipeline.train import feed as feed_module
-from pipeline.train.feed import Feed, free_host_bytes
-from pipeline.train.matching import match_rows
+from pipeline.train.feeding import feed as feed_module
+from pipeline.train.feeding.feed import Feed, free_host_bytes
+from pipeline.train.feeding.matching import match_rows
 from tests.train.scenes import Arrays, make_dataset, make_store
 
 CPU = torch.device("cpu")

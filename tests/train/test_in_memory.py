@@ -13,10 +13,10 @@ import torch
 from pipeline.data import Dataset
 from pipeline.errors import RunError
 from pipeline.evaluate.evaluate import evaluate
-from pipeline.train import feed as feed_module
 from pipeline.train import run_folder
-from pipeline.train.feed import Feed
-from pipeline.train.in_memory import Holdings
+from pipeline.train.feeding import feed as feed_module
+from pipeline.train.feeding.feed import Feed
+from pipeline.train.feeding.in_memory import Holdings
 from pipeline.train.train import train
 from tests.train.scenes import PLAIN, QUICK, TINY, Arrays, do, equal, make_store, weights_of
 

@@ -14,7 +14,7 @@ from pipeline.model.classifier import Classifier
 from pipeline.model.geometry import sample_image
 from pipeline.model.tasks import head_of, outputs_of
 from pipeline.train.augment import Augmentation
-from pipeline.train.feed import Feed
+from pipeline.train.feeding.feed import Feed
 from pipeline.train.loop import Loop, batches_of
 from pipeline.train.optimise import TrainOptions, learning_rate
 from tests.train.scenes import PLAIN, QUICK, TAPS, TINY, make_dataset

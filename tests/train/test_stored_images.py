@@ -14,9 +14,9 @@ from pipeline.data import pixel_digest
 from pipeline.data.resize import squared
 from pipeline.errors import RunError
 from pipeline.evaluate.evaluate import evaluate
-from pipeline.train import feed as feed_module
 from pipeline.train.augment import Augmentation
-from pipeline.train.in_memory import Holdings
+from pipeline.train.feeding import feed as feed_module
+from pipeline.train.feeding.in_memory import Holdings
 from pipeline.train.train import Machine
 from tests.train.scenes import TAPS, TINY, Arrays, do, equal, make_dataset, weights_of
 from tests.train.test_feed import make_feed

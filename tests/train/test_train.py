@@ -15,7 +15,7 @@ from pipeline.errors import ConfigError
 from pipeline.model.classifier import ModelOptions
 from pipeline.train import run_folder
 from pipeline.train.augment import Augmentation
-from pipeline.train.feed import Feed
+from pipeline.train.feeding.feed import Feed
 from pipeline.train.forward import infer
 from pipeline.train.train import Machine, train
 from tests.train.scenes import PLAIN, QUICK, TINY, do, equal, make_dataset, make_store, weights_of

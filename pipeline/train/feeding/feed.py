@@ -29,8 +29,8 @@ from pipeline.errors import RunError
 from pipeline.image_tap import IMAGE, stored_px
 from pipeline.overlap import ahead
 from pipeline.progress import Progress, silent
-from pipeline.train.in_memory import Held, Holdings
-from pipeline.train.matching import NOWHERE, match_rows
+from pipeline.train.feeding.in_memory import Held, Holdings
+from pipeline.train.feeding.matching import NOWHERE, match_rows
 
 Place = Literal["auto", "device", "host", "stream"]
 _AHEAD = 2  # batches read before they are asked for
