@@ -84,7 +84,9 @@ def evaluate(
 
     def score_split(name: Split) -> tuple[Feed, Floats]:
         feed = trained.feed(name)
-        return feed, infer(trained.classifier, description.head, feed, precision=trained.precision).probabilities
+        found = infer(trained.classifier, description.head, feed, precision=trained.precision).probabilities
+        trained.check(feed)
+        return feed, found
 
     feed, said = score_split(split)
     val = score_split("val") if dataset.indices("val") else None

@@ -125,6 +125,7 @@ def explain(
     heat = heat_maps.look(
         trained.classifier, trained.description.head, feed, precision=trained.precision, progress=progress
     )
+    trained.check(feed)
     pictures = _Pictures(dataset, feed.ids, heat, _judge(dataset.task, feed, heat, dataset.class_names), lesions, split)
     scratch = _fresh(folder / f"{FOLDER}-partial")
     found: dict[str, Any] = {

@@ -12,7 +12,7 @@ from pipeline.progress import Progress, silent
 from pipeline.train import run_folder
 from pipeline.train.feeding.feed import Feed
 from pipeline.train.feeding.in_memory import Holdings
-from pipeline.train.identity import check_classes, check_features
+from pipeline.train.identity import check_classes, check_features, check_feed
 from pipeline.train.train import Machine
 
 
@@ -56,8 +56,17 @@ class Trained:
             check_features(folder, self.description.fingerprint, store.fingerprint)
         check_classes(folder, self.description.task, self.description.class_names, dataset)
         self.precision: str = self.description.training["precision"]
-        self._dataset, self._store, self._machine, self._device = dataset, store, machine, device
+        self._folder, self._dataset, self._store = folder, dataset, store
+        self._machine, self._device = machine, device
         self._allow_missing, self._holdings, self._progress = allow_missing, holdings, progress
+
+    def check(self, feed: Feed) -> None:
+        """Refuse images that the run has used in another split; asked once they have been read.
+
+        Raises:
+            RunError: See `identity.check_feed`.
+        """
+        check_feed(self._folder, self._dataset, feed)
 
     def feed(self, split: Split) -> Feed:
         """The samples of a split, as the classifier takes them."""

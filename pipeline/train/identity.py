@@ -7,11 +7,12 @@ Provenance (data in numbers, versions, device, time) is for the reader and never
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import importlib.metadata
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,12 +22,15 @@ from pipeline.data import Dataset
 from pipeline.data.dataset import SPLITS, positives
 from pipeline.errors import RunError
 from pipeline.image_tap import of_features
-from pipeline.train.run_folder import load_description
+from pipeline.train.run_folder import load_description, write_csv
 
 if TYPE_CHECKING:
     from pipeline.model.classifier import ModelOptions
     from pipeline.train.augment import Augmentation
+    from pipeline.train.feeding.feed import Feed
     from pipeline.train.optimise import TrainOptions
+
+_SAMPLES = "samples.csv"  # of a run
 
 
 def identity_of(
@@ -94,6 +98,62 @@ def check_samples(folder: Path, dataset: Dataset) -> None:
         msg = (
             f"The run {str(folder)!r} was trained on other samples, labels or splits than {dataset.name!r} has now: "
             f"give the run's own configuration with -c, or train again."
+        )
+        raise RunError(msg)
+
+
+def record_samples(folder: Path, feeds: Iterable[Feed]) -> None:
+    """Write down which images a run was trained on and chosen on: split, id, and digest of the pixels of each."""
+    write_csv(
+        folder / _SAMPLES,
+        [
+            {"split": feed.split, "id": name, "pixels_sha256": (feed.pixel_digest(position) or b"").hex()}
+            for feed in feeds
+            for position, name in enumerate(feed.ids)
+        ],
+    )
+
+
+def check_feed(folder: Path, dataset: Dataset, feed: Feed) -> None:
+    """Refuse to score or show images under another split than the one that the run used them in.
+
+    On the very samples of the training this always holds. On others (images added, renamed or removed since, another
+    data set) no image may be one that the run has used otherwise, by its pixels where both are known, else by its id.
+    So a run may be tested on images from elsewhere, and never on those that it has learnt.
+
+    Args:
+        folder: The run.
+        dataset: What it is used on.
+        feed: Of one split, after its images have been read.
+
+    Raises:
+        RunError: Such images are among them, or the run does not say which images it has used.
+    """
+    if recorded_identity(folder)["data"]["samples_sha256"] == _samples_sha256(dataset):
+        return
+    try:
+        with (folder / _SAMPLES).open(newline="", encoding="utf-8") as file:
+            used = list(csv.DictReader(file))
+    except FileNotFoundError:
+        msg = (
+            f"{dataset.name!r} has other samples, labels or splits than the run {str(folder)!r} was trained on, and an "
+            f"older version trained it, which did not record its images: train it again, or give its own data."
+        )
+        raise RunError(msg) from None
+    by_pixels = {row["pixels_sha256"]: row["split"] for row in used if row["pixels_sha256"]}
+    by_id = {row["id"]: row["split"] for row in used}
+    moved = []
+    for position, name in enumerate(feed.ids):
+        digest = feed.pixel_digest(position)
+        known = by_pixels.get(digest.hex()) if digest is not None and by_pixels else by_id.get(name)
+        if known is not None and known != feed.split:
+            moved.append((name, known))
+    if moved:
+        first, then = moved[0]
+        msg = (
+            f"{len(moved)} of {len(feed)} images of split {feed.split!r} were used otherwise by the run "
+            f"{str(folder)!r}: {first!r}, for one, was in {then!r}. The data set {dataset.name!r} has changed since: "
+            f"give the run's own data, or train again."
         )
         raise RunError(msg)
 

@@ -1,5 +1,6 @@
 """The folder of a training run: its files, written whole or not at all, and the model they hold.
 
+    samples.csv         the images that it was trained on and chosen on, by id and digest of their pixels
     model.safetensors   weights of the best epoch
     model.json          what to build around them: options, class names, fingerprint of the features, metrics
     settings.json       everything that the result depends on; a folder takes one run
@@ -42,7 +43,7 @@ from pipeline.weights import TORN
 
 _VERSION = 1
 _LONGEST = 80  # characters of a setting in a message
-_OF_TRAINING = ("last.pt", "model.*", "best-*.safetensors", "history.*")
+_OF_TRAINING = ("last.pt", "samples.csv", "model.*", "best-*.safetensors", "history.*")
 _OF_EVALUATION = ("metrics.json", "predictions.csv", "roc.*", "precision_recall.*", "reliability.*", "loss.png",
                   "confusion.png")  # fmt: skip
 

@@ -147,6 +147,7 @@ def train(
         journal = Journal(folder, tensorboard=machine.tensorboard)
         figures = _run_epochs(loop, val_feed, dataset, journal, options, progress)
     if team.leads:
+        identity.record_samples(folder, (train_feed, val_feed))
         journal.finish(
             run_folder.Description(
                 model=model,

@@ -114,7 +114,10 @@ def test_a_truncated_image_is_set_aside_and_tried_again(work: Path) -> None:
     said = complaint(work, "extract", "-c", config, "--strict", status=1)
     assert "a/3.png" in said
     said = complaint(work, "train", "-c", config, status=1)
-    assert "allow missing samples" in said
+    assert "lacks 1 of" in said
+    assert f"1 were set aside, as {sample!r}" in said
+    assert "leave them out with `--set train.allow_missing=true`" in said
+    succeed(work, "train", "-c", config, "--set", "train.allow_missing=true", "--set", "run=runs/without")
     bad.write_bytes(whole)
     report = succeed(work, "extract", "-c", config)
     assert (report["encoded"], report["reused"], report["rows"]) == (1, 23, 24)

@@ -111,7 +111,7 @@ def test_full_grids_need_no_extents(scene, store):
 
 def test_missing_samples_are_named_or_left_out(tmp_path, scene):
     partial = make_store(tmp_path / "partial.zarr", scene, only=range(3, 48))
-    message = r"lacks 3 of 24 samples of split 'train' \('s000', 's001', 's002'\): run `pipeline extract`"
+    message = r"lacks 3 of 24 samples of split 'train': 3 were never encoded \('s000', 's001', 's002'\): run"
     with pytest.raises(RunError, match=message):
         make_feed(scene, partial)
     feed = make_feed(scene, partial, allow_missing=True)

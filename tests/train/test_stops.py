@@ -79,7 +79,7 @@ def test_a_run_killed_while_it_writes_ends_with_the_same_weights(scene, store, t
     whole = train(scene, store, tmp_path / "whole", model=TINY, options=QUICK)
     assert equal(weights_of(tmp_path / "run"), weights_of(whole.folder))
     files = {file.name for file in (tmp_path / "run").iterdir()}
-    assert files == {"model.safetensors", "model.json", "settings.json", "history.csv", "history.json"}
+    assert files == {"samples.csv", "model.safetensors", "model.json", "settings.json", "history.csv", "history.json"}
 
 
 def test_a_finished_run_is_left_as_it_is(scene, store, tmp_path):

@@ -25,7 +25,7 @@ from torch import Tensor
 from cache import Store
 from pipeline.data import Dataset, Split, pixel_digest
 from pipeline.data.resize import squared
-from pipeline.errors import RunError
+from pipeline.errors import DataError, RunError
 from pipeline.image_tap import IMAGE, stored_px
 from pipeline.overlap import ahead
 from pipeline.progress import Progress, silent
@@ -33,6 +33,7 @@ from pipeline.train.feeding.in_memory import Held, Holdings
 from pipeline.train.feeding.matching import NOWHERE, match_rows
 
 Place = Literal["auto", "device", "host", "stream"]
+_TRIED = 1000  # missing samples whose images are read to say why they are missing
 _AHEAD = 2  # batches read before they are asked for
 _SHARE = 0.6  # of free memory that one split may take; the rest is for the step itself
 
@@ -103,7 +104,7 @@ class Feed:
         progress: Progress = silent,
     ) -> None:
         self.device, self.waited_seconds = device, 0.0
-        self._dataset, self._split, self._image_px, self._workers = dataset, split, image_px, workers
+        self._dataset, self.split, self._image_px, self._workers = dataset, split, image_px, workers
         self._store = store if taps else None
         self._taps = tuple(taps)
         self._all = dataset.indices(split) if among is None else list(among)
@@ -215,15 +216,44 @@ class Feed:
         rows = match_rows(self._dataset, indices, self._store, workers=self._workers, progress=progress)
         missing = [indices[i] for i in np.flatnonzero(rows == NOWHERE)]
         if missing and (not allow_missing or len(missing) == len(indices)):
-            names = ", ".join(repr(self._dataset.samples[i].id) for i in missing[:3])
             msg = (
-                f"{str(self._store.path)!r} lacks {len(missing)} of {len(indices)} samples of split {self._split!r} "
-                f"({names}{', ...' if len(missing) > 3 else ''}): "
-                f"run `pipeline extract`, or allow missing samples (train.allow_missing)."
+                f"{str(self._store.path)!r} lacks {len(missing)} of {len(indices)} samples of split {self.split!r}: "
+                f"{self._why_missing(missing)}"
             )
             raise RunError(msg)
         kept = np.flatnonzero(rows != NOWHERE)
         return [indices[i] for i in kept], rows[kept]
+
+    def _why_missing(self, indices: Sequence[int]) -> str:
+        """Say which samples cannot be encoded and which never were, and what to do about each."""
+        reasons = {index: reason for index in indices[:_TRIED] if (reason := self._why_refused(index))}
+        unseen = [repr(self._dataset.samples[index].id) for index in indices if index not in reasons]
+        said = []
+        if reasons:
+            index, reason = next(iter(reasons.items()))
+            first = self._dataset.samples[index].id
+            said.append(
+                f"{len(reasons)} were set aside, as {first!r} ({reason}): leave them out with "
+                f"`--set train.allow_missing=true`, or mend the files and run `pipeline extract`."
+            )
+        if unseen:
+            said.append(
+                f"{len(unseen)} were never encoded ({', '.join(unseen[:3])}{', ...' if len(unseen) > 3 else ''}): run "
+                f"`pipeline extract`, or leave them out with `--set train.allow_missing=true`."
+            )
+        return " ".join(said)
+
+    def _why_refused(self, index: int) -> str:
+        """Why stage one has set a sample aside, or would; empty where it has not."""
+        assert self._store is not None
+        recorded = self._store.set_aside.get(self._dataset.samples[index].id, "")  # what the encoder refused
+        if recorded:
+            return recorded
+        try:
+            self._dataset.read(index)
+        except DataError as error:
+            return str(error)
+        return ""
 
     def _store_has_images(self) -> bool:
         """Say whether the store holds images of the side that is wanted, and of which pixels they are."""
@@ -252,11 +282,9 @@ class Feed:
 
     def _lacking_bytes(self, target: torch.device) -> int:
         """Count the bytes that are not held yet on a device."""
-        held = [self._holdings.images(self._dataset, self._split, self._image_px, target)]
+        held = [self._holdings.images(self._dataset, self.split, self._image_px, target)]
         if self._store is not None:
-            held += [
-                self._holdings.features(self._dataset, self._split, self._store, tap, target) for tap in self._taps
-            ]
+            held += [self._holdings.features(self._dataset, self.split, self._store, tap, target) for tap in self._taps]
         return sum(len(one.lacking(self._at)) * one.row_bytes for one in held)
 
     def _describe(self) -> str:
@@ -265,7 +293,7 @@ class Feed:
         where = {"device": f"on {self.device}", "host": "in host memory", "stream": "read ahead of each step"}
         absent = f", {left_out} more are not in the store" if left_out else ""
         return (
-            f"{self._split}: {len(self)} samples{absent}; images {images:.0f} MiB{self._origin()} and features "
+            f"{self.split}: {len(self)} samples{absent}; images {images:.0f} MiB{self._origin()} and features "
             f"{features:.0f} MiB {where[self._place]}"
         )
 
@@ -280,7 +308,7 @@ class Feed:
 
     def _hold_images(self, progress: Progress) -> Tensor:
         """Read or decode the images that are not held yet; returns all that are held."""
-        held = self._holdings.images(self._dataset, self._split, self._image_px, self._target)
+        held = self._holdings.images(self._dataset, self.split, self._image_px, self._target)
         lacking = self._positions(held)
         if self.images_stored:
             self._take_stored_images(held, lacking)
@@ -294,7 +322,7 @@ class Feed:
             decoded = ahead(decode, lacking.tolist(), pool, depth=4 * self._workers)
             for done, (position, (digest, image)) in enumerate(zip(lacking, decoded, strict=True), start=1):
                 held.put(self._at[[position]], image[None], [digest])
-                progress(f"decode {self._split}", done, len(lacking))
+                progress(f"decode {self.split}", done, len(lacking))
         for position, place in enumerate(self._at):
             self._see(position, held.digests[place].tobytes())
         return held.values
@@ -315,7 +343,7 @@ class Feed:
         features = {}
         for tap, (shape, dtype) in self.shapes().items():
             assert self._store is not None
-            held = self._holdings.features(self._dataset, self._split, self._store, tap, self._target)
+            held = self._holdings.features(self._dataset, self.split, self._store, tap, self._target)
             lacking = self._positions(held)
             for start in range(0, len(lacking), chunk):
                 positions = lacking[start : start + chunk]

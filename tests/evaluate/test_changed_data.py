@@ -1,0 +1,76 @@
+"""No command scores or shows images that the run has learnt, whatever has become of the data set since."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from pipeline.errors import RunError
+from pipeline.evaluate.evaluate import evaluate
+from pipeline.explain.explain import explain
+from tests.train.scenes import PLAIN, do, make_dataset, make_store
+
+
+@pytest.fixture(scope="module")
+def plain(scene, tmp_path_factory):
+    """A finished run without features."""
+    return do(scene, None, tmp_path_factory.mktemp("plain") / "run", model=PLAIN).folder
+
+
+def drawn_anew(dataset, moved):
+    """The data set with some samples in another split, as splits that were drawn again would have them."""
+    samples = [dataclasses.replace(sample, split=moved.get(sample.id, sample.split)) for sample in dataset.samples]
+    return dataclasses.replace(dataset, samples=tuple(samples))
+
+
+def renamed(dataset):
+    samples = [dataclasses.replace(sample, id=f"new-{sample.id}") for sample in dataset.samples]
+    return dataclasses.replace(dataset, samples=tuple(samples))
+
+
+COMMANDS = pytest.mark.parametrize("command", [evaluate, explain])
+PLACES = pytest.mark.parametrize("name_them", [lambda dataset: dataset, renamed], ids=["same names", "renamed"])
+
+
+@COMMANDS
+@PLACES
+@pytest.mark.parametrize("moved", [{"s003": "test"}, {"s030": "test"}], ids=["trained on", "chosen on"])
+def test_a_test_image_that_the_run_has_used_is_refused_by_its_pixels(scene, plain, command, name_them, moved):
+    before = {path: path.read_bytes() for path in plain.rglob("*") if path.is_file()}
+    with pytest.raises(RunError, match=r"1 of 13 images of split 'test' were used otherwise by the run") as refused:
+        command(plain, name_them(drawn_anew(scene, moved)), None)
+    assert next(iter(moved)) in str(refused.value)
+    assert "train again" in str(refused.value)
+    assert {path: path.read_bytes() for path in plain.rglob("*") if path.is_file()} == before
+
+
+def test_features_do_not_hide_it(scene, store, tmp_path):
+    folder = do(scene, store, tmp_path / "run").folder
+    changed = renamed(drawn_anew(scene, {"s003": "test"}))
+    with pytest.raises(RunError, match="1 of 13 images of split 'test' were used otherwise"):
+        evaluate(folder, changed, make_store(tmp_path / "s.zarr", changed))
+
+
+def test_images_that_only_grew_are_scored_and_so_are_images_from_elsewhere(scene, plain):
+    extra = make_dataset(seed=7)
+    grown = dataclasses.replace(scene, samples=scene.samples[:-1])  # one test image fewer
+    assert evaluate(plain, grown, None, resamples=20)["n"] == 11
+    assert evaluate(plain, renamed(extra), None, resamples=20)["n"] == 12
+
+
+def test_the_data_of_the_training_are_scored_even_where_splits_share_an_image(tmp_path):
+    dataset = make_dataset()
+    dataset.source.images[40] = dataset.source.images[0]  # a leak of the data set's own, which the report names
+    folder = do(dataset, None, tmp_path / "run", model=PLAIN).folder
+    assert evaluate(folder, dataset, None, resamples=20)["n"] == 12
+    np.testing.assert_array_equal(dataset.read(40), dataset.read(0))
+
+
+def test_an_older_run_takes_its_own_data_only(scene, tmp_path):
+    folder = do(scene, None, tmp_path / "run", model=PLAIN).folder
+    (folder / "samples.csv").unlink()
+    assert evaluate(folder, scene, None, resamples=20)["n"] == 12
+    with pytest.raises(RunError, match="an older version trained it, which did not record its images"):
+        evaluate(folder, renamed(scene), None)
