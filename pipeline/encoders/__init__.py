@@ -13,8 +13,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipeline.encoders.checkpoint import load_encoder
     from pipeline.encoders.demo import DemoReport, train_demo_encoder, write_untrained_encoder
-    from pipeline.encoders.family import FAMILIES, Encoder, Family, Prepared, Recipe, family_of, make_recipe
-    from pipeline.encoders.sam_encoder import SamEncoder, build_encoder
+    from pipeline.encoders.family import (
+        FAMILIES,
+        Encoder,
+        Family,
+        Prepared,
+        Recipe,
+        build_encoder,
+        family_of,
+        make_recipe,
+    )
+    from pipeline.encoders.sam_encoder import SamEncoder
     from pipeline.encoders.sam_recipe import ARCHITECTURES, VIEWS, Architecture, architecture_named
     from pipeline.encoders.weight_files import PUBLISHED, checkpoint_path, fetch_checkpoint, weights_sha256
 
@@ -31,7 +40,7 @@ _MODULES = {
     "SamEncoder": "sam_encoder",
     "VIEWS": "sam_recipe",
     "architecture_named": "sam_recipe",
-    "build_encoder": "sam_encoder",
+    "build_encoder": "family",
     "checkpoint_path": "weight_files",
     "fetch_checkpoint": "weight_files",
     "load_encoder": "checkpoint",

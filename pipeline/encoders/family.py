@@ -8,8 +8,9 @@ A new family is one file, or one file without torch and one with it, and one lin
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pipeline.errors import ConfigError
@@ -104,18 +105,20 @@ class Family:
 
     Attributes:
         names: What configurations call them.
-        module: Of this room, with `make_recipe(name, taps, input_px, pool, precision, preprocessing)`; no torch.
+        recipes: Module of this room with `make_recipe(name, taps, input_px, pool, precision, preprocessing)`; no torch.
+        encoders: Module of this room with `build(recipe, checkpoint, device)`.
         reads: What its encoders encode of a sample.
     """
 
     names: tuple[str, ...]
-    module: str
+    recipes: str
+    encoders: str
     reads: Reads = "image"
 
 
 FAMILIES = (
-    Family(("sam_vit_b", "sam_vit_l", "sam_vit_h", "sam_demo"), "sam_recipe"),
-    Family(("mask",), "known_mask_recipe", reads="mask"),
+    Family(("sam_vit_b", "sam_vit_l", "sam_vit_h", "sam_demo"), "sam_recipe", "sam_encoder"),
+    Family(("mask",), "known_mask_recipe", "known_mask", reads="mask"),
 )
 
 
@@ -154,6 +157,41 @@ def make_recipe(
     Raises:
         ConfigError: The encoder cannot do what is asked of it; with the valid values.
     """
-    module: Any = importlib.import_module(f"pipeline.encoders.{family_of(name).module}")
-    recipe: Recipe = module.make_recipe(name, taps, input_px, pool, precision, preprocessing)
+    recipe: Recipe = _module(family_of(name).recipes).make_recipe(name, taps, input_px, pool, precision, preprocessing)
     return recipe
+
+
+def build_encoder(
+    name: str,
+    *,
+    checkpoint: Path | None = None,
+    taps: Sequence[str],
+    input_px: int | None = None,
+    pool: int = 1,
+    precision: str = "float32",
+    preprocessing: str = "sam",
+    device: str = "cpu",
+) -> Encoder:
+    """Load a frozen encoder onto a device.
+
+    Args:
+        name: Of the encoder, such as `sam_vit_b`.
+        checkpoint: File of weights, see `checkpoint.load_encoder`; None for what has none.
+        taps: For SAM any of `patch early middle late neck`, `block:N`; of a turned image with `@` and one of `VIEWS`.
+        input_px: Side of the square input, px; None is what the encoder was made for.
+        pool: Side k of the local average, in cells; must divide the grid.
+        precision: Type of the matrix products.
+        preprocessing: What the weights were trained with, `sam` or `medsam`.
+        device: As torch names it.
+
+    Raises:
+        ConfigError: There is no such encoder, tap, pool, precision, preprocessing or input size.
+        CheckpointError: The file is missing or not of this encoder.
+    """
+    recipe = make_recipe(name, tuple(taps), input_px, pool, precision, preprocessing)
+    encoder: Encoder = _module(family_of(name).encoders).build(recipe, checkpoint, device)
+    return encoder
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"pipeline.encoders.{name}")

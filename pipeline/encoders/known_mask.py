@@ -8,6 +8,8 @@ the image's longer side of the finding, and `outside` the share that the finding
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -19,6 +21,11 @@ from pipeline.encoders.known_mask_recipe import NAME, MaskRecipe
 from pipeline.errors import DataError
 
 _AROUND = 0.1  # of the longer side
+
+
+def build(recipe: MaskRecipe, checkpoint: Path | None, device: str) -> KnownMask:
+    """Make one, which has no weights and computes on the CPU; see `family.build_encoder`."""
+    return KnownMask(recipe)
 
 
 class KnownMask:

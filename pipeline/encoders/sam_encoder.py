@@ -17,40 +17,22 @@ from pipeline.encoders import sam_vit
 from pipeline.encoders.checkpoint import load_encoder
 from pipeline.encoders.family import JSON, Prepared, Reads
 from pipeline.encoders.preprocessing import normalise, prepare, turned
-from pipeline.encoders.sam_recipe import Precision, Preprocessing, Recipe, make_recipe
+from pipeline.encoders.sam_recipe import Recipe
 from pipeline.encoders.weight_files import weights_sha256
+from pipeline.errors import CheckpointError
 
 RunBlock = Callable[[nn.Module, Tensor], Tensor]
 
 
-def build_encoder(
-    name: str,
-    *,
-    checkpoint: Path,
-    taps: Sequence[str],
-    input_px: int | None = None,
-    pool: int = 1,
-    precision: Precision = "float32",
-    preprocessing: Preprocessing = "sam",
-    device: str = "cpu",
-) -> SamEncoder:
-    """Load a frozen encoder onto a device.
-
-    Args:
-        name: `sam_vit_b`, `sam_vit_l`, `sam_vit_h` or `sam_demo`.
-        checkpoint: File of weights, see `load_encoder`.
-        taps: Any of `patch early middle late neck` and `block:N`; of a turned image with `@` and one of `VIEWS`.
-        input_px: Side of the square input, px; None is what the weights were trained for.
-        pool: Side k of the local average, in tokens; must divide the grid.
-        precision: Type of the matrix products.
-        preprocessing: What the weights were trained with, `sam` or `medsam`.
-        device: As torch names it.
+def build(recipe: Recipe, checkpoint: Path | None, device: str) -> SamEncoder:
+    """Load an encoder onto a device; see `family.build_encoder`.
 
     Raises:
-        ConfigError: There is no such encoder, tap, pool, precision, preprocessing or input size.
         CheckpointError: The file is missing or not of this encoder.
     """
-    recipe = make_recipe(name, tuple(taps), input_px, pool, precision, preprocessing)
+    if checkpoint is None:
+        message = f"{recipe.architecture.name} needs a file of weights: set encoder.checkpoint"
+        raise CheckpointError(message)
     encoder = SamEncoder(recipe, load_encoder(recipe.architecture, checkpoint), weights_sha256(checkpoint))
     if torch.device(device).type == "cuda" and importlib.util.find_spec("triton"):
         encoder.compile_blocks()

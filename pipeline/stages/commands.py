@@ -24,7 +24,7 @@ from pipeline.report import evidence, reproduce
 from pipeline.report import export as handing_on
 from pipeline.report import report as report_page
 from pipeline.stages.arguments import augmentation, machine, model_options, train_options
-from pipeline.stages.inputs import build_encoder, contents, device, extraction_encoder, load_dataset, reading, workers
+from pipeline.stages.inputs import build_encoder, contents, device, load_dataset, reading, workers
 from pipeline.stages.loaded import Shared
 from pipeline.stages.prepare import prepare_data, prepare_encoder
 from pipeline.stages.store_check import check_store
@@ -59,7 +59,7 @@ def extract(
 ) -> Report:
     """Stage one: leave a complete store of features at `store.path`; see `inputs.finished` for when it is there."""
     dataset, rules = load_dataset(config), data.reading_rules(reading(config))
-    encoder = extraction_encoder(config)
+    encoder = build_encoder(config, new_images=False)
     report = stage_one.extract(
         dataset,
         encoder,

@@ -12,7 +12,6 @@ from pipeline import data, encoders
 from pipeline.config.schema import Config, CsvData, DemoData, FolderData, MedMnistData, SplitRule
 from pipeline.data.layouts.medmnist_sets import SETS as MEDMNIST_SETS
 from pipeline.data.scan import memory_of, remembered
-from pipeline.encoders.known_mask_recipe import MaskRecipe
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.extract.plan import Contents, unchanged
 from pipeline.progress import Progress
@@ -81,21 +80,32 @@ def recipe(config: Config) -> encoders.Recipe:
     )
 
 
-def build_encoder(config: Config) -> encoders.Encoder:
+def build_encoder(config: Config, *, new_images: bool = True) -> encoders.Encoder:
     """The frozen encoder that the configuration describes, on its device.
 
+    Args:
+        config: The configuration.
+        new_images: Whether it is to encode others than those of the data set, of which nobody knows the masks.
+
     Raises:
-        ConfigError: It is the known mask, which new images do not have.
+        ConfigError: It reads masks, and new images, or images beside the masks, are asked of it.
     """
-    if encoders.family_of(config.encoder.name).reads == "mask":
+    reads_masks = encoders.family_of(config.encoder.name).reads == "mask"
+    if reads_masks and new_images:
         message = (
             f"encoder.name: {config.encoder.name!r} reads the data set's own masks, so it encodes no other images: "
             f"only extract, train, evaluate and study take it; choose another encoder here"
         )
         raise ConfigError(message)
+    if reads_masks and config.store.image_px is not None:
+        message = (
+            f"store.image_px: the encoder {config.encoder.name!r} stores no images; "
+            f"set it to null (--set store.image_px=null)"
+        )
+        raise ConfigError(message)
     return encoders.build_encoder(
         config.encoder.name,
-        checkpoint=present_checkpoint(config),
+        checkpoint=None if reads_masks else present_checkpoint(config),
         taps=config.encoder.taps,
         input_px=config.encoder.input_px,
         pool=config.encoder.pool,
@@ -103,26 +113,6 @@ def build_encoder(config: Config) -> encoders.Encoder:
         preprocessing=config.encoder.preprocessing,
         device=device(config),
     )
-
-
-def extraction_encoder(config: Config) -> encoders.Encoder:
-    """The encoder that fills the configured store: also one that needs the data set's own masks.
-
-    Raises:
-        ConfigError: Images are to be stored beside masks, or see `build_encoder`.
-    """
-    asked = recipe(config)
-    if not isinstance(asked, MaskRecipe):
-        return build_encoder(config)
-    if config.store.image_px is not None:
-        message = (
-            f"store.image_px: the encoder {config.encoder.name!r} stores no images; "
-            f"set it to null (--set store.image_px=null)"
-        )
-        raise ConfigError(message)
-    from pipeline.encoders.known_mask import KnownMask  # which imports torch
-
-    return KnownMask(asked)
 
 
 def device(config: Config) -> str:
