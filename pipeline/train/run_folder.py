@@ -206,7 +206,8 @@ def begin(folder: Path, settings: Mapping[str, Any], *, replace: bool) -> None:
     Args:
         folder: Made if it is not there.
         settings: JSON values; everything that the result depends on.
-        replace: Remove a run with other settings, and what `evaluate` found of it, instead of refusing.
+        replace: Remove a run with other settings, and what `evaluate` found of it, instead of refusing. One that never
+            finished an epoch is no run, and gives way.
 
     Raises:
         RunError: The folder holds a run with other settings, which the message lists.
@@ -222,7 +223,8 @@ def begin(folder: Path, settings: Mapping[str, Any], *, replace: bool) -> None:
             raise RunError(msg) from error
         if not differences:
             return
-        if not replace:
+        started = any((folder / name).exists() for name in ("last.pt", "model.json"))
+        if started and not replace:
             listed = "; ".join(f"{d.field} is {brief(d.ours)} and was {brief(d.theirs)}" for d in differences)
             msg = (
                 f"{str(folder)!r} holds a run with other settings: {listed}. "

@@ -23,7 +23,7 @@ from pipeline.model.tasks import head_of, outputs_of
 from pipeline.progress import Progress, silent
 from pipeline.train import identity, parallel, run_folder
 from pipeline.train.augment import Augmentation, view_taps
-from pipeline.train.feeding.feed import Feed, Place
+from pipeline.train.feeding.feed import Feed, Place, check_taps
 from pipeline.train.feeding.in_memory import Holdings
 from pipeline.train.forward import infer
 from pipeline.train.history import Journal
@@ -113,6 +113,10 @@ def train(
     among: dict[Split, list[int]] = {"train": _training_part(dataset, options), "val": dataset.indices("val")}
     for split, indices in among.items():
         metrics.check_labels(dataset.task, np.asarray(dataset.labels)[indices], dataset.class_names, split)
+    wanted = _what_to_feed(model, augmentation)
+    if store is not None:
+        check_taps(store, [tap for _, taps, _ in wanted for tap in taps])
+    classifier = _build_classifier(model, options, dataset, store)  # before anything is decoded or written
     team, device = parallel.join(torch.device(machine.device))
     settings = identity.identity_of(dataset, store, model, options, augmentation)
     if team.leads:
@@ -141,9 +145,9 @@ def train(
                 holdings=holdings,
                 progress=progress,
             )
-            for split, taps, image_px in _what_to_feed(model, augmentation)
+            for split, taps, image_px in wanted
         )
-        loop = _build_loop(model, options, augmentation, machine, train_feed, dataset, team)
+        loop = _build_loop(classifier, options, augmentation, machine, train_feed, dataset, team)
         journal = Journal(folder, tensorboard=machine.tensorboard)
         figures = _run_epochs(loop, val_feed, dataset, journal, options, progress)
     if team.leads:
@@ -191,8 +195,22 @@ def _what_to_feed(model: ModelOptions, augmentation: Augmentation) -> list[tuple
     return [("train", (*model.taps, *views), detailed_px), ("val", model.taps, model.image_px)]
 
 
+def _build_classifier(model: ModelOptions, options: TrainOptions, dataset: Dataset, store: Store | None) -> Classifier:
+    """Build the classifier from its seed, on the CPU.
+
+    Raises:
+        ConfigError: There is no such backbone, stage or loss.
+        CheckpointError: The backbone's weights are not there, or not its own.
+    """
+    specs = {} if store is None else store.taps
+    shapes = {tap: (spec.channels, spec.height, spec.width) for tap, spec in specs.items() if tap in model.taps}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        return Classifier(model, shapes, outputs_of(head_of(dataset.task, options.loss), len(dataset.class_names)))
+
+
 def _build_loop(
-    model: ModelOptions,
+    classifier: Classifier,
     options: TrainOptions,
     augmentation: Augmentation,
     machine: Machine,
@@ -200,16 +218,12 @@ def _build_loop(
     dataset: Dataset,
     team: parallel.Team,
 ) -> Loop:
-    """Build the classifier from its seed, and what trains it."""
-    head = head_of(dataset.task, options.loss)
-    torch.manual_seed(options.seed)
-    shapes = {tap: shape for tap, (shape, _) in feed.shapes().items()}
-    classifier = Classifier(model, shapes, outputs_of(head, len(dataset.class_names)))
+    """Put together what trains the classifier."""
     if team.size > 1:
         parallel.share_batch_norms(classifier)
     return Loop(
         classifier.to(feed.device),
-        head,
+        head_of(dataset.task, options.loss),
         feed,
         options,
         augmentation,

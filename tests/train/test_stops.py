@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.errors import ConfigError, DataError, RunError
+from pipeline.errors import ConfigError, DataError, PipelineError, RunError
 from pipeline.train import run_folder
 from pipeline.train.augment import Augmentation
 from pipeline.train.loop import Loop
@@ -168,3 +168,52 @@ def test_two_processes_train_as_one(scene, store, tmp_path):
         assert [row[key] for row in together] == pytest.approx([row[key] for row in alone.history], rel=1e-4), key
     for name, value in weights_of(tmp_path / "team").items():
         torch.testing.assert_close(value, weights_of(alone.folder)[name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"backbone": "resnet81"}, "resnet81"),
+        ({"gates": (("early", "stage9"),)}, "names no stage"),
+        ({"gates": (("late", "stage1"),)}, "holds no tap 'late'"),
+        ({"weights": "there/is/none.pth"}, "no file of weights"),
+    ],
+)
+def test_a_typo_is_found_before_anything_is_decoded_or_written(scene, store, tmp_path, change, message):
+    reads = []
+    watched = dataclasses.replace(scene, source=Watched(scene.source, reads))
+    with pytest.raises(PipelineError, match=message):
+        do(watched, store, tmp_path / "run", model=dataclasses.replace(TINY, **change))
+    assert not reads
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_never_finished_an_epoch_is_no_run(scene, store, tmp_path):
+    def stop(task, done, total, **info):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        do(scene, store, tmp_path, progress=stop)
+    assert (tmp_path / "settings.json").is_file()
+    other = dataclasses.replace(QUICK, lr=5e-4, epochs=1)
+    assert do(scene, store, tmp_path, options=other).metrics["epoch"] == 1
+    with pytest.raises(RunError, match=r"train.lr is 0.01 and was 0.0005"):
+        do(scene, store, tmp_path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Watched:
+    """A source of pixels that writes down what is read."""
+
+    source: object
+    reads: list
+
+    def read(self, index):
+        self.reads.append(index)
+        return self.source.read(index)
+
+    def stamp(self, index):
+        return None
+
+    def mask(self, index):
+        return None

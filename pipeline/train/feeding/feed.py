@@ -57,6 +57,22 @@ class Batch:
     labels: Tensor
 
 
+def check_taps(store: Store, taps: Sequence[str]) -> None:
+    """Refuse a store that lacks a tap.
+
+    Raises:
+        RunError: It does.
+    """
+    features = [tap for tap, spec in store.taps.items() if not spec.holds_pixels]
+    absent = [tap for tap in taps if tap not in features]
+    if absent:
+        msg = (
+            f"{str(store.path)!r} holds no tap {absent[0]!r}, only {', '.join(features)}: extract it (encoder.taps), "
+            f"or change the {'views' if '@' in absent[0] else 'gates'}."
+        )
+        raise RunError(msg)
+
+
 class Feed:
     """The samples of one split that can be trained on or scored.
 
@@ -204,15 +220,7 @@ class Feed:
         indices = self._all
         if self._store is None:
             return indices, np.zeros(len(indices), np.int64)
-        features = [tap for tap, spec in self._store.taps.items() if not spec.holds_pixels]
-        absent = [tap for tap in self._taps if tap not in features]
-        if absent:
-            held = ", ".join(features)
-            msg = (
-                f"{str(self._store.path)!r} holds no tap {absent[0]!r}, only {held}: extract it (encoder.taps), "
-                f"or change the {'views' if '@' in absent[0] else 'gates'}."
-            )
-            raise RunError(msg)
+        check_taps(self._store, self._taps)
         rows = match_rows(self._dataset, indices, self._store, workers=self._workers, progress=progress)
         missing = [indices[i] for i in np.flatnonzero(rows == NOWHERE)]
         if missing and (not allow_missing or len(missing) == len(indices)):
