@@ -95,11 +95,12 @@ def evaluate(
     figures = {
         "split": split,
         **metrics.score(task, feed.labels, said, names),
-        "intervals": intervals.named_intervals(draws, names),
+        "intervals": {
+            **intervals.named_intervals(draws, names),
+            **intervals.of_proportions(scorer.proportions(), feed.groups, names),
+        },
         "operating_points": {
-            point: _at_point(point, task, val, (feed, said), names, resamples, seed)
-            for point in points
-            if val is not None
+            point: _at_point(point, task, val, (feed, said), names) for point in points if val is not None
         },
         "bootstrap": {"resamples": resamples, "seed": seed, "groups": len(set(feed.groups))},
         "best_epoch": description.metrics["epoch"],
@@ -109,7 +110,7 @@ def evaluate(
     }
     run_folder.write_json(folder / "metrics.json", figures)
     run_folder.write_csv(folder / "predictions.csv", _prediction_rows(task, feed, said, names))
-    steps = intervals.reliability(task, feed.labels, said, feed.groups, resamples=resamples, seed=seed)
+    steps = intervals.reliability(task, feed.labels, said, feed.groups)
     _draw(folder, task, feed.labels, said, names, steps, figures)
     return figures
 
@@ -120,8 +121,6 @@ def _at_point(
     val: tuple[Feed, Floats],
     test: tuple[Feed, Floats],
     names: Sequence[str],
-    resamples: int,
-    seed: int,
 ) -> dict[str, dict[str, Any]]:
     """Choose a threshold per class on val, and give what it comes to on test: by class, with intervals."""
     (val_feed, val_said), (feed, said) = val, test
@@ -129,8 +128,7 @@ def _at_point(
     thresholds = [operating.choose_threshold(chosen_on[:, k], val_said[:, k], point) for k in range(len(names))]
     scorer = operating.PointScorer(metrics.one_hot(task, feed.labels, len(names)), said, thresholds)
     reached = {key: value[0] for key, value in scorer(np.ones((1, len(feed)))).items()}
-    draws = intervals.resample(scorer, feed.groups, resamples=resamples, seed=seed)
-    ends = intervals.named_intervals(draws, names)
+    ends = intervals.of_proportions(scorer.proportions(), feed.groups, names)
     return {
         name: {
             "threshold": thresholds[k],

@@ -1,4 +1,4 @@
-"""How sure a score is: intervals by drawing groups of samples (patients) again and again, with replacement."""
+"""How sure a score is: exact intervals of shares; for other scores, groups (patients) drawn again and again."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import special
 
 from pipeline.evaluate import metrics
 from pipeline.model.tasks import Task
@@ -73,29 +74,80 @@ def interval(draws: Floats, level: float = LEVEL) -> tuple[Floats, Floats]:
     return low, high
 
 
+def proportion(
+    right: npt.NDArray[Any], made: npt.NDArray[Any], groups: Sequence[str], level: float = LEVEL
+) -> tuple[float, float]:
+    """Interval of a share of right decisions, which holds at 0 and 1 too, where a bootstrap gives a point.
+
+    Clopper and Pearson's exact interval (Biometrika 1934) at an effective number of decisions, as Korn and Graubard
+    (Survey Methodology 1998) have it for clusters: decisions of one group (a patient) count for less, the more alike
+    they are, as far as the data tell. Where they cannot (every group the same), each group is taken to speak with one
+    voice, which is ours and errs towards a wide interval.
+
+    Args:
+        right: (n,), right decisions of each sample.
+        made: (n,), decisions of each sample; samples of which none was asked have 0.
+        groups: Of each sample.
+        level: Of confidence.
+
+    Returns:
+        The lower and the upper end; 0 and 1 where no decision was made.
+    """
+    _, member_of = np.unique(np.asarray(groups), return_inverse=True)
+    sums, sizes = (np.bincount(member_of, weights=np.asarray(of, np.float64)) for of in (right, made))
+    sums, sizes = sums[sizes > 0], sizes[sizes > 0]
+    count, clusters = float(sizes.sum()), len(sizes)
+    if not clusters:
+        return 0.0, 1.0
+    share = float(sums.sum() / count)
+    least = count**2 / float((sizes**2).sum())  # every group of one voice
+    spread = float(((sums - share * sizes) ** 2).sum())
+    effective = least
+    if clusters > 1 and spread > 0 and least < count:
+        estimated = count**2 * share * (1 - share) * (clusters - 1) / clusters / spread
+        tails = special.stdtrit(np.array([count - 1, clusters - 1]), (1 + level) / 2)
+        effective = float(np.clip(estimated * (tails[0] / tails[1]) ** 2, min(least, clusters) / 2, count))
+    hits, tail = share * effective, (1 - level) / 2
+    low = float(special.betaincinv(hits, effective - hits + 1, tail)) if share > 0 else 0.0
+    high = float(special.betaincinv(hits + 1, effective - hits, 1 - tail)) if share < 1 else 1.0
+    return low, high
+
+
 def reliability(
-    task: Task,
-    labels: metrics.Ints,
-    probabilities: Floats,
-    groups: Sequence[str],
-    *,
-    resamples: int = 2000,
-    seed: int = 0,
+    task: Task, labels: metrics.Ints, probabilities: Floats, groups: Sequence[str]
 ) -> list[dict[str, float]]:
     """Compare confidence with truth, with an interval for each step of confidence.
-
-    A draw that has no sample of a step tells nothing of it and is left out: the interval of a step with few groups is
-    too narrow, and that of a single group is a point.
 
     Returns:
         The rows of `metrics.reliability`, each with `low` and `high` of its accuracy.
     """
-    scorer = metrics.ReliabilityScorer(task, labels, probabilities)
-    low, high = interval(resample(scorer, groups, resamples=resamples, seed=seed)["accuracy"])
-    return [
-        {**row, "low": float(low[number]), "high": float(high[number])}
-        for number, row in enumerate(metrics.reliability(task, labels, probabilities))
-    ]
+    rows = metrics.reliability(task, labels, probabilities)
+    right, made = metrics.decisions_by_step(task, labels, probabilities)
+    ends = (proportion(right[:, step], made[:, step], groups) for step in range(len(rows)))
+    return [{**row, "low": low, "high": high} for row, (low, high) in zip(rows, ends, strict=True)]
+
+
+def of_proportions(
+    counts: Mapping[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]], groups: Sequence[str], class_names: Sequence[str]
+) -> dict[str, Any]:
+    """Give `low` and `high` of each share, and for shares by class of each class.
+
+    Args:
+        counts: By name, right decisions and decisions made: (n,) each, or (n, K).
+        groups: Of each sample.
+        class_names: The K names.
+    """
+
+    def ends(right: npt.NDArray[Any], made: npt.NDArray[Any]) -> dict[str, float]:
+        low, high = proportion(right, made, groups)
+        return {"low": low, "high": high}
+
+    return {
+        name: ends(right, made)
+        if right.ndim == 1
+        else {name_of_class: ends(right[:, k], made[:, k]) for k, name_of_class in enumerate(class_names)}
+        for name, (right, made) in counts.items()
+    }
 
 
 def named_intervals(draws: Mapping[str, Floats], class_names: Sequence[str]) -> dict[str, Any]:

@@ -134,6 +134,20 @@ class Scorer:
             "specificity": specificity,
         }
 
+    def proportions(self) -> dict[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
+        """The scores that are shares of decisions, as counts: right decisions and decisions made, of each sample.
+
+        Returns:
+            `acc` (n,), `sensitivity` and `specificity` (n, K).
+        """
+        agreed = self._hits == self._called
+        made = np.full(len(agreed), self.classes if self.task == "multilabel" else 1)
+        return {
+            "acc": (agreed.sum(axis=1) if self.task == "multilabel" else agreed.all(axis=1), made),
+            "sensitivity": (self._hits & self._called, self._hits),
+            "specificity": (~self._hits & ~self._called, ~self._hits),
+        }
+
     def _accuracy(self, weights: Floats, total: Floats) -> Floats:
         agreed = self._hits == self._called
         each = agreed.mean(axis=1) if self.task == "multilabel" else agreed.all(axis=1)
@@ -192,27 +206,24 @@ def reliability(task: Task, labels: Ints, probabilities: Floats) -> list[dict[st
     ]
 
 
-class ReliabilityScorer:
-    """The accuracies of `reliability`, for any weights of the samples.
+def decisions_by_step(task: Task, labels: Ints, probabilities: Floats) -> tuple[Floats, Floats]:
+    """Count the decisions of each sample by step of confidence: those that are right, and all.
 
     Args:
         task: What the labels mean.
         labels: (n,) class numbers, or (n, K) of 0 and 1 for `multilabel`.
         probabilities: (n, K).
+
+    Returns:
+        (n, steps) and (n, steps), for the steps that have any, in the order of `reliability`.
     """
-
-    def __init__(self, task: Task, labels: Ints, probabilities: Floats) -> None:
-        confidence, right = _decisions(task, labels, probabilities)
-        steps, column = np.unique(_step(confidence), return_inverse=True)
-        row = np.repeat(np.arange(len(labels)), len(confidence) // len(labels))  # one decision, or one per label
-        self._made, self._right = (np.zeros((len(labels), len(steps))) for _ in range(2))
-        np.add.at(self._made, (row, column), 1)
-        np.add.at(self._right, (row, column), right)
-
-    def __call__(self, weights: Floats) -> dict[str, Floats]:
-        """Score under weightings (R, n): `accuracy` (R, steps that have samples), NaN where none of them is drawn."""
-        right, made = (_sums(weights, of).astype(np.float64) for of in (self._right, self._made))
-        return {"accuracy": _ratio(right, made)}
+    confidence, right = _decisions(task, labels, probabilities)
+    steps, column = np.unique(_step(confidence), return_inverse=True)
+    row = np.repeat(np.arange(len(labels)), len(confidence) // len(labels))  # one decision, or one per label
+    counts = np.zeros((2, len(labels), len(steps)))
+    np.add.at(counts[0], (row, column), right)
+    np.add.at(counts[1], (row, column), 1)
+    return counts[0], counts[1]
 
 
 def roc_curve(hits: Bools, scores: Floats) -> tuple[Floats, Floats, Floats]:

@@ -70,6 +70,10 @@ class PointScorer:
         called = probabilities >= np.asarray(thresholds)
         self._hits, self._kept, self._cleared = hits, hits & called, ~hits & ~called
 
+    def proportions(self) -> dict[str, tuple[Bools, Bools]]:
+        """Right decisions and decisions made, of each sample: `sensitivity` and `specificity`, (n, K) each."""
+        return {"sensitivity": (self._kept, self._hits), "specificity": (self._cleared, ~self._hits)}
+
     def __call__(self, weights: Floats) -> dict[str, Floats]:
         """Score under weightings (R, n): `sensitivity` and `specificity`, each (R, K), NaN where not defined."""
 

@@ -59,8 +59,7 @@ def precision_recall(evidence: Evidence) -> Markup:
 def calibration(evidence: Evidence) -> Markup:
     """Draw how often decisions of each confidence are right, with an interval for each step of confidence."""
     said, figures = evidence.said, evidence.figures
-    drawn_as = {key: figures["bootstrap"][key] for key in ("resamples", "seed")}
-    steps = intervals.reliability(said.task, said.labels, said.probabilities, said.groups, **drawn_as)
+    steps = intervals.reliability(said.task, said.labels, said.probabilities, said.groups)
     most = max(step["count"] for step in steps)
     points = [(step["confidence"], step["accuracy"]) for step in steps]
     ends = [(step["low"], step["high"]) for step in steps]
@@ -76,7 +75,7 @@ def calibration(evidence: Evidence) -> Markup:
     what = f"Calibration on {figures['n']} {figures['split']} images: share of right decisions over confidence."
     axes = Axis("confidence"), Axis("share that is right")
     drawn = chart([line], *axes, alt=f"{what} {finding}", diagonal=True)
-    caption = f"{finding} Larger dots hold more images; bars are the intervals, by bootstrap over groups."
+    caption = f"{finding} Larger dots hold more images; bars are the intervals, exact and aware of groups."
     return _figure(drawn, legend(["this model"], reference="perfect"), "Calibration", caption)
 
 

@@ -98,8 +98,9 @@ def _figures(figures: Mapping[str, Any]) -> str:
         (
             _table(["score", "value", "95 % interval"], scores),
             _table(["class", "AUC", "average precision", "sensitivity", "specificity"], by_class),
-            f"Intervals by {drawn['resamples']} draws of groups with replacement, seed {drawn['seed']}. Thresholds "
-            "chosen on val, and what they give, are in `metrics.json`.",
+            f"Intervals by {drawn['resamples']} draws of groups with replacement, seed {drawn['seed']}; those of "
+            "accuracy, sensitivity and specificity are exact, at the number of images that the groups are worth. "
+            "Thresholds chosen on val, and what they give, are in `metrics.json`.",
         )
     )
 

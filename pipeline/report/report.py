@@ -226,7 +226,8 @@ def _results(evidence: Evidence) -> Iterator[Markup]:
     yield tag(
         "p",
         f"Intervals: {drawn['resamples']:,} draws of the {drawn['groups']} groups with replacement (seed "
-        f"{drawn['seed']}), so that images of one patient come and go together.",
+        f"{drawn['seed']}), so that images of one patient come and go together; for shares (accuracy, sensitivity, "
+        f"specificity) exact ones at the number of images that the groups are worth.",
         class_="quiet",
     )
     head = ["class", "AUC", "average precision", "sensitivity", "specificity"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 import sklearn.metrics as reference
@@ -12,11 +10,10 @@ from hypothesis import strategies as st
 from medmnist.evaluator import getACC, getAUC
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.evaluate.intervals import draw_weights, interval
+from pipeline.evaluate.intervals import proportion
 from pipeline.evaluate.intervals import reliability as reliability_with_intervals
 from pipeline.evaluate.metrics import (
     BINS,
-    ReliabilityScorer,
     Scorer,
     check_labels,
     one_hot,
@@ -197,37 +194,25 @@ def test_a_class_that_is_never_called_has_an_f1_of_zero():
 
 
 @pytest.mark.parametrize("task", MEDMNIST)
-def test_the_interval_of_each_step_of_confidence_is_that_of_a_loop_that_repeats_rows(task):
+def test_each_step_of_confidence_has_the_interval_of_its_own_decisions(task):
     labels, p = hard_case(1, task, "plain")
     groups = [f"g{i // 3}" for i in range(60)]
-    plain = reliability(task, labels, p)
-    drawn = []
-    for weights in np.concatenate(list(draw_weights(groups, resamples=40, seed=5))):
-        again = np.repeat(np.arange(60), weights.astype(int))
-        found = {int(np.ceil(row["confidence"] * BINS)): row for row in reliability(task, labels[again], p[again])}
-        drawn.append([found.get(int(np.ceil(row["confidence"] * BINS)), {}).get("accuracy", np.nan) for row in plain])
-    low, high = interval(np.array(drawn))
-    rows = reliability_with_intervals(task, labels, p, groups, resamples=40, seed=5)
-    assert [{key: row[key] for key in ("confidence", "accuracy", "count")} for row in rows] == plain
-    assert [row["low"] for row in rows] == pytest.approx(low.tolist(), abs=1e-12)
-    assert [row["high"] for row in rows] == pytest.approx(high.tolist(), abs=1e-12)
-    assert any(row["low"] < row["accuracy"] < row["high"] for row in rows)
-    assert rows == reliability_with_intervals(task, labels, p, groups, resamples=40, seed=5)
-    assert rows != reliability_with_intervals(task, labels, p, groups, resamples=40, seed=6)
-
-
-def test_two_thousand_resamples_of_the_steps_of_ten_thousand_decisions_take_seconds():
-    random = np.random.default_rng(0)
-    labels, p = random.integers(0, 3, 10_000), random.dirichlet(np.ones(3), 10_000)
-    start = time.process_time()
-    reliability_with_intervals("multiclass", labels, p, [str(i // 2) for i in range(10_000)], resamples=2000)
-    assert time.process_time() - start < 5
-
-
-def test_a_step_of_confidence_that_is_not_drawn_is_not_defined():
-    p = np.array([[0.9, 0.1], [0.1, 0.9], [0.6, 0.4]])
-    found = ReliabilityScorer("binary", np.array([0, 0, 0]), p)(np.array([[0.0, 1, 2], [3, 1, 0]]))["accuracy"]
-    np.testing.assert_array_equal(found, [[1.0, 0.0], [np.nan, 0.75]])
+    rows = reliability_with_intervals(task, labels, p, groups)
+    assert [{key: row[key] for key in ("confidence", "accuracy", "count")} for row in rows] == reliability(
+        task, labels, p
+    )
+    right, made = (np.zeros((60, BINS + 1)) for _ in range(2))
+    for i in range(60):  # one decision after the other
+        one_by_one = reliability(task, labels[i : i + 1], p[i : i + 1])
+        for row in one_by_one:
+            step = int(np.ceil(row["confidence"] * BINS))
+            made[i, step] += row["count"]
+            right[i, step] += row["accuracy"] * row["count"]
+    for row in rows:
+        step = int(np.ceil(row["confidence"] * BINS))
+        assert (row["low"], row["high"]) == pytest.approx(proportion(right[:, step], made[:, step], groups))
+        assert row["low"] <= row["accuracy"] <= row["high"]
+        assert row["low"] < row["high"]
 
 
 @settings(max_examples=30, deadline=None)

@@ -89,7 +89,7 @@ def test_the_calibration_curve_has_the_intervals_that_the_run_wrote_down(gated: 
         evidence.said, groups=tuple("abcdef" * 10), labels=labels, probabilities=np.stack([1 - p, p], axis=1)
     )
     page = Page(calibration(dataclasses.replace(evidence, said=said)))
-    rows = intervals.reliability("binary", labels, said.probabilities, said.groups, resamples=200, seed=0)
+    rows = intervals.reliability("binary", labels, said.probabilities, said.groups)
     bars = [attributes for attributes in page.all("line") if "bar" in str(attributes["class"]).split()]
     assert len(bars) == len(rows)
     for bar, row in zip(bars, rows, strict=True):
@@ -101,7 +101,7 @@ def test_the_calibration_curve_has_the_intervals_that_the_run_wrote_down(gated: 
     with (gated.folder / "reliability.csv").open() as file:
         written = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
     said = evidence.said
-    again = intervals.reliability("binary", said.labels, said.probabilities, said.groups, resamples=200, seed=0)
+    again = intervals.reliability("binary", said.labels, said.probabilities, said.groups)
     assert written == [pytest.approx(row) for row in again]
 
 
