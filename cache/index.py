@@ -89,17 +89,25 @@ class Index:
         description: What the root of the store says; every array is checked against it.
     """
 
-    def __init__(self, description: Description, load: Callable[[str], UInt8], where: str) -> None:
+    def __init__(
+        self,
+        description: Description,
+        load: Callable[[str], UInt8],
+        where: str,
+        replaced: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Describe where the arrays come from.
 
         Args:
             description: Shapes and digests of the arrays.
             load: Gives the bytes of an entry as (bytes,) uint8, of exactly the described size.
             where: The store, for messages.
+            replaced: Whether another version has taken the store's place, so that what is read now is not its own.
         """
         self.description = description
         self._load = load
         self._where = where
+        self._replaced = replaced
         self._checksums: dict[str, npt.NDArray[np.uint32]] = {}
 
     def array(self, name: str) -> npt.NDArray[np.generic]:
@@ -107,7 +115,18 @@ class Index:
 
         Raises:
             FormatError: Its bytes are not the ones that were written.
+            StoreError: Another version has taken the store's place.
         """
+        try:
+            return self._checked(name)
+        except StoreError:
+            if self._replaced():
+                message = f"{self._where} was replaced by another version since it was opened; open it again"
+                raise StoreError(message) from None
+            raise
+
+    def _checked(self, name: str) -> npt.NDArray[np.generic]:
+        """An entry whose bytes are the ones that were written."""
         entry = self.description.index[name]
         data = self._load(name)
         if data.nbytes != entry.size_bytes or hashlib.sha256(data.data).hexdigest() != entry.sha256:

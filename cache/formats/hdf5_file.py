@@ -19,7 +19,7 @@ import numpy as np
 from cache.description import KEY, Description, load_json, parse_description
 from cache.errors import FormatError, StoreNotFoundError, UntrustedStoreError
 from cache.fingerprint import canonical
-from cache.formats.mapped import Hdf5Rows, MappedFile, open_plain, read_range
+from cache.formats.mapped import Hdf5Rows, MappedFile, folder_inode, open_plain, read_range
 from cache.formats.zarr_folder import OpenedStore
 from cache.formats.zarr_layout import CHECKSUM_BYTES
 from cache.index import Index, UInt8
@@ -176,6 +176,7 @@ def open_hdf5(path: Path) -> OpenedStore:
         FormatError: It is no store, or anything in it but its rows is damaged.
         UntrustedStoreError: Its header asks for what no store holds.
     """
+    before = folder_inode(path)
     header, block = read_header(path)
     mapped = MappedFile(path, header.file_bytes)
     if structure_sha256(path, header, block) != header.structure_sha256:
@@ -189,7 +190,7 @@ def open_hdf5(path: Path) -> OpenedStore:
     def load(name: str) -> UInt8:
         return read_range(path, header.offsets[f"index/{name}"], description.index[name].size_bytes)
 
-    index = Index(description, load, str(path))
+    index = Index(description, load, str(path), lambda: folder_inode(path) != before)
     if not index.present.all():
         message = f"{path}: a slot holds nothing; a packed store has no empty slots"
         raise UntrustedStoreError(message)

@@ -238,12 +238,32 @@ class ShardFiles:
 
 
 def folder_inode(folder: Path) -> tuple[int, int] | None:
-    """What tells a folder from another one of the same name."""
+    """What tells a folder or a file from another one of the same name."""
     try:
         found = folder.stat()
     except FileNotFoundError:
         return None
     return found.st_dev, found.st_ino
+
+
+class Watch:
+    """Tells whether a path still names what it named, untouched, when the watch began."""
+
+    def __init__(self, path: Path) -> None:
+        """Begin to watch."""
+        self._path = path
+        self._seen = self._look()
+
+    def replaced(self) -> bool:
+        """Whether another file or folder has taken its place, or it was changed itself."""
+        return self._look() != self._seen
+
+    def _look(self) -> tuple[int, int, int] | None:
+        try:
+            found = self._path.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino, found.st_ctime_ns  # an inode's number may be used again
 
 
 class ZarrRows:

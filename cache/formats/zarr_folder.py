@@ -83,10 +83,8 @@ def open_zarr(folder: Path) -> OpenedStore:
     def load(name: str) -> UInt8:
         return load_index(folder, description, name)
 
-    index = Index(description, load, str(folder))
+    index = Index(description, load, str(folder), lambda: folder_inode(folder) != before)
     rows = ZarrRows(folder, description.taps, description.shard_rows, index.present)
-    if folder_inode(folder) != before:
-        return open_zarr(folder)
     return OpenedStore(description, index, rows)
 
 

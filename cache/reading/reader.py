@@ -20,6 +20,7 @@ from cache.description import TapSpec, load_json
 from cache.errors import DamagedRowError, FingerprintMismatchError, FormatError, StoreError, StoreNotFoundError
 from cache.fingerprint import JSON, Fingerprint
 from cache.formats.hdf5_file import open_hdf5
+from cache.formats.mapped import Watch
 from cache.formats.zarr_folder import OpenedStore, open_zarr
 from cache.index import Row, UInt8
 from cache.labels import Labels, parse_labels
@@ -40,12 +41,35 @@ def store_format(path: Path) -> Literal["zarr", "hdf5"]:
     raise StoreError(message)
 
 
+_ATTEMPTS = 1000  # to open a store that is swapped meanwhile
+
+
 def open_files(path: Path | str) -> OpenedStore:
-    """Open the files of a finished store in either format, here or at a URL; see `open_store` for the errors."""
+    """Open the files of a finished store in either format, here or at a URL; see `open_store` for the errors.
+
+    A store may be swapped for its next version at any moment. What was read of two versions fits nowhere, so opening
+    begins again where that has happened meanwhile; only what is wrong with one version is an error.
+    """
     if isinstance(path, str):
         from cache.reading.remote import open_remote
 
         return open_remote(path)
+    for _ in range(_ATTEMPTS):
+        watch = Watch(path)
+        try:
+            opened = _open_files(path)
+        except StoreError:
+            if not watch.replaced():
+                raise
+        else:
+            if not watch.replaced():
+                return opened
+    message = f"{path} was replaced by other versions {_ATTEMPTS} times while it was opened; open it when it rests"
+    raise StoreError(message)
+
+
+def _open_files(path: Path) -> OpenedStore:
+    """Open the files of one version."""
     kind = store_format(path)
     if not path.exists():
         partial = path.with_name(path.name + ".partial")
