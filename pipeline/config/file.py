@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import stat
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, NodeEvent
 
 from pipeline.errors import ConfigError
+
+_MOST_BYTES, _MOST_VALUES, _DEEPEST, _MOST_ALIASES = 2**20, 5000, 30, 10
 
 
 def read_yaml(path: Path, like: str = "configs/*.yaml") -> dict[str, Any]:
@@ -24,14 +28,14 @@ def read_yaml(path: Path, like: str = "configs/*.yaml") -> dict[str, Any]:
         ConfigError: It cannot be read, or is something else.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = _read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text in UTF-8"
         there = ", ".join(sorted(str(p) for p in Path().glob(like))) or f"no {like} here"
         message = f"{path}: cannot be read ({reason}); name a configuration with -c, such as {there}"
         raise ConfigError(message) from None
     try:
-        values = YAML(typ="safe", pure=True).load(StringIO(text))
+        values = _load(text)
         json.dumps(values)
     except (YAMLError, TypeError, ValueError) as error:
         message = f"{path}: is not YAML of plain values: {' '.join(str(error).split())}"
@@ -40,6 +44,46 @@ def read_yaml(path: Path, like: str = "configs/*.yaml") -> dict[str, Any]:
         message = f"{path}: holds {values!r}; expected sections such as data:, encoder:, store:"
         raise ConfigError(message)
     return values
+
+
+def _read_text(path: Path) -> str:
+    """Text of a plain file that is no longer than a configuration can be.
+
+    Raises:
+        ConfigError: It is longer, or no plain file: a pipe may never end.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        message = f"{path}: is no plain file; write the configuration into one"
+        raise ConfigError(message)
+    with path.open("rb") as file:
+        data = file.read(_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        message = f"{path}: is longer than 1 MiB, which no configuration is; name another file"
+        raise ConfigError(message)
+    return data.decode("utf-8")
+
+
+def _load(text: str) -> Any:
+    """Values of a text in YAML, whose size is known before any is made: repeated parts could multiply without end.
+
+    Raises:
+        YAMLError: It is no YAML.
+        ValueError: It has too many values, too many repeated parts, or is nested too deeply.
+    """
+    depth = values = aliases = 0
+    for event in YAML(typ="safe", pure=True).parse(StringIO(text)):
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        values += isinstance(event, NodeEvent)
+        aliases += isinstance(event, AliasEvent)
+        for count, most, what in (
+            (depth, _DEEPEST, "levels of nesting"),
+            (values, _MOST_VALUES, "values"),
+            (aliases, _MOST_ALIASES, "repeated parts (*name)"),
+        ):
+            if count > most:
+                message = f"it has more than {most} {what}"
+                raise ValueError(message)
+    return YAML(typ="safe", pure=True).load(StringIO(text))
 
 
 def parse_override(text: str) -> tuple[str, Any, str]:
@@ -54,8 +98,8 @@ def parse_override(text: str) -> tuple[str, Any, str]:
         message = f"{said}: expected section.key=value, such as train.lr=1e-3"
         raise ConfigError(message)
     try:
-        return key, YAML(typ="safe", pure=True).load(StringIO(value)), said
-    except YAMLError:
+        return key, _load(value), said
+    except (YAMLError, ValueError):
         message = f"{said}: {value!r} is not a YAML value; quote it if it is text"
         raise ConfigError(message) from None
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -80,3 +83,38 @@ def test_code_in_yaml_is_refused(tmp_path: Path) -> None:
 def test_a_file_that_is_not_there_lists_those_that_are(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nothing\.yaml: cannot be read"):
         load_config(tmp_path / "nothing.yaml")
+
+
+LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in pairwise("abcdefghij")
+)
+MERGES = "m0: &m0 {k: v}\n" + "".join(f"m{i}: &m{i} {{<<: [*m{i - 1}, *m{i - 1}]}}\n" for i in range(1, 60))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (LAUGHS, "more than 10 repeated parts"),
+        (MERGES, "more than 10 repeated parts"),
+        ("[" * 100_000, "more than 30 levels of nesting"),
+        ("{a: " * 100_000, "more than 30 levels of nesting"),
+        ("- x\n" * 200_000, "more than 5000 values"),
+        ("k" * 2_000_000, "longer than 1 MiB"),
+        ("a: " + "k" * 1_000_000, "expected sections|Extra inputs|unknown|no key"),
+    ],
+    ids=["laughs", "merges", "lists", "mappings", "long", "endless", "a long value"],
+)
+def test_a_file_that_wishes_ill_is_refused_within_a_second(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    start = time.process_time()
+    with pytest.raises(ConfigError, match=message):
+        load_config(path)
+    assert time.process_time() - start < 1
+
+
+def test_a_pipe_is_no_configuration(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "c.yaml")
+    for path in (tmp_path / "c.yaml", Path("/dev/zero")):
+        with pytest.raises(ConfigError, match="is no plain file; write the configuration into one"):
+            load_config(path)
