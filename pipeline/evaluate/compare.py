@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,8 +54,7 @@ def read_predictions(folder: Path) -> Predictions:
     if not file.is_file():
         msg = f"There are no predictions at {str(file)!r}: run `pipeline evaluate` on this run first."
         raise RunError(msg)
-    with file.open(newline="", encoding="utf-8") as lines:
-        rows = sorted(csv.DictReader(lines), key=lambda row: row["id"])
+    rows = sorted(run_folder.read_csv(file), key=lambda row: row["id"])
     if description.task == "multilabel":
         labels = np.array([[int(row[f"y_{name}"]) for name in names] for row in rows], np.int64)
     else:

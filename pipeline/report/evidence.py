@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import tempfile
@@ -174,8 +173,7 @@ def read_study(folder: Path, beside: Path) -> Study:
         RunError: There is no table.
     """
     try:
-        with (folder / "table.csv").open(newline="", encoding="utf-8") as lines:
-            rows = list(csv.DictReader(lines))
+        rows = run_folder.read_csv(folder / "table.csv")
     except OSError as error:
         msg = f"There is no study at {str(folder)!r} ({error.strerror}): name the folder that has its table.csv."
         raise RunError(msg) from None
@@ -206,8 +204,7 @@ def _compares(study: Path, ours: Path) -> bool:
 def _runs_of(study: Path) -> list[Path]:
     """Folders of the finished runs of a study, wherever it lies by now."""
     try:
-        with (study / "results.csv").open(newline="", encoding="utf-8") as lines:
-            return [study / "runs" / Path(row["run"]).name for row in csv.DictReader(lines)]
+        return [study / "runs" / Path(row["run"]).name for row in run_folder.read_csv(study / "results.csv")]
     except (OSError, KeyError):
         return []
 

@@ -7,7 +7,6 @@ Provenance (data in numbers, versions, device, time) is for the reader and never
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import importlib.metadata
 import json
@@ -22,7 +21,7 @@ from pipeline.data import Dataset
 from pipeline.data.dataset import SPLITS, positives
 from pipeline.errors import RunError
 from pipeline.image_tap import of_features
-from pipeline.train.run_folder import load_description, write_csv
+from pipeline.train.run_folder import load_description, read_csv, write_csv
 
 if TYPE_CHECKING:
     from pipeline.model.classifier import ModelOptions
@@ -132,8 +131,7 @@ def check_feed(folder: Path, dataset: Dataset, feed: Feed) -> None:
     if recorded_identity(folder)["data"]["samples_sha256"] == _samples_sha256(dataset):
         return
     try:
-        with (folder / _SAMPLES).open(newline="", encoding="utf-8") as file:
-            used = list(csv.DictReader(file))
+        used = read_csv(folder / _SAMPLES)
     except FileNotFoundError:
         msg = (
             f"{dataset.name!r} has other samples, labels or splits than the run {str(folder)!r} was trained on, and an "

@@ -42,6 +42,8 @@ from pipeline.model.uses import Shape
 from pipeline.weights import TORN
 
 _VERSION = 1
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")  # what a spreadsheet runs, or text that has been quoted already
+_QUOTED = re.compile(r"'+[=+\-@\t\r]")
 _LONGEST = 80  # characters of a setting in a message
 _OF_TRAINING = ("last.pt", "samples.csv", "model.*", "best-*.safetensors", "history.*")
 _OF_EVALUATION = ("metrics.json", "predictions.csv", "roc.*", "precision_recall.*", "reliability.*", "loss.png",
@@ -99,13 +101,34 @@ def write_json(path: Path, value: object) -> None:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Write a table; its columns are the keys of the first row."""
+    """Write a table; its columns are the keys of the first row.
+
+    Text that a spreadsheet would run as a formula (a class may be called `=HYPERLINK(...)`) gets an apostrophe in
+    front, which spreadsheets hide and `read_csv` takes off again.
+    """
     text = io.StringIO()
     table = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
     table.writeheader()
-    table.writerows(rows)
+    table.writerows({key: _inert(value) for key, value in row.items()} for row in rows)
     with replacing(path) as file:
         file.write(text.getvalue().encode())
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Read a table that `write_csv` wrote.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with path.open(newline="", encoding="utf-8") as lines:
+        return [
+            {key: value[1:] if _QUOTED.match(value or "") else value for key, value in row.items()}
+            for row in csv.DictReader(lines)
+        ]
+
+
+def _inert(value: object) -> object:
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
