@@ -13,7 +13,8 @@ import cache
 from pipeline.data import Dataset
 from pipeline.errors import RunError
 from pipeline.train.feeding import feed as feed_module
-from pipeline.train.feeding.feed import Feed, free_host_bytes
+from pipeline.train.feeding.feed import Feed
+from pipeline.train.feeding.in_memory import free_host_bytes
 from pipeline.train.feeding.matching import match_rows
 from tests.train.scenes import Arrays, make_dataset, make_store
 

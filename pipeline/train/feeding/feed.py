@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -29,7 +28,7 @@ from pipeline.errors import DataError, RunError
 from pipeline.image_tap import IMAGE, stored_px
 from pipeline.overlap import ahead
 from pipeline.progress import Progress, silent
-from pipeline.train.feeding.in_memory import Held, Holdings
+from pipeline.train.feeding.in_memory import Held, Holdings, free_host_bytes
 from pipeline.train.feeding.matching import NOWHERE, match_rows
 
 Place = Literal["auto", "device", "host", "stream"]
@@ -420,17 +419,3 @@ class _Buffers:
             self._sent = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._sent.record(torch.cuda.current_stream(device))
         return images, features
-
-
-def free_host_bytes() -> int:
-    """Say how much memory this process may take: what the machine has free, or a container's limit if that is less."""
-    free = [int(line.split()[1]) * 1024 for line in _lines("/proc/meminfo") if line.startswith("MemAvailable")]
-    limits = [*_lines("/sys/fs/cgroup/memory.max"), *_lines("/sys/fs/cgroup/memory/memory.limit_in_bytes")]
-    return min([*free, *(int(limit) for limit in limits if limit.isdigit())], default=4 * 2**30)
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().split("\n")
-    except OSError:
-        return []
