@@ -13,6 +13,7 @@ from pipeline.data.layouts.folder import load_folder
 from pipeline.data.layouts.medmnist import load_medmnist
 from pipeline.data.layouts.medmnist_sets import fetch_medmnist
 from pipeline.data.layouts.table import load_csv
+from pipeline.data.load import load_dataset
 from pipeline.data.splits import stratified_part
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "generate_demo",
     "identical_across_splits",
     "load_csv",
+    "load_dataset",
     "load_demo",
     "load_folder",
     "load_medmnist",

@@ -46,6 +46,7 @@ class ExtractReport:
             `wait for write`, `commit`; and `total`. `decode` and `write` are the time that other threads were busy
             meanwhile. Only `scan` and `total` where nothing was to do.
         advice: One line if the encoder was starved, else empty.
+        device: Where it encoded, as torch names it; empty where nothing was to do.
     """
 
     store: Path
@@ -55,6 +56,7 @@ class ExtractReport:
     set_aside: Mapping[str, str]
     seconds: Mapping[str, float]
     advice: str = ""
+    device: str = ""
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,7 @@ def extract(
         set_aside=bad,
         seconds=clock.seconds,
         advice=_advice(clock.seconds, workers),
+        device=str(encoder.device),
     )
 
 

@@ -85,7 +85,7 @@ def extract(
     )
     if report.encoded and "total" in report.seconds and os.environ.get("RANK", "0") == "0":
         took: Report = {"encoded": report.encoded, "seconds": report.seconds["total"]}
-        took["device"] = identity.device_name(str(encoder.device))
+        took["device"] = identity.device_name(report.device)
         run_folder.write_json(evidence.extraction_record(report.store), took)
     return {
         "store": str(report.store),

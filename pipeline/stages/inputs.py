@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import data, encoders
-from pipeline.config.schema import Config, CsvData, DemoData, FolderData, MedMnistData, SplitRule
-from pipeline.data.layouts.medmnist_sets import SETS as MEDMNIST_SETS
+from pipeline.config.schema import Config
 from pipeline.data.scan import memory_of, remembered
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.extract.plan import Contents, unchanged
@@ -19,21 +18,8 @@ from pipeline.progress import Progress
 
 def load_dataset(config: Config) -> data.Dataset:
     """The data set that the configuration describes."""
-    match config.data:
-        case DemoData(path=path):
-            return data.load_demo(path)
-        case MedMnistData(path=path, name=name):
-            known = MEDMNIST_SETS.get(name)
-            if known is None:
-                return data.load_medmnist(path)
-            return data.load_medmnist(path, class_names=known.class_names, task=known.task)
-        case FolderData(path=path, group_pattern=pattern, split=split):
-            return data.load_folder(path, group_pattern=pattern, reading=reading(config), **_drawn(split))
-        case CsvData() as table:
-            columns = table.model_dump(exclude={"layout", "path", "images", "split", "reading"})
-            return data.load_csv(
-                table.path, root=table.images, reading=reading(config), **columns, **_drawn(table.split)
-            )
+    options = config.data.model_dump(exclude={"reading"})
+    return data.load_dataset(**options, reading=reading(config))
 
 
 def reading(config: Config) -> data.Reading:
@@ -182,8 +168,3 @@ def finished(config: Config, progress: Progress) -> dict[str, Any] | None:
         "seconds": seconds,
         "advice": "",
     }
-
-
-def _drawn(rule: SplitRule) -> dict[str, Any]:
-    """How splits are drawn where the data set has none of its own."""
-    return {"fractions": {"val": rule.val, "test": rule.test}, "seed": rule.seed}

@@ -1,0 +1,57 @@
+"""A data set by the name of its layout and plain values: the one place that knows all layouts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.data.dataset import Dataset, Split
+from pipeline.data.depth import Reading
+from pipeline.data.layouts.demo import load_demo
+from pipeline.data.layouts.folder import load_folder
+from pipeline.data.layouts.medmnist import load_medmnist
+from pipeline.data.layouts.medmnist_sets import SETS
+from pipeline.data.layouts.table import load_csv
+from pipeline.errors import ConfigError
+
+
+def load_dataset(layout: str, *, path: Any, reading: Reading, **options: Any) -> Dataset:
+    """Load a data set.
+
+    Args:
+        layout: `demo`, `folder`, `csv` or `medmnist`.
+        path: Where it lies; of a table a path by split where each split has one of its own.
+        reading: How image files become uint8 RGB where that is a choice.
+        options: The others that the layout has, by the names that a configuration gives them; see its loader.
+
+    Raises:
+        ConfigError: There is no such layout.
+        DataError: The data set cannot be loaded.
+    """
+    match layout:
+        case "demo":
+            return load_demo(path)
+        case "medmnist":
+            return _load_archive(path, options["name"])
+        case "folder":
+            return load_folder(
+                path, group_pattern=options["group_pattern"], reading=reading, **_drawn(options["split"])
+            )
+        case "csv":
+            split, images = options.pop("split"), options.pop("images")
+            return load_csv(path, root=images, reading=reading, **options, **_drawn(split))
+    message = f"data.layout: there is no layout {layout!r}; valid: demo, folder, csv, medmnist"
+    raise ConfigError(message)
+
+
+def _load_archive(path: Path, name: str) -> Dataset:
+    """An archive, with the class names and the task that its makers say it has, where the set is known."""
+    known = SETS.get(name)
+    return load_medmnist(path) if known is None else load_medmnist(path, class_names=known.class_names, task=known.task)
+
+
+def _drawn(rule: Mapping[str, Any]) -> dict[str, Any]:
+    """How splits are drawn where the data set has none of its own."""
+    fractions: dict[Split, float] = {"val": rule["val"], "test": rule["test"]}
+    return {"fractions": fractions, "seed": rule["seed"]}
