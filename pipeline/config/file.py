@@ -14,7 +14,7 @@ from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEv
 
 from pipeline.errors import ConfigError
 
-_MOST_BYTES, _MOST_VALUES, _DEEPEST, _MOST_ALIASES = 2**20, 5000, 30, 10
+_MOST_BYTES, _MOST_VALUES, _DEEPEST = 2**20, 5000, 30
 
 
 def read_yaml(path: Path, like: str = "configs/*.yaml") -> dict[str, Any]:
@@ -64,25 +64,24 @@ def _read_text(path: Path) -> str:
 
 
 def _load(text: str) -> Any:
-    """Values of a text in YAML, whose size is known before any is made: repeated parts could multiply without end.
+    """Values of a text in YAML, whose number is known before any is made: repeated parts could multiply without end.
 
     Raises:
         YAMLError: It is no YAML.
-        ValueError: It has too many values, too many repeated parts, or is nested too deeply.
+        ValueError: It has too many values, a repeated part counted each time, or is nested too deeply.
     """
-    depth = values = aliases = 0
+    values, begun = 0, list[tuple[str | None, int]]()  # collections that are open: anchor, values before it
+    repeated: dict[str | None, int] = {}  # values behind each anchor
     for event in YAML(typ="safe", pure=True).parse(StringIO(text)):
-        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
-        values += isinstance(event, NodeEvent)
-        aliases += isinstance(event, AliasEvent)
-        for count, most, what in (
-            (depth, _DEEPEST, "levels of nesting"),
-            (values, _MOST_VALUES, "values"),
-            (aliases, _MOST_ALIASES, "repeated parts (*name)"),
-        ):
-            if count > most:
-                message = f"it has more than {most} {what}"
-                raise ValueError(message)
+        if isinstance(event, CollectionStartEvent):
+            begun.append((event.anchor, values))
+        values += repeated.get(event.anchor, 1) if isinstance(event, AliasEvent) else isinstance(event, NodeEvent)
+        if isinstance(event, CollectionEndEvent):
+            anchor, before = begun.pop()
+            repeated[anchor] = values - before
+        if len(begun) > _DEEPEST or values > _MOST_VALUES:
+            message = f"it has more than {_MOST_VALUES} values or {_DEEPEST} levels of nesting"
+            raise ValueError(message)
     return YAML(typ="safe", pure=True).load(StringIO(text))
 
 
