@@ -16,6 +16,7 @@ from types import FrameType
 
 import click
 
+from pipeline.cli.config import config
 from pipeline.cli.explain import explain
 from pipeline.cli.options import configured, load, refuse_url
 from pipeline.cli.report import export, report
@@ -229,6 +230,7 @@ def predict(
     return INCOMPLETE if report["set_aside"] else DONE
 
 
+cli.add_command(config)
 cli.add_command(explain)
 cli.add_command(export)
 cli.add_command(report)

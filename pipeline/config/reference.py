@@ -1,18 +1,26 @@
-"""The configuration as a page to read: every key, its type and its default, generated from the schema.
+"""Every key of the configuration: its type, its default and what it does, read from the schema.
 
-`python -m pipeline.config.reference` writes it to standard output; `docs/configuration.md` is that page.
+What a key does is the text below it in `schema.py`. `pipeline config --explain KEY` shows it, and
+`python -m pipeline.config.reference` writes the page that is `docs/configuration.md`.
 """
 
 from __future__ import annotations
 
+import ast
+import difflib
+import inspect
 import sys
+import textwrap
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
 from pipeline.config.schema import Config, Section
+from pipeline.errors import ConfigError
 
 _HEAD = """# Configuration
 
@@ -24,38 +32,121 @@ a default has to be given.
 """
 
 
+@dataclass(frozen=True)
+class Key:
+    """A key of the configuration.
+
+    Attributes:
+        place: The section that it is in; empty for the whole.
+        layout: The layout of data that alone has it; empty where all have.
+        name: The key itself.
+        kind: Its type, in words.
+        default: Its default, in words.
+        does: What it does.
+        section: Whether it holds other keys.
+    """
+
+    place: str
+    layout: str
+    name: str
+    kind: str
+    default: str
+    does: str
+    section: bool
+
+    @property
+    def dotted(self) -> str:
+        """As `--set` takes it."""
+        return f"{self.place}.{self.name}" if self.place else self.name
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A section of the configuration."""
+
+    place: str
+    layout: str
+    says: str
+    keys: tuple[Key, ...]
+
+
 def page() -> str:
     """The page, in Markdown."""
-    return "\n".join([_HEAD, *_section("", Config)])
+    return "\n".join([_HEAD, *(line for table in _tables("", "", Config) for line in _markdown(table))])
 
 
-def _section(place: str, section: type[Section]) -> Iterator[str]:
-    """A table of a section's keys, then the sections inside it."""
-    title = f"`{place}`" if place else "The whole"
-    yield f"## {title}\n"
-    yield f"{' '.join((section.__doc__ or '').split())}\n"
-    yield "| key | type | default |"
-    yield "| --- | --- | --- |"
-    inner: list[tuple[str, type[Section]]] = []
-    for key, field in section.model_fields.items():
+def find(name: str) -> list[Key]:
+    """Keys by name: dotted as `--set` takes it, or the end of that; with a section come the keys in it.
+
+    Raises:
+        ConfigError: There is none; the message names the nearest ones.
+    """
+    keys = [key for table in _tables("", "", Config) for key in table.keys]
+    found = [key for key in keys if key.dotted == name] or [key for key in keys if key.dotted.endswith(f".{name}")]
+    if not found:
+        dotted = list(dict.fromkeys(key.dotted for key in keys))
+        last = {key.name: key.dotted for key in reversed(keys)}
+        near = difflib.get_close_matches(name, dotted, n=3, cutoff=0.7)
+        near = near or [last[word] for word in difflib.get_close_matches(name.rsplit(".", 1)[-1], last, n=3)]
+        near = near or [key.dotted for key in keys if name.replace("_", " ").lower() in key.does.lower()][:3]
+        valid = f"did you mean {', '.join(near)}?" if near else f"sections: {', '.join(Config.model_fields)}"
+        message = f"--explain {name}: there is no such key; {valid}"
+        raise ConfigError(message)
+    places = {key.dotted for key in found if key.section}
+    return found + [key for key in keys if key.place in places]
+
+
+def _markdown(table: _Table) -> Iterator[str]:
+    place = f"{table.place} (layout: {table.layout})" if table.layout else table.place
+    yield f"## {f'`{place}`' if place else 'The whole'}\n"
+    yield f"{table.says}\n"
+    yield "| key | type | default | what it does |"
+    yield "| --- | --- | --- | --- |"
+    for key in table.keys:
+        yield f"| `{key.name}` | {key.kind} | {key.default} | {key.does} |"
+    yield ""
+
+
+def _tables(place: str, layout: str, section: type[Section]) -> Iterator[_Table]:
+    """A section's keys, then the sections inside it."""
+    does = _descriptions(section)
+    keys: list[Key] = []
+    inner: list[tuple[str, str, type[Section]]] = []
+    for name, field in section.model_fields.items():
         sections = list(_sections(field.annotation))
-        inner += [(_place(place, key, found, len(sections) > 1), found) for found in sections]
+        where = f"{place}.{name}" if place else name
+        inner += [(where, _layout(found) if len(sections) > 1 else layout, found) for found in sections]
         kind = "section" if sections else _spell(field.annotation, field)
         if sections and get_origin(field.annotation) is tuple:
             kind = "list of sections"
-        yield f"| `{key}` | {kind} | {_default(field, bool(sections))} |"
-    yield ""
-    for where, found in inner:
-        yield from _section(where, found)
+        keys.append(Key(place, layout, name, kind, _default(field, bool(sections)), does[name], bool(sections)))
+    yield _Table(place, layout, " ".join((section.__doc__ or "").split()), tuple(keys))
+    for where, only, found in inner:
+        yield from _tables(where, only, found)
 
 
-def _place(place: str, key: str, section: type[Section], several: bool) -> str:
-    """Where a section stands, with the layout that it is for where there are several."""
-    where = f"{place}.{key}" if place else key
-    if several:
-        (layout,) = get_args(section.model_fields["layout"].annotation)
-        return f"{where} (layout: {layout})"
-    return where
+@cache
+def _descriptions(section: type[Section]) -> dict[str, str]:
+    """The text below each key in the source of its section; read when asked for, because a run needs none of it."""
+    (body,) = ast.parse(textwrap.dedent(inspect.getsource(section))).body
+    assert isinstance(body, ast.ClassDef)
+    says: dict[str, str] = {}
+    for key, text in zip(body.body, body.body[1:], strict=False):
+        if isinstance(key, ast.AnnAssign) and isinstance(key.target, ast.Name):
+            match text:
+                case ast.Expr(value=ast.Constant(value=str(written))):
+                    says[key.target.id] = " ".join(written.split())
+                case _:
+                    pass
+    missing = set(section.model_fields) - set(says)
+    assert not missing, f"{section.__name__}: write below {sorted(missing)} what they do"
+    return says
+
+
+def _layout(section: type[Section]) -> str:
+    """The layout of data that a section is for."""
+    (layout,) = get_args(section.model_fields["layout"].annotation)
+    return str(layout)
 
 
 def _sections(kind: Any) -> Iterator[type[Section]]:

@@ -26,76 +26,122 @@ class SplitRule(Section):
     """Shares of the samples for val and test where the data set has no splits of its own; the rest is train."""
 
     val: Fraction = 0.15
+    """Share of the samples for val, on which the best epoch and thresholds are chosen."""
     test: Fraction = 0.25
+    """Share of the samples for test, which `evaluate` reads once."""
     seed: int = 0
+    """Another seed draws other splits."""
 
 
 class ReadingConfig(Section):
     """How files become uint8 RGB where that is a choice; see `pipeline.data.Reading`."""
 
     depth: Literal["full", "percentile", "window"] = "full"
+    """How more than 8 bits become 8: by the whole range of 16 bits, by the image's own `percentiles`, or by `window`.
+    """
     percentiles: tuple[float, float] = (0.5, 99.5)
+    """With `depth: percentile`: what becomes black and white, in percent of the image's values."""
     window: tuple[float, float] | None = None
+    """With `depth: window`: centre and width in stored values, as DICOM has them (Hounsfield units in CT)."""
     frame: Annotated[int, Field(ge=0)] = 0
+    """Page of a TIFF or frame of a DICOM file, counted from 0."""
 
 
 class DifficultyConfig(Section):
     """How hard the shape is to see in the demo's images; see `pipeline.data.Difficulty`."""
 
     shape: Fraction = 0.40
+    """Depth of notches and spikes, as a share of the radius."""
     contrast: tuple[float, float] = (6.0, 17.0)
+    """Range of the lesion's echo below that of the tissue around it, in dB."""
     speckle: Annotated[float, Field(ge=0)] = 0.33
+    """Strength of the speckle; 1 is fully developed, 0 is none."""
     structures: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] = (1, 3)
+    """Smallest and largest number of bright structures around the lesion."""
     radius: tuple[Annotated[float, Field(gt=0, le=0.3)], Annotated[float, Field(gt=0, le=0.3)]] = (0.13, 0.20)
+    """Smallest and largest radius of the lesion, as a share of the side."""
 
 
 class DemoData(Section):
     """Ultrasound-like images made on the spot (`layout: demo`)."""
 
     layout: Literal["demo"]
+    """Images of a demo, which `prepare` makes."""
     path: Path
+    """Folder that they are made in."""
     count: Positive = 360
+    """How many."""
     size_px: Annotated[int, Field(ge=32)] = 128
+    """Side of the square images."""
     seed: int = 0
+    """Another seed, other images."""
     difficulty: DifficultyConfig = DifficultyConfig()
+    """How hard they are."""
 
 
 class MedMnistData(Section):
     """An `.npz` file of MedMNIST with its own splits (`layout: medmnist`)."""
 
     layout: Literal["medmnist"]
+    """An official archive of MedMNIST, which `prepare` fetches."""
     name: str
+    """Name of the set, such as `breastmnist`."""
     path: Path
+    """The `.npz` file, where it is or shall be; its name is the official one."""
     size_px: Literal[28, 64, 128, 224] = 28
+    """Side of the images in the archive to fetch."""
 
 
 class FolderData(Section):
     """`root/class/image`, or `root/split/class/image` (`layout: folder`)."""
 
     layout: Literal["folder"]
+    """A folder of images, whose sub-folders are classes, or splits with classes in them."""
     path: Path
+    """The folder."""
     group_pattern: str | None = None
+    """Regular expression searched in each file name; its first parenthesis, or else the whole match, is the group (a
+    patient), which never straddles splits. Without it every image is a group.
+    """
     split: SplitRule = SplitRule()
+    """How splits are drawn where the folder has none."""
     reading: ReadingConfig = ReadingConfig()
+    """How files become 8 bits."""
 
 
 class CsvData(Section):
     """A table with a row per image (`layout: csv`)."""
 
     layout: Literal["csv"]
+    """A table with a row per image."""
     path: Path | dict[Literal["train", "val", "test"], Path]
+    """The table, or a mapping with one table each for `train`, `val` and `test`."""
     images: Path
+    """Folder that the paths in the table are relative to."""
     path_column: str
+    """Column of the image's path."""
     label_column: str | None = None
+    """Column of the class name."""
     label_columns: tuple[str, ...] = ()
+    """Instead of `label_column`: one column of 0 and 1 for each class, in the order of the classes."""
     rest_class: str | None = None
+    """With `label_columns`: name of one more class, for rows that have 0 in all of them."""
     split_column: str | None = None
+    """Column of the split: train, val or test, in their usual spellings. Without it splits are drawn."""
     group_column: str | None = None
+    """Column of the group (a patient), which never straddles splits. Without it every image is a group."""
     suffix: str = ""
+    """Appended to every path, such as `.jpg`."""
     mask_column: str | None = None
+    """Column of the path of a lesion mask, relative to `images`."""
     task: Literal["multiclass", "binary", "ordinal", "multilabel"] | None = None
+    """What the labels mean: `multilabel` lets any number of `label_columns` be 1, `ordinal` says that classes ascend.
+    Null: binary or multiclass, by the number of classes.
+    """
     split: SplitRule = SplitRule()
+    """How splits are drawn where the table has none."""
     reading: ReadingConfig = ReadingConfig()
+    """How files become 8 bits."""
 
 
 DataConfig = Annotated[DemoData | MedMnistData | FolderData | CsvData, Field(discriminator="layout")]
@@ -105,21 +151,34 @@ class DemoTraining(Section):
     """How `prepare` trains the miniature SAM; 0 steps leave first weights drawn from the seed, of any encoder."""
 
     images: Positive = 800
+    """Images to train the miniature SAM on."""
     steps: Annotated[int, Field(ge=0)] = 100
+    """Training steps; 0 draws the weights from the seed instead."""
     seed: int = 1
+    """Of its images and weights."""
 
 
 class EncoderConfig(Section):
     """The frozen encoder of stage one; `mask` is none: the known mask as a tap (see `pipeline.encoders.known_mask`)."""
 
     name: Literal["sam_demo", "sam_vit_b", "sam_vit_l", "sam_vit_h", "mask"]
+    """Which encoder, by its architecture."""
     checkpoint: Path
+    """Its weights: a published name, which `prepare` fetches, or a file."""
     taps: tuple[str, ...] = ("patch", "early", "middle", "late", "neck")
+    """Depths at which features are kept; a gate needs its tap here."""
     input_px: Positive | None = None
+    """Side at which the encoder sees images; null is its own. Smaller is faster and gives other features."""
     pool: Positive = 4
+    """Side of the squares of cells that are averaged before the store, SLCA's k. 4 takes a sixteenth of the disk that
+    1 takes.
+    """
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the matrix products."""
     preprocessing: Literal["sam", "medsam"] = "sam"
+    """How images become the encoder's input: SAM's way, or MedSAM's."""
     training: DemoTraining = DemoTraining()
+    """How `prepare` makes the weights of `sam_demo`, or random ones of any encoder."""
 
 
 class StoreConfig(Section):
@@ -129,39 +188,58 @@ class StoreConfig(Section):
     """
 
     path: Path
+    """The store: a folder `NAME.zarr`, or a file `NAME.h5`."""
     dtype: Literal["float16", "float32"] = "float16"
+    """Type of the stored numbers."""
     image_px: Annotated[int, Field(ge=16, le=4096)] | None = None
+    """Keep the images there too, at this side, so that training decodes nothing; null keeps none."""
     shard_mib: Positive = 64
+    """Size of a file of the largest tap."""
     license: str = "unknown"
+    """Licence of the data, on the store's card."""
     citation: str = "Cite the data set and the encoder that these features come from."
+    """How to cite the data, on the store's card."""
 
 
 class Gate(Section):
     """One gate: a tap of the encoder, or `own` for the classifier's own features, onto a stage of the classifier."""
 
     tap: str
+    """A tap of the encoder, or `own` for the classifier's own features."""
     stage: Literal["stem", "stage1", "stage2", "stage3", "stage4"]
+    """The stage that it gates."""
 
 
 class SlcaConfig(Section):
     """Options of every gate."""
 
     pool: Positive = 1
+    """Side of the squares of stored cells that a gate averages; 1 where the store is pooled already."""
     reduction: Positive = 16
+    """How many times fewer channels the hidden layer has than the tap."""
     normalise: bool | None = None
+    """LayerNorm before the gate, on all taps or none; null for the taps of blocks only."""
     mix: Literal["residual", "multiply"] = "residual"
+    """`residual` is x + x * A, `multiply` is x * A."""
     gain: Annotated[float, Field(gt=0)] = 1.0
+    """Factor on the gate's first weights at the start; 1 starts gates flat, more starts them as clear maps."""
     identity_start: bool = False
+    """Start as the plain classifier, bit for bit."""
 
 
 class ModelConfig(Section):
     """The classifier of stage two."""
 
     backbone: str
+    """A ResNet, Swin or other model of torchvision, or `timm:NAME` (extra `timm`)."""
     weights: str = "none"
+    """`none`, `imagenet` (fetched by `prepare`), or a file."""
     image_px: Annotated[int, Field(ge=16)] = 224
+    """Side of the square image that the classifier sees."""
     gates: tuple[Gate, ...] = ()
+    """Which tap gates which stage; none is the plain classifier."""
     slca: SlcaConfig = SlcaConfig()
+    """Options of every gate."""
 
 
 class AugmentConfig(Section):
@@ -171,69 +249,120 @@ class AugmentConfig(Section):
     """
 
     flip_horizontal: Fraction = 0.0
+    """Probability of exchanging left and right."""
     flip_vertical: Fraction = 0.0
+    """Probability of exchanging top and bottom."""
     quarter_turns: bool = False
+    """Turn by 0, 90, 180 or 270 degrees, each as likely."""
     rotation_degrees: Annotated[float, Field(ge=0, le=180)] = 0.0
+    """Largest further turn, to either side."""
     scale: tuple[float, float] = (1.0, 1.0)
+    """Smallest and largest magnification."""
     shift: Fraction = 0.0
+    """Largest shift along each axis, as a part of the side."""
     crop: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Smallest side of a window that is cut out and enlarged, as a part of the side; 1 cuts nothing."""
     brightness: Fraction = 0.0
+    """Largest relative change of all values: 0.2 draws a factor from 0.8 to 1.2."""
     contrast: Fraction = 0.0
+    """Largest relative change of the distance from the image's mean grey."""
     saturation: Fraction = 0.0
+    """Largest relative change of the distance from each pixel's grey."""
     noise: Fraction = 0.0
+    """Standard deviation of Gaussian noise, as a part of the full range."""
     views: tuple[Literal["hflip", "vflip", "rot90", "rot180", "rot270", "transpose", "transverse"], ...] = ()
+    """Flips and quarter turns to draw with stored features of their own, in place of the flips and turns above."""
     margin: Fraction = 0.0
+    """How much larger the decoded image is kept than `model.image_px`, as a part of its side, so that what `crop` and
+    `scale` enlarge has detail.
+    """
 
 
 class TrainConfig(Section):
     """How the classifier is trained; see `pipeline.train.optimise.TrainOptions` for what each key does."""
 
     epochs: Positive = 100
+    """Passes over the training split."""
     batch_size: Positive = 32
+    """Samples a step, over all processes."""
     optimiser: Literal["adamw", "adam", "sgd"] = "adamw"
+    """`sgd` has Nesterov momentum 0.9."""
     lr: Annotated[float, Field(gt=0)] = 1e-4
+    """Peak learning rate."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    """On matrices and kernels; biases and norms are left free."""
     schedule: Literal["cosine", "step", "poly", "constant"] = "cosine"
+    """`cosine` to zero, `step` times `gamma` at each milestone, `poly` with power 0.9, or `constant`."""
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+    """Epochs over which the learning rate rises from zero."""
     milestones: tuple[Positive, ...] = ()
+    """Epochs of the step schedule."""
     gamma: Annotated[float, Field(gt=0)] = 0.1
+    """Factor of the step schedule."""
     clip_norm: Annotated[float, Field(ge=0)] = 0.0
+    """Largest norm of the gradient; 0 clips nothing."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the target that is spread over all classes."""
     loss: Literal["auto", "cross_entropy"] = "auto"
+    """`auto` fits the task; `cross_entropy` trains ordered grades as plain classes."""
     class_weights: Literal["none", "balanced"] = "none"
+    """`balanced` weighs a class by how rare it is."""
     sampling: Literal["shuffle", "balanced"] = "shuffle"
+    """`balanced` draws classes equally often, with replacement."""
     patience: Annotated[int, Field(ge=0)] = 0
+    """Epochs without a better score on val after which to stop; 0 never stops."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay per step of a running average of the weights, which is then scored and kept; 0 for none."""
     freeze: tuple[Literal["stem", "stage1", "stage2", "stage3", "stage4", "backbone"], ...] = ()
+    """Parts of the backbone that stay as they start; `backbone` is all of them."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """`auto` is a 16-bit type on a GPU that has one, and float32 elsewhere."""
     seed: int = 0
+    """Of weights, order, augmentation and dropout, and of the choice of `fraction`."""
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the training split to train on: class by class, whole groups, smaller shares within larger ones."""
     augment: AugmentConfig = AugmentConfig()
+    """How far a training image may be changed."""
     allow_missing: bool = False
+    """Train and score without the samples that the store lacks (images set aside), instead of refusing."""
 
 
 class Resources(Section):
     """What a machine offers; no result rests on it, so nothing here is a DVC parameter."""
 
     device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:1`."""
     workers: Positive | None = None
+    """Decoding threads; null is one for each processor, at most 16."""
     batch_size: Positive | None = None
+    """Images per call of the encoder; null finds it out."""
     features: Literal["auto", "device", "host", "stream"] = "auto"
+    """Where features wait: on the device, in host memory, or in the store; `auto` goes by their size."""
     channels_last: bool = False
+    """Another layout of memory, which some GPUs prefer."""
     compile: bool = False
+    """Compile the classifier with torch; takes a minute, and pays on long trainings."""
     tensorboard: bool = False
+    """Write the history for TensorBoard too (extra `tensorboard`)."""
 
 
 class Config(Section):
     """The whole configuration of an experiment."""
 
     data: DataConfig
+    """Where images and labels are."""
     encoder: EncoderConfig
+    """The frozen encoder of stage one."""
     store: StoreConfig
+    """Where its features are kept."""
     model: ModelConfig
+    """The classifier of stage two."""
     train: TrainConfig
+    """How it is trained."""
     run: Path
+    """Folder that the training leaves everything in."""
     resources: Resources = Resources()
+    """What this machine offers; no result rests on it."""
 
     @property
     def reads_store(self) -> bool:

@@ -19,4 +19,4 @@ def test_every_key_is_on_the_page() -> None:
     said = page()
     for key in (*Config.model_fields, *TrainConfig.model_fields):
         assert f"| `{key}` |" in said
-    assert "| `lr` | number > 0 | `0.0001` |" in said
+    assert "| `lr` | number > 0 | `0.0001` | Peak learning rate. |" in said
