@@ -17,6 +17,8 @@
 ('a.png', 'b.png', 'c.png')
 >>> store.read([2, 0])["neck"][:, 0, 0, 0]
 array([2., 0.], dtype=float16)
+>>> store["b.png"]["neck"].shape, store[1:]["neck"].shape
+((2, 4, 4), (2, 2, 4, 4))
 >>> cache.verify(path)
 ()
 """
@@ -35,6 +37,7 @@ from cache.errors import (
     FormatError,
     IncompleteRowsError,
     NoSpaceError,
+    NoSuchRowError,
     StoreError,
     StoreLockedError,
     StoreNotFoundError,
@@ -63,6 +66,7 @@ __all__ = [
     "Labels",
     "Manifest",
     "NoSpaceError",
+    "NoSuchRowError",
     "Row",
     "ShardPlan",
     "Store",

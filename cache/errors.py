@@ -72,6 +72,13 @@ class DamagedRowError(StoreError):
         return type(self), (str(self), self.ids)
 
 
+class NoSuchRowError(StoreError, IndexError):
+    """A row or a sample was asked for that the store does not have.
+
+    It is an `IndexError` too, so that whatever walks over a sequence ends where the store does.
+    """
+
+
 class StoreLockedError(StoreError):
     """Another writer is at work on the same store."""
 

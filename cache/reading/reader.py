@@ -25,6 +25,8 @@ from cache.formats.zarr_folder import OpenedStore, open_zarr
 from cache.index import Row, UInt8
 from cache.labels import Labels, parse_labels
 from cache.reading.copying import copy_rows
+from cache.reading.selection import is_one, select_rows
+from cache.reading.summary import summarise
 
 
 def store_format(path: Path) -> Literal["zarr", "hdf5"]:
@@ -109,7 +111,8 @@ class Store:
     """A finished store, open for reading.
 
     It pickles by its path and opens again in the process that loads it; there it must still be the same version. It may
-    be read from several threads at once.
+    be read from several threads at once. `store[rows]` reads all taps of some rows; `read` chooses taps, and fills
+    buffers.
 
     Attributes:
         path: Where it lies: a path, or text for a URL.
@@ -120,10 +123,11 @@ class Store:
         self.path = path
         self._files: OpenedStore | None = open_files(path)
         self._version = self._files.description.checksum
+        self._row_of: dict[str, int] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """The path and the version, nothing that is open."""
-        return {"path": self.path, "_version": self._version, "_files": None}
+        return {"path": self.path, "_version": self._version, "_files": None, "_row_of": None}
 
     @property
     def _opened(self) -> OpenedStore:
@@ -205,7 +209,33 @@ class Store:
         return self._opened.description.rows
 
     def __repr__(self) -> str:
-        return f"Store({os.fspath(self.path)!r}, {len(self)} rows of {', '.join(self.taps)})"
+        return summarise(self)
+
+    def __contains__(self, sample_id: object) -> bool:
+        return sample_id in self._rows_by_id()
+
+    def __getitem__(self, key: Any) -> dict[str, npt.NDArray[Any]]:
+        """Read all taps of the rows that a key means.
+
+        Args:
+            key: A row number or an id for one row; a slice, a mask of `len(self)` booleans, or a sequence of row
+                numbers or of ids for several. Negative numbers count from the end.
+
+        Returns:
+            By tap (C, h, w) for one row, and (n, C, h, w) for several.
+
+        Raises:
+            NoSuchRowError: There is no such row or id.
+            DamagedRowError: See `read`.
+        """
+        found = self.read(select_rows(key, len(self), self._rows_by_id))
+        return {tap: values[0] for tap, values in found.items()} if is_one(key) else found
+
+    def _rows_by_id(self) -> dict[str, int]:
+        """Row by id, in row order; made when it is first asked for."""
+        if self._row_of is None:
+            self._row_of = {name: row for row, name in enumerate(self.ids)}
+        return self._row_of
 
     def __enter__(self) -> Store:
         return self
