@@ -90,6 +90,10 @@ class MedMnistData(Section):
     """The `.npz` file, where it is or shall be; its name is the official one."""
     size_px: Literal[28, 64, 128, 224] = 28
     """Side of the images in the archive to fetch."""
+    masks: Path | None = None
+    """An `.npz` file with masks of the findings, `{train,val,test}_masks` (n, H, W), for `encoder.name: mask` and
+    `explain`; MedMNIST has none of its own.
+    """
 
 
 class FolderData(Section):

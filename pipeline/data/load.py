@@ -33,7 +33,7 @@ def load_dataset(layout: str, *, path: Any, reading: Reading, **options: Any) ->
         case "demo":
             return load_demo(path)
         case "medmnist":
-            return _load_archive(path, options["name"])
+            return _load_archive(path, options["name"], options["masks"])
         case "folder":
             return load_folder(
                 path, group_pattern=options["group_pattern"], reading=reading, **_drawn(options["split"])
@@ -45,10 +45,11 @@ def load_dataset(layout: str, *, path: Any, reading: Reading, **options: Any) ->
     raise ConfigError(message)
 
 
-def _load_archive(path: Path, name: str) -> Dataset:
+def _load_archive(path: Path, name: str, masks: Path | None) -> Dataset:
     """An archive, with the class names and the task that its makers say it has, where the set is known."""
     known = SETS.get(name)
-    return load_medmnist(path) if known is None else load_medmnist(path, class_names=known.class_names, task=known.task)
+    said: dict[str, Any] = {} if known is None else {"class_names": known.class_names, "task": known.task}
+    return load_medmnist(path, masks=masks, **said)
 
 
 def _drawn(rule: Mapping[str, Any]) -> dict[str, Any]:

@@ -58,7 +58,8 @@ class KnownMask:
         if mask is None:
             message = (
                 f"{data_set!r} has no masks, and the encoder {NAME!r} makes its tap from them: "
-                f"name data.mask_column of a CSV table, take the demo data, or choose another encoder"
+                f"name data.mask_column of a CSV table or data.masks of a MedMNIST archive, take the demo data, or "
+                f"choose another encoder"
             )
             raise DataError(message)
 

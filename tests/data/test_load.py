@@ -14,14 +14,18 @@ from pipeline.errors import ConfigError, DataError
 SECTIONS = (DemoData, MedMnistData, FolderData, CsvData)
 LAYOUTS = [get_args(section.model_fields["layout"].annotation)[0] for section in SECTIONS]
 OPTIONS = {
-    "name": "breastmnist", "group_pattern": None, "images": Path("images"), "path_column": "file",
+    "name": "breastmnist", "masks": None, "group_pattern": None, "images": Path("images"), "path_column": "file",
     "split": {"val": 0.15, "test": 0.25, "seed": 0},
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_of_the_configuration_has_its_loader(tmp_path: Path, layout: str) -> None:
-    wanted = {"csv": ("path_column", "images", "split"), "folder": ("group_pattern", "split"), "medmnist": ("name",)}
+    wanted = {
+        "csv": ("path_column", "images", "split"),
+        "folder": ("group_pattern", "split"),
+        "medmnist": ("name", "masks"),
+    }
     options = {key: OPTIONS[key] for key in wanted.get(layout, ())}
     with pytest.raises(DataError):  # of the loader: there is nothing at that place
         load_dataset(layout, path=tmp_path / "nothing", reading=Reading(), **options)

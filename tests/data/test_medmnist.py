@@ -56,6 +56,38 @@ def test_images_labels_and_splits_are_those_of_the_arrays(
         np.testing.assert_array_equal(image, images[i] if images[i].ndim == 3 else np.dstack([images[i]] * 3))
 
 
+def test_masks_come_from_an_archive_of_their_own(tmp_path: Path) -> None:
+    path, masks = save(tmp_path / "own.npz", arrays()), Arrays()
+    for split, count in (("train", 9), ("val", 3), ("test", 5)):
+        masks[f"{split}_masks"] = np.random.default_rng(1).integers(0, 2, (count, 6, 8), np.uint8) * 255
+    made = pickle.loads(pickle.dumps(load_medmnist(path, masks=save(tmp_path / "masks.npz", masks))))
+    found = [made.mask(i) for i in range(len(made))]
+    np.testing.assert_array_equal(np.stack(found), np.concatenate([masks[f"{s}_masks"] for s in SPLITS]) == 255)
+    assert load_medmnist(path).mask(0) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"val_masks": np.zeros((2, 4, 4), np.uint8)}, r"masks\.npz: val has 2 masks, and .*own\.npz 3 images"),
+        (
+            {"val_masks": np.zeros((3, 4, 4), np.float32)},
+            r"val_masks is float32 \(3, 4, 4\); expected integers or bool",
+        ),
+        ({"val_masks": np.zeros(3, np.uint8)}, r"val_masks is uint8 \(3,\); expected integers or bool \(n, H, W\)"),
+        ({"val_masks": None}, "no array 'val_masks'"),
+    ],
+)
+def test_masks_of_other_images_are_refused(tmp_path: Path, change: Arrays, message: str) -> None:
+    masks = {
+        f"{split}_masks": np.zeros((count, 4, 4), np.uint8) for split, count in zip(SPLITS, (9, 3, 5), strict=True)
+    }
+    content = {name: array for name, array in {**masks, **change}.items() if array is not None}
+    path = save(tmp_path / "own.npz", arrays())
+    with pytest.raises(DataError, match=message):
+        load_medmnist(path, masks=save(tmp_path / "masks.npz", content))
+
+
 def test_labels_of_several_columns_are_multilabel(tmp_path: Path) -> None:
     content = arrays()
     for split in SPLITS:

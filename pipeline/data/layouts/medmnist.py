@@ -28,7 +28,9 @@ from pipeline.data.layouts.medmnist_sets import SETS
 from pipeline.errors import DataError
 
 
-def load_medmnist(path: Path, *, class_names: tuple[str, ...] = (), task: Task | None = None) -> Dataset:
+def load_medmnist(
+    path: Path, *, class_names: tuple[str, ...] = (), task: Task | None = None, masks: Path | None = None
+) -> Dataset:
     """Load a MedMNIST archive, or one in its layout.
 
     Ids are `train/000123`: split and position. MedMNIST does not say which images share a patient, so every image is
@@ -39,19 +41,25 @@ def load_medmnist(path: Path, *, class_names: tuple[str, ...] = (), task: Task |
             integers (n, 1), or (n, classes) of 0 and 1.
         class_names: By class number; known for the official sets (by file name), else `class 0`, `class 1`, ...
         task: What the labels mean; known for the official sets, else from the shape and number of labels.
+        masks: An `.npz` file with `{train,val,test}_masks` of the same images, integers or bool (n, H, W); non-zero is
+            the finding. MedMNIST has none; None for none.
 
     Raises:
-        DataError: The file is missing, damaged, or not of this layout.
+        DataError: A file is missing, damaged, or not of this layout.
     """
     known = SETS.get(path.stem.rsplit("_", 1)[0]) or SETS.get(path.stem)
     samples: list[Sample] = []
     shapes: dict[Split, tuple[int, ...]] = {}
     columns = 1
+    known_masks = None if masks is None else _masks(masks)
     for split in SPLITS:
         labels = _labels(path, split)
         shapes[split] = _image_shape(path, split)
         if shapes[split][0] != len(labels):
             message = f"{path}: {split} has {shapes[split][0]} images and {len(labels)} labels; download it again"
+            raise DataError(message)
+        if known_masks is not None and len(known_masks[split]) != len(labels):
+            message = f"{masks}: {split} has {len(known_masks[split])} masks, and {path} {len(labels)} images"
             raise DataError(message)
         columns = max(columns, labels.shape[1])
         values: list[Label] = labels[:, 0].tolist() if labels.shape[1] == 1 else [tuple(v) for v in labels.tolist()]
@@ -63,15 +71,19 @@ def load_medmnist(path: Path, *, class_names: tuple[str, ...] = (), task: Task |
     if task is None:
         guess: Task = "multilabel" if columns > 1 else "binary" if len(class_names) == 2 else "multiclass"
         task = known.task if known else guess
-    return Dataset(path.stem, tuple(samples), class_names, task, _Archive(path, shapes))
+    return Dataset(path.stem, tuple(samples), class_names, task, _Archive(path, shapes, known_masks))
+
+
+Masks = dict[Split, npt.NDArray[np.bool_]]
 
 
 class _Archive:
     """Images of the archive's splits, one after another in the order train, val, test."""
 
-    def __init__(self, path: Path, shapes: dict[Split, tuple[int, ...]]) -> None:
+    def __init__(self, path: Path, shapes: dict[Split, tuple[int, ...]], masks: Masks | None = None) -> None:
         self._path = path
         self._shapes = shapes
+        self._masks = masks
         self._maps: dict[Split, npt.NDArray[np.uint8]] = {}
         self._lock = threading.Lock()
 
@@ -97,8 +109,12 @@ class _Archive:
         return json.dumps([self._path.name, status.st_size, status.st_mtime_ns, *self._locate(index)])
 
     def mask(self, index: int) -> Mask | None:
-        """None: MedMNIST has no masks."""
-        return None
+        """The finding of a sample, bool (H, W); None where no masks were given."""
+        if self._masks is None:
+            return None
+        split, row = self._locate(index)
+        mask: Mask = self._masks[split][row]
+        return mask
 
     def _locate(self, index: int) -> tuple[Split, int]:
         row = index
@@ -110,8 +126,8 @@ class _Archive:
         message = f"{self._path}: there is no sample {index}"
         raise IndexError(message)
 
-    def __reduce__(self) -> tuple[type[_Archive], tuple[Path, dict[Split, tuple[int, ...]]]]:
-        return _Archive, (self._path, self._shapes)  # maps and locks stay in their process
+    def __reduce__(self) -> tuple[type[_Archive], tuple[Path, dict[Split, tuple[int, ...]], Masks | None]]:
+        return _Archive, (self._path, self._shapes, self._masks)  # maps and locks stay in their process
 
 
 @contextmanager
@@ -145,6 +161,19 @@ def _labels(path: Path, split: Split) -> npt.NDArray[np.int64]:
         message = f"{path}: {split}_labels is {labels.dtype} {labels.shape}; expected integers (n, 1) or (n, classes)"
         raise DataError(message)
     return labels.astype(np.int64)
+
+
+def _masks(path: Path) -> Masks:
+    """Masks by split, bool (n, H, W)."""
+    found: Masks = {}
+    for split in SPLITS:
+        with _member(path, f"{split}_masks") as stream:
+            masks = np.lib.format.read_array(stream, allow_pickle=False)
+        if masks.ndim != 3 or masks.dtype.kind not in "iub":
+            message = f"{path}: {split}_masks is {masks.dtype} {masks.shape}; expected integers or bool (n, H, W)"
+            raise DataError(message)
+        found[split] = masks != 0
+    return found
 
 
 def _image_shape(path: Path, split: Split) -> tuple[int, ...]:
