@@ -16,15 +16,14 @@ from segment_anything.modeling.image_encoder import Block
 from torch import Tensor, nn
 
 from pipeline.encoders.attention import attend, relative_terms
-
-_ONEDNN_IMAGES = 16
+from pipeline.encoders.layers import cast_products, convolve, join, layer_norm, linear, partition
 
 
 def run_block(block: Block, x: Tensor) -> Tensor:
     """One transformer block: attention and a two-layer perceptron, each added to its input in float32."""
-    x = x + _attention(block, _layer_norm(block.norm1, x))
-    hidden = F.gelu(_linear(block.mlp.lin1, _layer_norm(block.norm2, x)))
-    return x + _linear(block.mlp.lin2, hidden)
+    x = x + _attention(block, layer_norm(block.norm1, x))
+    hidden = F.gelu(linear(block.mlp.lin1, layer_norm(block.norm2, x)))
+    return x + linear(block.mlp.lin2, hidden)
 
 
 def feature_maps(
@@ -41,7 +40,7 @@ def feature_maps(
         float32 (B, h, w, C) after the position embedding, after each block, and after the neck.
     """
     # Sums keep the order in memory of their first term, which is that of all maps from here on.
-    x = _convolve(vit.patch_embed.proj, images.permute(0, 2, 3, 1)).contiguous() + vit.pos_embed
+    x = convolve(vit.patch_embed.proj, images.permute(0, 2, 3, 1)).contiguous() + vit.pos_embed
     yield x
     for block in vit.blocks:
         x = run_block(block, x)
@@ -74,9 +73,7 @@ def fit_to_grid(vit: ImageEncoderViT, grid: int) -> None:
 
 def cast(vit: ImageEncoderViT, dtype: torch.dtype) -> None:
     """Set the type of matrix products; normalisations, the position embedding and sums of blocks stay float32."""
-    for module in vit.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            module.to(dtype)
+    cast_products(vit, dtype)
     for block in vit.blocks:
         for table in (block.attn.rel_pos_h, block.attn.rel_pos_w):
             table.data = table.data.to(dtype)
@@ -85,63 +82,21 @@ def cast(vit: ImageEncoderViT, dtype: torch.dtype) -> None:
 def _attention(block: Block, x: Tensor) -> Tensor:
     """Multi-head attention over the grid or within windows: (B, h, w, C) to the same."""
     attn, window = block.attn, block.window_size
-    qkv = _linear(attn.qkv, x)
+    qkv = linear(attn.qkv, x)
     if window > 0:  # a padding token is zero, so its query, key and value are the bias alone
-        qkv, windows = _partition(qkv, window, attn.qkv.bias)
+        qkv, windows = partition(qkv, window, attn.qkv.bias)
     count, h, w, channels = qkv.shape
     q, k, v = qkv.view(count, h * w, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)  # (count, heads, h * w, d) each
     rows, columns = relative_terms(q, attn.rel_pos_h, attn.rel_pos_w, (h, w))
     out = attend(q, k, v, rows, columns).reshape(count, h, w, channels // 3)
     if window > 0:
-        out = _join(out, windows)[:, : x.shape[1], : x.shape[2]]
-    return _linear(attn.proj, out)
-
-
-def _partition(x: Tensor, window: int, padding: Tensor) -> tuple[Tensor, tuple[int, int]]:
-    """Pad with the token `padding` and cut into windows: (B, h, w, C) to (B * rows * columns, window, window, C)."""
-    batch, h, w, channels = x.shape
-    rows, columns = -(-h // window), -(-w // window)
-    padded = padding.repeat(batch, rows * window, columns * window, 1)
-    padded[:, :h, :w] = x
-    padded = padded.view(batch, rows, window, columns, window, channels).transpose(2, 3)
-    return padded.reshape(batch * rows * columns, window, window, channels), (rows, columns)
-
-
-def _join(x: Tensor, windows: tuple[int, int]) -> Tensor:
-    """Undo `_partition`, except for the padding."""
-    (rows, columns), window = windows, x.shape[1]
-    x = x.view(-1, rows, columns, window, window, x.shape[3]).transpose(2, 3)
-    return x.reshape(x.shape[0], rows * window, columns * window, -1)
+        out = join(out, windows)[:, : x.shape[1], : x.shape[2]]
+    return linear(attn.proj, out)
 
 
 def _neck(vit: ImageEncoderViT, x: Tensor) -> Tensor:
     """Two convolutions, each normalised over channels."""
     first, first_norm, second, second_norm = vit.neck
     for convolution, norm in ((first, first_norm), (second, second_norm)):
-        x = F.layer_norm(_convolve(convolution, x).float(), norm.weight.shape, norm.weight, norm.bias, norm.eps)
+        x = F.layer_norm(convolve(convolution, x).float(), norm.weight.shape, norm.weight, norm.bias, norm.eps)
     return x
-
-
-def _layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
-    return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
-
-
-def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """Apply a linear layer to the channels of a map (B, h, w, C).
-
-    On a CPU in float32 torch multiplies matrices with MKL, but convolves with oneDNN, which is up to twice as fast on
-    other makers' processors. On a single thread oneDNN is taken from 16 images on, so the tokens are cut into 16.
-    """
-    shape = x.shape[:-1]
-    tokens = x.reshape(-1, x.shape[-1]).to(layer.weight.dtype)
-    if not x.is_cpu or tokens.dtype != torch.float32 or len(tokens) % _ONEDNN_IMAGES:
-        return F.linear(tokens, layer.weight, layer.bias).view(*shape, -1)
-    images = tokens.view(_ONEDNN_IMAGES, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
-    out = F.conv2d(images, layer.weight[:, :, None, None], layer.bias)
-    return out.permute(0, 2, 3, 1).reshape(*shape, -1)
-
-
-def _convolve(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    """Convolve a map whose channels come last."""
-    out: Tensor = layer(x.permute(0, 3, 1, 2).to(layer.weight.dtype))
-    return out.permute(0, 2, 3, 1)

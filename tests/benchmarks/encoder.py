@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.cli.memory import keep_freed_memory
-from pipeline.encoders import ARCHITECTURES, Architecture, Encoder, build_encoder, sam_vit
+from pipeline.encoders import ARCHITECTURES, Architecture, Encoder, build_encoder, layers
 from pipeline.encoders.preprocessing import normalise
 from tests.encoders.seeded import hooked, image_like, official_encoder, relative_error, seeded_state
 
@@ -57,7 +57,7 @@ def matmul_rate(dtype: torch.dtype, device: str) -> float:
     tokens = torch.randn(1, 64, 64, 1280, device=device, dtype=dtype)
     products: list[tuple[Callable[[], Tensor], int]] = [
         (lambda: square @ square, 2 * side**3),
-        (lambda: sam_vit._linear(layer, tokens), 2 * 4096 * 1280 * 5120),
+        (lambda: layers.linear(layer, tokens), 2 * 4096 * 1280 * 5120),
     ]
     with torch.no_grad():
         return max(count / min(seconds(run, device) for _ in range(10)) for run, count in products)

@@ -1,0 +1,59 @@
+"""Layers of a frozen encoder on maps (B, h, w, C), in the type of their weights, and windows of such maps."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_ONEDNN_IMAGES = 16
+
+
+def cast_products(module: nn.Module, dtype: torch.dtype) -> None:
+    """Set the type of matrix products and convolutions in place; everything else stays float32."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Conv2d):
+            part.to(dtype)
+
+
+def layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    """Normalise over channels."""
+    return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+
+
+def linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """Apply a linear layer to the channels of a map (B, h, w, C).
+
+    On a CPU in float32 torch multiplies matrices with MKL, but convolves with oneDNN, which is up to twice as fast on
+    other makers' processors. On a single thread oneDNN is taken from 16 images on, so the tokens are cut into 16.
+    """
+    shape = x.shape[:-1]
+    tokens = x.reshape(-1, x.shape[-1]).to(layer.weight.dtype)
+    if not x.is_cpu or tokens.dtype != torch.float32 or len(tokens) % _ONEDNN_IMAGES:
+        return F.linear(tokens, layer.weight, layer.bias).view(*shape, -1)
+    images = tokens.view(_ONEDNN_IMAGES, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
+    out = F.conv2d(images, layer.weight[:, :, None, None], layer.bias)
+    return out.permute(0, 2, 3, 1).reshape(*shape, -1)
+
+
+def convolve(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """Convolve a map whose channels come last."""
+    out: Tensor = layer(x.permute(0, 3, 1, 2).to(layer.weight.dtype))
+    return out.permute(0, 2, 3, 1)
+
+
+def partition(x: Tensor, window: int, padding: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    """Pad with the token `padding` and cut into windows: (B, h, w, C) to (B * rows * columns, window, window, C)."""
+    batch, h, w, channels = x.shape
+    rows, columns = -(-h // window), -(-w // window)
+    padded = padding.repeat(batch, rows * window, columns * window, 1)
+    padded[:, :h, :w] = x
+    padded = padded.view(batch, rows, window, columns, window, channels).transpose(2, 3)
+    return padded.reshape(batch * rows * columns, window, window, channels), (rows, columns)
+
+
+def join(x: Tensor, windows: tuple[int, int]) -> Tensor:
+    """Undo `partition`, except for the padding."""
+    (rows, columns), window = windows, x.shape[1]
+    x = x.view(-1, rows, columns, window, window, x.shape[3]).transpose(2, 3)
+    return x.reshape(x.shape[0], rows * window, columns * window, -1)
