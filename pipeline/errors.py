@@ -29,3 +29,11 @@ class CheckpointError(PipelineError):
 
 class RunError(PipelineError):
     """A training run cannot start, continue or be read."""
+
+
+def needs_extra(what: str, extra: str) -> str:
+    """A message for what an extra would bring: the one form of this hint."""
+    return (
+        f"{what} needs the extra {extra!r}, which is not installed: pip install 'slca-pipeline[{extra}]' "
+        f"(in a clone of the project: uv sync --extra {extra})"
+    )

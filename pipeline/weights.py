@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import CheckpointError, ConfigError
+from pipeline.errors import CheckpointError, ConfigError, needs_extra
 
 # What torch's unpickler raises on bytes that are no checkpoint, besides what it means to raise.
 TORN = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError)
@@ -118,8 +118,7 @@ def import_timm() -> ModuleType:
     try:
         import timm
     except ImportError as error:
-        msg = "Backbones named 'timm:...' need the timm extra: install it with `uv sync --extra timm`."
-        raise ConfigError(msg) from error
+        raise ConfigError(needs_extra("A backbone named 'timm:...'", "timm")) from error
     module: ModuleType = timm
     return module
 

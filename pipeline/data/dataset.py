@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, get_args
 
@@ -62,6 +62,7 @@ class Dataset:
         class_names: By class number.
         task: What the labels mean; an ordinal task has its classes in ascending order.
         source: Where the pixels are.
+        ignored: How many files lie there and are no sample, by suffix.
 
     Raises:
         DataError: An id is empty, repeated or holds control characters, a label does not fit the task, a group is in
@@ -73,6 +74,7 @@ class Dataset:
     class_names: tuple[str, ...]
     task: Task
     source: Source = field(repr=False, compare=False)
+    ignored: Mapping[str, int] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _check_ids(self.name, self.samples)

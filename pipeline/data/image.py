@@ -1,4 +1,4 @@
-"""Image files to uint8 RGB: PNG, JPEG, TIFF, BMP, DICOM; 8 to 16 bit; upright; refused with the reason if damaged.
+"""Image files to uint8 RGB: PNG, JPEG, TIFF, BMP, WebP, DICOM; 8 to 16 bit; upright; refused if damaged.
 
 Every rule that turns what a file stores into the pixels of a sample (those of DICOM are in `pipeline.data.dicom`):
 
@@ -15,7 +15,7 @@ Every rule that turns what a file stores into the pixels of a sample (those of D
 | grey, floating point | percentile or window; `full` is refused, because a float has no range of its own |
 | RGB, 16 bit | the high byte, which is all that Pillow decodes: within 1 of division by 257 |
 | EXIF or TIFF orientation | applied: the pixels are upright |
-| several pages (TIFF) | the page `Reading.frame` |
+| several pages (TIFF, moving WebP) | the page `Reading.frame` |
 
 JPEG is always decoded at full size: the decoder's scaled modes (Pillow's `draft`) are faster for large images but give
 other pixels than decoding followed by the encoder's own resize.
@@ -36,11 +36,11 @@ from PIL import UnidentifiedImageError
 from pipeline.data import dicom
 from pipeline.data.dataset import Image
 from pipeline.data.depth import DEFAULT_READING, Reading, to_8_bit
-from pipeline.errors import DataError
+from pipeline.errors import DataError, needs_extra
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", *dicom.SUFFIXES)
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", *dicom.SUFFIXES)
 MAX_PIXELS = 1 << 26  # 8192 x 8192; below the size at which Pillow itself warns of a decompression bomb
-_FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
+_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
 _ORIENTATION = 0x0112
 
 
@@ -63,7 +63,7 @@ def read_image(path: Path, reading: Reading = DEFAULT_READING) -> Image:
     """Read an image file upright as uint8 RGB (H, W, 3).
 
     Args:
-        path: A PNG, JPEG, TIFF, BMP or DICOM file; its content counts, not its suffix.
+        path: A PNG, JPEG, TIFF, BMP, WebP or DICOM file; its content counts, not its suffix.
         reading: How values of more than 8 bits become 8 bits, and which page or frame is read.
 
     Raises:
@@ -76,9 +76,8 @@ def read_image(path: Path, reading: Reading = DEFAULT_READING) -> Image:
             raise DataError(message)
         with path.open("rb") as stream:
             pixels = _dicom_pixels(stream, reading) if dicom.is_dicom(stream) else _pillow_pixels(stream, reading)
-    except ModuleNotFoundError as error:
-        message = f"{path}: this is DICOM, and {error.name} is not installed: pip install 'slca-pipeline[dicom]'"
-        raise DataError(message) from None
+    except ModuleNotFoundError:
+        raise DataError(needs_extra(f"{path}: this is DICOM, which", "dicom")) from None
     except MemoryError:
         raise
     except Exception as error:  # parsers raise what the damage happens to hit: OSError, SyntaxError, struct.error, ...

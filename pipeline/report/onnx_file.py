@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import ConfigError, RunError
+from pipeline.errors import ConfigError, RunError, needs_extra
 from pipeline.model.backbones import standardise
 from pipeline.model.classifier import Classifier
 from pipeline.model.tasks import Head, probabilities
@@ -103,8 +103,7 @@ def _exported(served: Served, folder: Path) -> bytes:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        msg = f"Writing ONNX needs the extra of that name ({error}): install it with `uv sync --extra onnx`."
-        raise ConfigError(msg) from error
+        raise ConfigError(needs_extra("Writing ONNX", "onnx")) from error
     inputs = served.example(2)
     free = {0: torch.export.Dim("batch", min=1)}
     sizes = (free, (free,) * (len(inputs) - 1)) if served.classifier.taps else (free,)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, needs_extra
 from pipeline.train import run_folder
 from pipeline.train.loop import Loop
 
@@ -93,6 +93,5 @@ def _summary_writer() -> type[SummaryWriter]:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        msg = "Writing for TensorBoard needs the extra of that name: install it with `uv sync --extra tensorboard`."
-        raise ConfigError(msg) from error
+        raise ConfigError(needs_extra("Writing for TensorBoard", "tensorboard")) from error
     return SummaryWriter

@@ -52,6 +52,16 @@ def test_a_pattern_on_the_file_name_keeps_patients_together(tmp_path: Path) -> N
     assert load_folder(tmp_path, group_pattern=r"^\d+").samples == made.samples
 
 
+def test_what_is_no_image_of_a_class_is_counted_by_suffix(tmp_path: Path) -> None:
+    classes(tmp_path)
+    for name in ("a/x.heic", "b/deep/y.HEIC", "b/z.gif", "labels.csv", "README", "stray.png", ".hidden", "a/.DS_Store"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    made = load_folder(tmp_path)
+    assert len(made) == 20
+    assert made.ignored == {".heic": 2, ".gif": 1, ".csv": 1, "no suffix": 1, ".png": 1}
+
+
 def test_the_draw_depends_on_the_seed_alone(tmp_path: Path) -> None:
     classes(tmp_path)
     assert load_folder(tmp_path, seed=4).samples == load_folder(tmp_path, seed=4).samples

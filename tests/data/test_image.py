@@ -38,10 +38,10 @@ def grey(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.repeat(values[:, :, None], 3, axis=2)
 
 
-@pytest.mark.parametrize("suffix", [".png", ".tif", ".bmp"])
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".bmp", ".webp"])
 def test_rgb_is_read_as_it_is(tmp_path: Path, colour: Pixels, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
-    Image.fromarray(colour).save(path)
+    Image.fromarray(colour).save(path, lossless=True)  # which WebP alone needs to be told
     read = read_image(path)
     assert read.dtype == np.uint8
     assert read.flags.c_contiguous
@@ -224,7 +224,7 @@ def test_a_page_is_chosen(tmp_path: Path, colour: Pixels) -> None:
         read_image(tmp_path / "a.tif", Reading(frame=2))
 
 
-@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".bmp"])
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".bmp", ".webp"])
 def test_a_truncated_file_is_refused_at_every_length(tmp_path: Path, suffix: str) -> None:
     noise = np.random.default_rng(4).integers(0, 256, (64, 64, 3), np.uint8)
     whole = tmp_path / f"whole{suffix}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -27,7 +28,8 @@ def load_folder(
 
     Where the folders directly below `root` are called train, val (or valid, validation) and test, they are the
     splits; else they are the classes and the splits are drawn. Classes are numbered in the order of their names.
-    Images may lie at any depth below their class; hidden files and files of other kinds are passed over.
+    Images may lie at any depth below their class. Hidden files are passed over; files of other kinds, and what lies
+    beside the folders of the classes, are passed over and counted.
 
     Args:
         root: The folder.
@@ -44,11 +46,12 @@ def load_folder(
     if not root.is_dir():
         message = f"{root}: there is no such folder; expected class/image or split/class/image below it"
         raise DataError(message)
+    ignored: Counter[str] = Counter()
     names: list[str] = []
     classes: list[str] = []
     splits: list[Split] = []
-    for split, folder in _class_folders(root):
-        images = sorted(_images(root, folder))
+    for split, folder in _class_folders(root, ignored):
+        images = sorted(_images(root, folder, ignored))
         if not images:
             message = f"{folder}: the class has no image ({', '.join(SUFFIXES)}); add some or remove the folder"
             raise DataError(message)
@@ -61,12 +64,12 @@ def load_folder(
     drawn = splits or stratified_split(labels, groups, fractions=fractions, seed=seed)
     samples = tuple(map(Sample, names, labels, drawn, groups))
     task: Task = "binary" if len(class_names) == 2 else "multiclass"
-    return Dataset(root.resolve().name, samples, class_names, task, Files(root, tuple(names), reading))
+    return Dataset(root.resolve().name, samples, class_names, task, Files(root, tuple(names), reading), dict(ignored))
 
 
-def _class_folders(root: Path) -> list[tuple[Split | None, Path]]:
+def _class_folders(root: Path, ignored: Counter[str]) -> list[tuple[Split | None, Path]]:
     """Folders of the classes with their split, in a fixed order; the split is None where it has to be drawn."""
-    below = _folders(root)
+    below = _folders(root, ignored)
     found = {folder: split_named(folder.name) for folder in below}
     if not any(found.values()):
         return [(None, folder) for folder in below]
@@ -74,21 +77,41 @@ def _class_folders(root: Path) -> list[tuple[Split | None, Path]]:
     if others:
         message = f"{root}: beside splits there are other folders: {listing(others)}; use names of splits or of classes"
         raise DataError(message)
-    return [(split, folder) for split in SPLITS for top in below if found[top] == split for folder in _folders(top)]
+    return [
+        (split, folder) for split in SPLITS for top in below if found[top] == split for folder in _folders(top, ignored)
+    ]
 
 
-def _folders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+def _folders(root: Path, ignored: Counter[str]) -> list[Path]:
+    """Folders directly below one, and a count of the files there, by suffix."""
+    folders: list[Path] = []
+    for path in root.iterdir():
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            folders.append(path)
+        else:
+            ignored[_suffix(path.name)] += 1
+    return sorted(folders)
 
 
-def _images(root: Path, folder: Path) -> Iterator[str]:
-    """Image files at any depth below a folder, hidden ones left out, as paths relative to `root`."""
+def _suffix(name: str) -> str:
+    """What a count of files calls a kind of them."""
+    return Path(name).suffix.lower() or "no suffix"
+
+
+def _images(root: Path, folder: Path, ignored: Counter[str]) -> Iterator[str]:
+    """Image files at any depth below a folder, as paths relative to `root`; of the others those not hidden count."""
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         below = Path(parent).relative_to(root).as_posix()
         for name in files:
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
+            if name.startswith("."):
+                continue
+            if name.lower().endswith(SUFFIXES):
                 yield f"{below}/{name}"
+            else:
+                ignored[_suffix(name)] += 1
 
 
 def _groups(root: Path, names: list[str], pattern: str | None) -> list[str]:
