@@ -63,9 +63,9 @@ class DamagedRowError(StoreError):
         ids: Ids of the samples whose features are damaged, in the order they were asked for.
     """
 
-    def __init__(self, message: str, ids: Sequence[str]) -> None:
+    def __init__(self, message: str, ids: Sequence[str] = ()) -> None:
         super().__init__(message)
-        self.ids = tuple(ids)
+        self.ids = tuple(ids)  # none where torch's loader hands on what a worker raised, by its message alone
 
     def __reduce__(self) -> tuple[type[DamagedRowError], tuple[str, tuple[str, ...]]]:
         """Keep the ids when a worker process hands the error to its parent."""

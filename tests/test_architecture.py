@@ -92,7 +92,7 @@ def test_rooms_are_entered_one_way(path: Path) -> None:
     if named in rooms:
         allowed = below(named, rooms)
     else:
-        allowed = {"cli"} if named == "__main__" else set(rooms) if top == "cache" and named == "__init__" else set()
+        allowed = {"cli"} if named == "__main__" else set(rooms) if named == "__init__" else set()
     for module in imports(path):
         parts = module.split(".")
         if parts[0] == "cache" and top == "pipeline" and named in rooms:
