@@ -77,6 +77,10 @@ class DemoData(Section):
     """Another seed, other images."""
     difficulty: DifficultyConfig = DifficultyConfig()
     """How hard they are."""
+    positive: str | None = None
+    """Name of the class that is looked for, which sensitivity, predictive values and the report speak of first; null
+    takes the last of two classes, and none of more. It changes no training and no order of classes.
+    """
 
 
 class MedMnistData(Section):
@@ -93,6 +97,10 @@ class MedMnistData(Section):
     masks: Path | None = None
     """An `.npz` file with masks of the findings, `{train,val,test}_masks` (n, H, W), for `encoder.name: mask` and
     `explain`; MedMNIST has none of its own.
+    """
+    positive: str | None = None
+    """Name of the class that is looked for, which sensitivity, predictive values and the report speak of first; null
+    takes the last of two classes, and none of more. It changes no training and no order of classes.
     """
 
 
@@ -111,6 +119,10 @@ class FolderData(Section):
     """How splits are drawn where the folder has none."""
     reading: ReadingConfig = ReadingConfig()
     """How files become 8 bits."""
+    positive: str | None = None
+    """Name of the class that is looked for, which sensitivity, predictive values and the report speak of first; null
+    takes the last of two classes, and none of more. It changes no training and no order of classes.
+    """
 
 
 class CsvData(Section):
@@ -146,6 +158,14 @@ class CsvData(Section):
     """How splits are drawn where the table has none."""
     reading: ReadingConfig = ReadingConfig()
     """How files become 8 bits."""
+    subgroup_columns: tuple[str, ...] = ()
+    """Columns whose values `evaluate` scores by themselves, such as `[sex, age]`; cells may be empty."""
+    subgroup_bands: dict[str, tuple[float, ...]] = {}
+    """For columns of numbers among `subgroup_columns`, the limits between bands, such as `{age: [40, 60]}`."""
+    positive: str | None = None
+    """Name of the class that is looked for, which sensitivity, predictive values and the report speak of first; null
+    takes the last of two classes, and none of more. It changes no training and no order of classes.
+    """
 
 
 DataConfig = Annotated[DemoData | MedMnistData | FolderData | CsvData, Field(discriminator="layout")]

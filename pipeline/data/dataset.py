@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -44,12 +45,14 @@ class Sample:
         label: Class number; for a multilabel task one 0 or 1 per class.
         split: The part of the data set it belongs to.
         group: What must not straddle splits, such as the patient; the id itself where nothing is known.
+        subgroups: What else is known of it, such as sex or site: one text for each of the data set's `subgroup_names`.
     """
 
     id: str
     label: Label
     split: Split
     group: str
+    subgroups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,10 +66,12 @@ class Dataset:
         task: What the labels mean; an ordinal task has its classes in ascending order.
         source: Where the pixels are.
         ignored: How many files lie there and are no sample, by suffix.
+        positive: The class that is looked for; None leaves it to `positive_class`.
+        subgroup_names: What is known of each sample besides its label, for scores by subgroup.
 
     Raises:
         DataError: An id is empty, repeated or holds control characters, a label does not fit the task, a group is in
-            two splits, a class is empty, or a class has samples but none of them in train.
+            two splits, a class is empty, a class has samples but none of them in train, or the positive class is none.
     """
 
     name: str
@@ -75,8 +80,11 @@ class Dataset:
     task: Task
     source: Source = field(repr=False, compare=False)
     ignored: Mapping[str, int] = field(default_factory=dict, repr=False, compare=False)
+    positive: str | None = None
+    subgroup_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        _check_positive(self.name, self.positive, self.class_names)
         _check_ids(self.name, self.samples)
         _check_labels(self.name, self.samples, self.class_names, self.task)
         _check_groups(self.name, self.samples)
@@ -104,6 +112,17 @@ class Dataset:
     def indices(self, split: Split) -> list[int]:
         """Positions of a split's samples, ascending."""
         return [i for i, sample in enumerate(self.samples) if sample.split == split]
+
+    @property
+    def positive_class(self) -> int | None:
+        """Number of the class that sensitivity and predictive values speak of first: the named one, of two the last.
+
+        None where there are more and none is named. It decides which figures stand in front and changes no order of
+        classes, no decision and no training.
+        """
+        if self.positive is not None:
+            return self.class_names.index(self.positive)
+        return len(self.class_names) - 1 if self.task == "binary" or len(self.class_names) == 1 else None
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:
@@ -141,6 +160,15 @@ def listing(names: Iterable[str]) -> str:
 def positives(label: Label) -> Sequence[int]:
     """Class numbers that a label says are present."""
     return (label,) if isinstance(label, int) else [k for k, present in enumerate(label) if present]
+
+
+def _check_positive(name: str, positive: str | None, class_names: Sequence[str]) -> None:
+    if positive is None or positive in class_names:
+        return
+    near = difflib.get_close_matches(positive, class_names, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"name one of {listing(class_names)}"
+    message = f"{name}: data.positive is {positive!r}, and there is no such class; {hint}"
+    raise DataError(message)
 
 
 def _check_ids(name: str, samples: Sequence[Sample]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,19 +17,25 @@ from pipeline.data.layouts.table import load_csv
 from pipeline.errors import ConfigError
 
 
-def load_dataset(layout: str, *, path: Any, reading: Reading, **options: Any) -> Dataset:
+def load_dataset(layout: str, *, path: Any, reading: Reading, positive: str | None = None, **options: Any) -> Dataset:
     """Load a data set.
 
     Args:
         layout: `demo`, `folder`, `csv` or `medmnist`.
         path: Where it lies; of a table a path by split where each split has one of its own.
         reading: How image files become uint8 RGB where that is a choice.
+        positive: Name of the class that is looked for; None for the last of two.
         options: The others that the layout has, by the names that a configuration gives them; see its loader.
 
     Raises:
         ConfigError: There is no such layout.
-        DataError: The data set cannot be loaded.
+        DataError: The data set cannot be loaded, or has no class of the name `positive`.
     """
+    found = _load(layout, path, reading, options)
+    return found if positive is None else dataclasses.replace(found, positive=positive)
+
+
+def _load(layout: str, path: Any, reading: Reading, options: dict[str, Any]) -> Dataset:
     match layout:
         case "demo":
             return load_demo(path)

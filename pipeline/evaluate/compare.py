@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ class Predictions:
         class_names: The K names.
         task: What the labels mean.
         pixels: SHA-256 of the pixels of the n images; empty where that was not recorded.
+        positive: The class that is looked for; None where none was named, or the run does not say.
     """
 
     ids: tuple[str, ...]
@@ -41,6 +43,7 @@ class Predictions:
     class_names: tuple[str, ...]
     task: Task
     pixels: tuple[str, ...]
+    positive: int | None = None
 
 
 def read_predictions(folder: Path) -> Predictions:
@@ -67,7 +70,18 @@ def read_predictions(folder: Path) -> Predictions:
         class_names=names,
         task=description.task,
         pixels=tuple(row.get("pixels_sha256") or "" for row in rows),
+        positive=_positive(folder, names),
     )
+
+
+def _positive(folder: Path, class_names: Sequence[str]) -> int | None:
+    """The class that an evaluated run looks for; None if none was named."""
+    try:
+        figures = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    named = figures.get("positive")
+    return class_names.index(named) if named in class_names else None
 
 
 def compare(first: Path, second: Path, *, resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
@@ -89,7 +103,7 @@ def compare(first: Path, second: Path, *, resamples: int = 2000, seed: int = 0) 
     """
     one, two = read_predictions(first), read_predictions(second)
     _check_same_samples(one, two, first, second)
-    scorers = [Scorer(p.task, p.labels, p.probabilities) for p in (one, two)]
+    scorers = [Scorer(p.task, p.labels, p.probabilities, one.positive) for p in (one, two)]
     whole = np.ones((1, len(one.ids)))
     points = [{name: value[0] for name, value in scorer(whole).items()} for scorer in scorers]
     draws = [resample(scorer, one.groups, resamples=resamples, seed=seed) for scorer in scorers]

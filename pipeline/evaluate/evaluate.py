@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from cache import Store
 from pipeline.data import Dataset, Split
-from pipeline.evaluate import intervals, metrics, operating, plots
+from pipeline.evaluate import decision, intervals, metrics, operating, plots
+from pipeline.evaluate.subgroups import by_subgroup
 from pipeline.model.tasks import Task
 from pipeline.progress import Progress, silent
 from pipeline.train import run_folder
@@ -22,6 +23,7 @@ from pipeline.train.forward import infer
 from pipeline.train.train import Machine
 
 Floats = npt.NDArray[np.floating[Any]]
+SUBGROUP = "subgroup_"  # begins the name of a column of `predictions.csv` that says a subgroup
 
 
 def evaluate(
@@ -40,9 +42,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score a finished run on a split, and leave the figures in its folder.
 
-    Writes `metrics.json`; `predictions.csv`, one row per sample; `roc.csv`, `precision_recall.csv`, `reliability.csv`,
-    one row per point, the last with intervals; for people the same three as PNG, `loss.png` and, where a sample has one
-    class, `confusion.png`.
+    Writes `metrics.json`; `predictions.csv`, one row per sample; `roc.csv`, `precision_recall.csv`, `reliability.csv`
+    and `decision_curve.csv`, one row per point, the last two with intervals; for people the first three as PNG,
+    `loss.png` and, where a sample has one class, `confusion.png`.
 
     Args:
         folder: A finished run.
@@ -59,8 +61,10 @@ def evaluate(
         progress: Called while images are decoded.
 
     Returns:
-        What `metrics.json` holds: the scores of `metrics.score`; `intervals`, by score `low` and `high`;
-        `operating_points`, by point and class; and what the run is.
+        What `metrics.json` holds: `positive`, the class that is looked for, if one is; the scores of `metrics.score`;
+        `prevalence`, the share of each class; `intervals`, by score `low` and `high`; `operating_points`, by point and
+        class the threshold, the shares of `operating.PointScorer` with the decisions that they rest on, and the counts;
+        `subgroups`, see `by_subgroup`, at the first of the points; and what the run is.
 
     Raises:
         RunError: No finished run, other classes, or features of another fingerprint.
@@ -90,18 +94,25 @@ def evaluate(
 
     feed, said = score_split(split)
     val = score_split("val") if dataset.indices("val") else None
-    scorer = metrics.Scorer(task, feed.labels, said)
-    draws = intervals.resample(scorer, feed.groups, resamples=resamples, seed=seed)
+    positive = dataset.positive_class
+    subgroups = _subgroups(dataset, feed)
+    at_points = {point: _at_point(point, task, val, (feed, said), names) for point in points if val is not None}
     figures = {
         "split": split,
-        **metrics.score(task, feed.labels, said, names),
-        "intervals": {
-            **intervals.named_intervals(draws, names),
-            **intervals.of_proportions(scorer.proportions(), feed.groups, names),
-        },
-        "operating_points": {
-            point: _at_point(point, task, val, (feed, said), names) for point in points if val is not None
-        },
+        "positive": None if positive is None else names[positive],
+        **_scores(task, feed, said, names, positive, resamples=resamples, seed=seed),
+        "operating_points": at_points,
+        "subgroups": by_subgroup(
+            task,
+            feed.labels,
+            said,
+            feed.groups,
+            subgroups,
+            positive=positive,
+            threshold=None if positive is None or not at_points else at_points[points[0]][names[positive]]["threshold"],
+            resamples=resamples,
+            seed=seed,
+        ),
         "bootstrap": {"resamples": resamples, "seed": seed, "groups": len(set(feed.groups))},
         "best_epoch": description.metrics["epoch"],
         "val_auc": description.metrics["val"]["auc"],
@@ -109,10 +120,54 @@ def evaluate(
         "flops": description.metrics["flops"],
     }
     run_folder.write_json(folder / "metrics.json", figures)
-    run_folder.write_csv(folder / "predictions.csv", _prediction_rows(task, feed, said, names))
+    run_folder.write_csv(folder / "predictions.csv", _prediction_rows(task, feed, said, names, subgroups))
     steps = intervals.reliability(task, feed.labels, said, feed.groups)
+    run_folder.write_csv(folder / "decision_curve.csv", _decision_rows(task, feed, said, names, resamples, seed))
     _draw(folder, task, feed.labels, said, names, steps, figures)
     return figures
+
+
+def _scores(
+    task: Task, feed: Feed, said: Floats, names: Sequence[str], positive: int | None, *, resamples: int, seed: int
+) -> dict[str, Any]:
+    """The scores of `metrics.score`, the `prevalence` of each class, and the `intervals` of both."""
+    scorer = metrics.Scorer(task, feed.labels, said, positive)
+    draws = intervals.resample(scorer, feed.groups, resamples=resamples, seed=seed)
+    hits = metrics.one_hot(task, feed.labels, len(names))
+    values = metrics.score(task, feed.labels, said, names, positive)
+    ends = {
+        **intervals.named_intervals(draws, names),
+        **intervals.of_proportions(
+            {**scorer.proportions(), "prevalence": (hits, np.ones_like(hits))}, feed.groups, names
+        ),
+    }
+    by_class = {
+        name: intervals.of_auc(values["class_auc"][name], ends["class_auc"][name], hits[:, k], feed.groups)
+        for k, name in enumerate(names)
+    }
+    perfect = values["auc"] in (0, 1)
+    widest = max(by_class.values(), key=lambda pair: pair["high"] - pair["low"])
+    ends |= {"class_auc": by_class, "auc": widest if perfect else ends["auc"]}
+    prevalence = dict(zip(names, hits.mean(axis=0).tolist(), strict=True))
+    return {**values, "prevalence": prevalence, "intervals": ends}
+
+
+def _subgroups(dataset: Dataset, feed: Feed) -> dict[str, list[str]]:
+    """What each column of subgroups says of the samples of a feed."""
+    known = {sample.id: sample.subgroups for sample in dataset.samples}
+    return {name: [known[id][k] for id in feed.ids] for k, name in enumerate(dataset.subgroup_names)}
+
+
+def _decision_rows(
+    task: Task, feed: Feed, said: Floats, names: Sequence[str], resamples: int, seed: int
+) -> list[dict[str, object]]:
+    """One row per class and threshold."""
+    hits = metrics.one_hot(task, feed.labels, len(names))
+    return [
+        {"class": name, **row}
+        for k, name in enumerate(names)
+        for row in decision.curve(hits[:, k], said[:, k], feed.groups, resamples=resamples, seed=seed)
+    ]
 
 
 def _at_point(
@@ -127,12 +182,12 @@ def _at_point(
     chosen_on = metrics.one_hot(task, val_feed.labels, len(names))
     thresholds = [operating.choose_threshold(chosen_on[:, k], val_said[:, k], point) for k in range(len(names))]
     scorer = operating.PointScorer(metrics.one_hot(task, feed.labels, len(names)), said, thresholds)
-    reached = {key: value[0] for key, value in scorer(np.ones((1, len(feed)))).items()}
-    ends = intervals.of_proportions(scorer.proportions(), feed.groups, names)
+    shares, counts = scorer.proportions(), scorer.counts()
     return {
         name: {
             "threshold": thresholds[k],
-            **{key: {"value": float(reached[key][k]), **ends[key][name]} for key in reached},
+            **{key: intervals.share(right[:, k], made[:, k], feed.groups) for key, (right, made) in shares.items()},
+            "counts": {key: int(value[k]) for key, value in counts.items()},
         }
         for k, name in enumerate(names)
     }
@@ -162,8 +217,10 @@ def _draw(
         plots.draw_confusion(folder / "confusion.png", figures["confusion"], names)
 
 
-def _prediction_rows(task: Task, feed: Feed, said: Floats, class_names: Sequence[str]) -> list[dict[str, object]]:
-    """One row per sample: id, group, label, predicted, probabilities, digest of the pixels.
+def _prediction_rows(
+    task: Task, feed: Feed, said: Floats, class_names: Sequence[str], subgroups: Mapping[str, Sequence[str]]
+) -> list[dict[str, object]]:
+    """One row per sample: id, group, label, predicted, probabilities, digest of the pixels, subgroups.
 
     For `multilabel` also 0 or 1 per true class.
     """
@@ -184,6 +241,7 @@ def _prediction_rows(task: Task, feed: Feed, said: Floats, class_names: Sequence
             **{f"p_{name}": float(p) for name, p in zip(class_names, said[i], strict=True)},
             **({f"y_{name}": int(y) for name, y in zip(class_names, feed.labels[i], strict=True)} if several else {}),
             "pixels_sha256": (feed.pixel_digest(i) or b"").hex(),
+            **{f"{SUBGROUP}{column}": values[i] for column, values in subgroups.items()},
         }
         for i in range(len(feed))
     ]

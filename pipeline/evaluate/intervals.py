@@ -16,6 +16,7 @@ from pipeline.overlap import ahead, threads
 
 Floats = npt.NDArray[np.floating[Any]]
 LEVEL = 0.95
+_BAND = 101  # points of a band
 _CELLS = 2**20  # numbers in one block of weights: few enough to stay in a processor's cache
 
 
@@ -111,6 +112,53 @@ def proportion(
     low = float(special.betaincinv(hits, effective - hits + 1, tail)) if share > 0 else 0.0
     high = float(special.betaincinv(hits + 1, effective - hits, 1 - tail)) if share < 1 else 1.0
     return low, high
+
+
+def share(right: npt.NDArray[Any], made: npt.NDArray[Any], groups: Sequence[str]) -> dict[str, Any] | None:
+    """A share of right decisions: `value`, `low`, `high`, and `n`, the decisions made; None where there are none."""
+    count = int(np.sum(made))
+    if not count:
+        return None
+    low, high = proportion(right, made, groups)
+    return {"value": float(np.sum(right) / count), "low": low, "high": high, "n": count}
+
+
+def of_auc(
+    value: float, ends: Mapping[str, float], hits: npt.NDArray[np.bool_], groups: Sequence[str], level: float = LEVEL
+) -> dict[str, float]:
+    """Give the interval of an AUC that is 0 or 1, where draws of groups give a point; of any other leave the draws'.
+
+    Of m pairs of a positive and a negative that share no group, all are in the right order with probability AUC^m, and
+    a perfect order asks at least that. So the AUCs under which it is not too rare end at (tail)^(1/m). This is ours; it
+    errs towards a wide interval.
+
+    Args:
+        value: The AUC.
+        ends: `low` and `high` from draws.
+        hits: (n,), what is true.
+        groups: Of each sample.
+        level: Of confidence.
+    """
+    if 0 < value < 1:
+        return dict(ends)
+    with_hits, with_misses = (set(np.asarray(groups)[kind].tolist()) for kind in (hits, ~hits))
+    pairs = min(len(with_hits), len(with_misses), len(with_hits | with_misses) // 2)
+    reach = ((1 - level) / 2) ** (1 / pairs) if pairs else 0.0
+    return {"low": reach, "high": 1.0} if value == 1 else {"low": 0.0, "high": 1 - reach}
+
+
+def roc_band(
+    hits: npt.NDArray[np.bool_], scores: Floats, groups: Sequence[str], *, resamples: int = 2000, seed: int = 0
+) -> tuple[Floats, Floats, Floats]:
+    """Where 95 % of the ROC curves of drawn groups run, at each false positive rate by itself.
+
+    Returns:
+        False positive rates (m,), and the lower and the upper end of the true positive rate at each.
+    """
+    rates = np.linspace(0, 1, _BAND)
+    scorer = metrics.RocScorer(hits, scores, rates)
+    low, high = interval(resample(scorer, groups, resamples=resamples, seed=seed)["tpr"])
+    return rates, low, high
 
 
 def reliability(

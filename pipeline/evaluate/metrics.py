@@ -78,10 +78,12 @@ class Scorer:
         task: What the labels mean.
         labels: (n,) class numbers, or (n, K) of 0 and 1 for `multilabel`.
         probabilities: (n, K).
+        positive: Class whose average precision stands for two classes; None for the last.
     """
 
-    def __init__(self, task: Task, labels: Ints, probabilities: Floats) -> None:
+    def __init__(self, task: Task, labels: Ints, probabilities: Floats, positive: int | None = None) -> None:
         self.task, self.classes = task, probabilities.shape[1]
+        self._positive = self.classes - 1 if positive is None else positive
         self._hits = one_hot(task, labels, self.classes)
         self._rankings = [_Ranking(self._hits[:, k], probabilities[:, k]) for k in range(self.classes)]
         predicted = predictions(task, probabilities)
@@ -109,7 +111,9 @@ class Scorer:
         """
         curves = [ranking.areas(weights) for ranking in self._rankings]
         auc, ap = (np.stack([curve[number] for curve in curves], axis=1) for number in (0, 1))
-        ranked = slice(-1, None) if self.task == "binary" else slice(None)  # the first of two may tie by rounding to 1
+        two = self.task == "binary"
+        ranked = slice(-1, None) if two else slice(None)  # the first of two may tie by rounding to 1
+        found = [self._positive] if two else slice(None)
         hit_called, hits = _sums(weights, self._hits & self._called), _sums(weights, self._hits)
         called, total = _sums(weights, self._called), weights.sum(axis=1)
         misses = total[:, None] - hits
@@ -118,7 +122,7 @@ class Scorer:
         right = (sensitivity + specificity) / 2 if self.task == "multilabel" else sensitivity
         result = {
             "auc": auc[:, ranked].mean(axis=1),
-            "ap": ap[:, ranked].mean(axis=1),
+            "ap": ap[:, found].mean(axis=1),
             "acc": self._accuracy(weights, total),
             "balanced_acc": right.mean(axis=1),
             "f1": _ratio(2 * hit_called, np.where(hits > 0, hits + called, 0)).mean(axis=1),
@@ -154,7 +158,9 @@ class Scorer:
         return _sums(weights, each[:, None])[:, 0] / total
 
 
-def score(task: Task, labels: Ints, probabilities: Floats, class_names: Sequence[str]) -> dict[str, Any]:
+def score(
+    task: Task, labels: Ints, probabilities: Floats, class_names: Sequence[str], positive: int | None = None
+) -> dict[str, Any]:
     """Score probabilities against labels.
 
     Args:
@@ -162,14 +168,15 @@ def score(task: Task, labels: Ints, probabilities: Floats, class_names: Sequence
         labels: (n,) class numbers, or (n, K) of 0 and 1 for `multilabel`; `check_labels` has passed them.
         probabilities: (n, K).
         class_names: The K names, keys of the figures per class.
+        positive: Class whose average precision stands for two classes; None for the last.
 
     Returns:
         JSON values: `n`; `auc`, `ap` (average precision), `acc`, `balanced_acc`, macro `f1`, quadratic `kappa` (for
         `ordinal`), `ece` (expected calibration error), `brier`; `class_auc`, `class_ap`, `sensitivity`, `specificity`
         by class name; and `confusion` (rows true, columns predicted; not for `multilabel`). `auc` and `ap` are means
-        over the classes, for `binary` those of the last class.
+        over the classes; two classes have one `auc`, and for them `ap` is that of the positive class.
     """
-    scorer = Scorer(task, labels, probabilities)
+    scorer = Scorer(task, labels, probabilities, positive)
     weights = np.ones((1, len(labels)))
     result: dict[str, Any] = {"n": len(labels), **by_name({k: v[0] for k, v in scorer(weights).items()}, class_names)}
     if scorer.cells is not None:
@@ -240,6 +247,28 @@ def precision_recall(hits: Bools, scores: Floats) -> tuple[Floats, Floats, Float
     ranking = _Ranking(hits, scores)
     true, called = (sums[0] for sums in ranking.running_sums(np.ones((1, len(hits)))))
     return true / max(true[-1], 1), true / called, scores[ranking.order][ranking.ends]
+
+
+class RocScorer:
+    """The ROC curve of one class at fixed false positive rates, for any weights of the samples.
+
+    Args:
+        hits: (n,), with at least one of each kind.
+        scores: (n,), higher for likelier.
+        rates: (m,) false positive rates.
+    """
+
+    def __init__(self, hits: Bools, scores: Floats, rates: Floats) -> None:
+        self._ranking, self._rates = _Ranking(hits, scores), rates
+
+    def __call__(self, weights: Floats) -> dict[str, Floats]:
+        """Read `tpr` (R, m) off the curves of R weightings; NaN where a kind has no sample."""
+        true, called = self._ranking.running_sums(weights.astype(np.float64))
+        false = called - true
+        x, y = (_ratio(sums, sums[:, -1:]) for sums in (false, true))
+        start = np.zeros((len(weights), 1))
+        rows = zip(np.hstack([start, x]), np.hstack([start, y]), strict=True)
+        return {"tpr": np.array([np.interp(self._rates, across, up) for across, up in rows])}
 
 
 class _Ranking:

@@ -1,4 +1,4 @@
-"""Sensitivity and specificity where a clinic would work: thresholds chosen on val, used as they are on test."""
+"""Where a clinic would work: thresholds chosen on val, and what calls and all-clears come to on test."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def choose_threshold(hits: Bools, scores: Floats, point: str) -> float:
 
 
 class PointScorer:
-    """Sensitivity and specificity at fixed thresholds, for any weights of the samples.
+    """What decisions at fixed thresholds come to.
 
     Args:
         hits: (n, K), what is true.
@@ -68,11 +68,31 @@ class PointScorer:
 
     def __init__(self, hits: Bools, probabilities: Floats, thresholds: Sequence[float]) -> None:
         called = probabilities >= np.asarray(thresholds)
-        self._hits, self._kept, self._cleared = hits, hits & called, ~hits & ~called
+        self._hits, self._called = hits, called
+        self._kept, self._cleared = hits & called, ~hits & ~called
 
     def proportions(self) -> dict[str, tuple[Bools, Bools]]:
-        """Right decisions and decisions made, of each sample: `sensitivity` and `specificity`, (n, K) each."""
-        return {"sensitivity": (self._kept, self._hits), "specificity": (self._cleared, ~self._hits)}
+        """Right decisions and decisions made, of each sample, (n, K) each.
+
+        `sensitivity` of those that are positive, `specificity` of those that are not; `ppv`, the predictive value of a
+        call, of those that are called, and `npv`, that of an all-clear, of the others.
+        """
+        return {
+            "sensitivity": (self._kept, self._hits),
+            "specificity": (self._cleared, ~self._hits),
+            "ppv": (self._kept, self._called),
+            "npv": (self._cleared, ~self._called),
+        }
+
+    def counts(self) -> dict[str, npt.NDArray[np.int64]]:
+        """True and false positives and negatives: `tp`, `fp`, `fn` and `tn`, (K,) each."""
+        cells = {
+            "tp": self._kept,
+            "fp": ~self._hits & self._called,
+            "fn": self._hits & ~self._called,
+            "tn": self._cleared,
+        }
+        return {name: cell.sum(axis=0) for name, cell in cells.items()}
 
     def __call__(self, weights: Floats) -> dict[str, Floats]:
         """Score under weightings (R, n): `sensitivity` and `specificity`, each (R, K), NaN where not defined."""

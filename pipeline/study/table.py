@@ -108,7 +108,7 @@ class Summary:
         """Score a run on many draws of test groups, the same draws for every run."""
         if planned.name not in self._drawn:
             said = read_predictions(planned.folder)
-            scorer = Scorer(said.task, said.labels, said.probabilities)
+            scorer = Scorer(said.task, said.labels, said.probabilities, said.positive)
 
             def scores(weights: Floats) -> Mapping[str, Floats]:
                 everything = scorer(weights)

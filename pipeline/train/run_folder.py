@@ -46,8 +46,8 @@ _FORMULA = re.compile(r"'*[=+\-@\t\r]")  # what a spreadsheet runs, or text that
 _QUOTED = re.compile(r"'+[=+\-@\t\r]")
 _LONGEST = 80  # characters of a setting in a message
 _OF_TRAINING = ("last.pt", "samples.csv", "model.*", "best-*.safetensors", "history.*")
-_OF_EVALUATION = ("metrics.json", "predictions.csv", "roc.*", "precision_recall.*", "reliability.*", "loss.png",
-                  "confusion.png")  # fmt: skip
+_OF_EVALUATION = ("metrics.json", "predictions.csv", "roc.*", "precision_recall.*", "reliability.*",
+                  "decision_curve.csv", "loss.png", "confusion.png")  # fmt: skip
 
 
 @dataclass(frozen=True)

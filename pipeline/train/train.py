@@ -248,7 +248,9 @@ def _run_epochs(
                 f"{options.lr:g} that is too high: lower lr, or set clip_norm. The checkpoint before it stays."
             )
             raise RunError(msg)
-        figures = metrics.score(dataset.task, val_feed.labels, scores.probabilities, dataset.class_names)
+        figures = metrics.score(
+            dataset.task, val_feed.labels, scores.probabilities, dataset.class_names, dataset.positive_class
+        )
         row |= {"val_loss": float(scores.losses.mean()), "val_auc": figures["auc"], "val_acc": figures["acc"]}
         journal.add(row, figures, loop)
         shown = {key: row[key] for key in ("train_loss", "val_loss", "val_auc", "seconds")}

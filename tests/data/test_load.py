@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from PIL import Image
 
 from pipeline.config.schema import CsvData, DemoData, FolderData, MedMnistData
 from pipeline.data import Reading, load_dataset
@@ -34,3 +35,22 @@ def test_every_layout_of_the_configuration_has_its_loader(tmp_path: Path, layout
 def test_an_unknown_layout_names_the_valid_ones() -> None:
     with pytest.raises(ConfigError, match="no layout 'dicomdir'; valid: demo, folder, csv, medmnist"):
         load_dataset("dicomdir", path=Path(), reading=Reading())
+
+
+def test_the_positive_class_is_named_in_every_layout_and_checked(tmp_path: Path) -> None:
+    for name in ("benign", "malignant"):
+        (tmp_path / name).mkdir()
+        for i in range(4):
+            Image.new("RGB", (4, 4), (i, 0, 0)).save(tmp_path / name / f"{i}.png")
+    options = {"group_pattern": None, "split": {"val": 0.0, "test": 0.25, "seed": 0}}
+
+    def load(**named: str | None):
+        return load_dataset("folder", path=tmp_path, reading=Reading(), **options, **named)
+
+    assert load().positive_class == 1
+    named = load(positive="benign")
+    assert named.positive_class == 0
+    assert (named.class_names, named.samples) == (load().class_names, load().samples)
+    with pytest.raises(DataError, match=r"data\.positive is 'Malignant', .* did you mean 'malignant'"):
+        load(positive="Malignant")
+    assert all("positive" in section.model_fields for section in SECTIONS)

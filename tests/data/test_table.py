@@ -217,3 +217,50 @@ def test_tables_per_split_leave_no_room_for_a_split_column(tmp_path: Path, image
     table = write(tmp_path, "f,y,s\n001.png,a,train\n")
     with pytest.raises(DataError, match="with one table per split there is no split_column"):
         load_csv({"train": table}, root=images, path_column="f", label_column="y", split_column="s")
+
+
+def with_subgroups(tmp_path: Path, images: Path, **options: Any):
+    table = write(
+        tmp_path,
+        "image,finding,set,sex,age\n"
+        "001,cyst,train,f,39.5\n002,tumour,train,m,40\n003,cyst,val,,59\n004,tumour,test,f,60\n005,cyst,test,m,\n",
+    )
+    columns = {"path_column": "image", "label_column": "finding", "split_column": "set", "suffix": ".png"}
+    return load_csv(table, root=images, **columns, **options)
+
+
+def test_columns_of_subgroups_go_with_the_samples_as_text_or_in_bands(tmp_path: Path, images: Path) -> None:
+    made = with_subgroups(tmp_path, images, subgroup_columns=("sex", "age"), subgroup_bands={"age": (40, 60)})
+    assert made.subgroup_names == ("sex", "age")
+    assert [sample.subgroups for sample in made.samples] == [
+        ("f", "under 40"),
+        ("m", "40 to under 60"),
+        ("", "40 to under 60"),
+        ("f", "60 and over"),
+        ("m", ""),
+    ]
+    assert with_subgroups(tmp_path, images).samples[0].subgroups == ()
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"subgroup_columns": ("gender",)}, "there is no column 'gender'"),
+        ({"subgroup_columns": ("sex",), "subgroup_bands": {"sex": (1,)}}, "line 2: 'sex' is 'f'; a column with bands"),
+        ({"subgroup_columns": ("sex",), "subgroup_bands": {"age": (1,)}}, "'age', which is not among subgroup_columns"),
+        ({"subgroup_columns": ("age",), "subgroup_bands": {"age": (60, 40)}}, "limits in ascending order"),
+    ],
+)
+def test_columns_of_subgroups_that_cannot_be_are_refused(tmp_path: Path, images: Path, options, problem) -> None:
+    with pytest.raises(DataError, match=problem):
+        with_subgroups(tmp_path, images, **options)
+
+
+def test_a_column_of_numbers_asks_for_bands(tmp_path: Path, images: Path) -> None:
+    for i in range(9, 40):
+        Image.fromarray(np.full((2, 2), i, np.uint8)).save(images / f"{i:03d}.png")
+    lines = [f"{i:03d},{'ab'[i % 2]},{'train' if i < 30 else 'test'},{i}" for i in range(1, 40)]
+    table = write(tmp_path, "\n".join(["image,finding,set,age", *lines]))
+    columns = {"path_column": "image", "label_column": "finding", "split_column": "set", "suffix": ".png"}
+    with pytest.raises(DataError, match=r"'age' has 39 values.*cut numbers into bands, as subgroup_bands: {age: \[40"):
+        load_csv(table, root=images, **columns, subgroup_columns=("age",))

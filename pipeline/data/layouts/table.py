@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from pipeline.data.dataset import Dataset, Label, Sample, Split, Task, listing
@@ -13,6 +15,8 @@ from pipeline.data.depth import DEFAULT_READING, Reading
 from pipeline.data.layouts.files import Files
 from pipeline.data.splits import FRACTIONS, split_named, stratified_split
 from pipeline.errors import DataError
+
+MOST_SUBGROUPS = 20  # values of a column: with more, each would hold too few samples to say anything
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ def load_csv(
     suffix: str = "",
     mask_column: str | None = None,
     task: Task | None = None,
+    subgroup_columns: Sequence[str] = (),
+    subgroup_bands: Mapping[str, Sequence[float]] | None = None,
     fractions: Mapping[Split, float] = FRACTIONS,
     seed: int = 0,
     reading: Reading = DEFAULT_READING,
@@ -58,13 +64,16 @@ def load_csv(
         mask_column: Column of the path of a mask image, relative to `root`.
         task: `multilabel` lets any number of `label_columns` be 1; `ordinal` says that the classes ascend. None:
             binary or multiclass, by the number of classes.
+        subgroup_columns: Columns whose values are scored by themselves, such as the sex; cells may be empty.
+        subgroup_bands: For columns of numbers among them, such as the age, the limits between bands, ascending.
         fractions: Shares of val and test where the splits are drawn.
         seed: Of the drawn splits.
         reading: How the files become uint8 RGB.
 
     Raises:
         DataError: A table or column is missing, a cell is empty or not what its column holds, files are missing
-            (they are listed), a path leaves `root`, or the result is no valid `Dataset`.
+            (they are listed), a path leaves `root`, a column of subgroups has too many values or is not among those
+            with bands, or the result is no valid `Dataset`.
     """
     where = ", ".join(map(str, _tables(path)))
     if (label_column is None) == (not label_columns):
@@ -73,7 +82,9 @@ def load_csv(
     if split_column is not None and isinstance(path, Mapping):
         message = f"{where}: with one table per split there is no split_column ({split_column!r})"
         raise DataError(message)
-    columns = [path_column, label_column, *label_columns, split_column, group_column, mask_column]
+    bands = dict(subgroup_bands or {})
+    _check_bands(where, subgroup_columns, bands)
+    columns = [path_column, label_column, *label_columns, split_column, group_column, mask_column, *subgroup_columns]
     rows = _read(path, [column for column in columns if column is not None])
     ids = [_cell(row, path_column) for row in rows]
     groups = ids if group_column is None else [_cell(row, group_column) for row in rows]
@@ -87,7 +98,10 @@ def load_csv(
     files.check(where)
     task = task or ("binary" if len(class_names) == 2 else "multiclass")
     name = ", ".join(table.stem for table in _tables(path))
-    return Dataset(name, tuple(map(Sample, ids, labels, splits, groups)), class_names, task, files)
+    known = [_subgroups(rows, column, bands.get(column)) for column in subgroup_columns]
+    subgroups = zip(*known, strict=True) if known else [()] * len(rows)
+    samples = tuple(map(Sample, ids, labels, splits, groups, subgroups))
+    return Dataset(name, samples, class_names, task, files, subgroup_names=tuple(subgroup_columns))
 
 
 def _tables(path: Path | Mapping[Split, Path]) -> list[Path]:
@@ -200,3 +214,48 @@ def _splits(rows: Sequence[_Row], column: str | None) -> list[Split]:
         message = f"{rows[0].where}: the column {column!r} holds {listing(sorted(unknown))}; use train, val and test"
         raise DataError(message)
     return [split for split in splits if split is not None]
+
+
+def _check_bands(where: str, columns: Sequence[str], bands: Mapping[str, Sequence[float]]) -> None:
+    """Refuse bands of a column that is not asked for, or that do not ascend."""
+    for column, limits in bands.items():
+        if column not in columns:
+            message = f"{where}: subgroup_bands names {column!r}, which is not among subgroup_columns; add it there"
+            raise DataError(message)
+        if not limits or any(low >= high for low, high in pairwise(limits)):
+            message = f"{where}: the bands of {column!r} are {list(limits)}; give their limits in ascending order"
+            raise DataError(message)
+
+
+def _subgroups(rows: Sequence[_Row], column: str, limits: Sequence[float] | None) -> list[str]:
+    """What a column says of each row: its text, or the band that its number is in; empty where the cell is."""
+    texts = [row.cells[column].strip() for row in rows]
+    if limits is not None:
+        return [_band(row, column, text, limits) for row, text in zip(rows, texts, strict=True)]
+    values = sorted(set(texts))
+    if len(values) > MOST_SUBGROUPS:
+        message = (
+            f"{rows[0].where}: the column {column!r} has {len(values)} values, and a column of subgroups at most "
+            f"{MOST_SUBGROUPS}: {listing(values)}; cut numbers into bands, as subgroup_bands: {{{column}: [40, 60]}}"
+        )
+        raise DataError(message)
+    return texts
+
+
+def _band(row: _Row, column: str, text: str, limits: Sequence[float]) -> str:
+    """The band of a number, such as `40 to under 60`."""
+    if not text:
+        return ""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        message = f"{row.where}: {column!r} is {text!r}; a column with bands holds numbers"
+        raise DataError(message)
+    above = [limit for limit in limits if value >= limit]
+    if not above:
+        return f"under {limits[0]:g}"
+    if len(above) == len(limits):
+        return f"{limits[-1]:g} and over"
+    return f"{above[-1]:g} to under {limits[len(above)]:g}"
