@@ -52,5 +52,8 @@ def refuse_url(path: Path) -> None:
 def load(path: Path, overrides: tuple[str, ...]) -> Config:
     """Read the configuration that a command names."""
     from pipeline.config.schema import load_config
+    from pipeline.stages.inputs import check_encoder
 
-    return load_config(path, overrides)
+    config = load_config(path, overrides)
+    check_encoder(config, str(path))
+    return config

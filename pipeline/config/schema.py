@@ -185,22 +185,25 @@ class DemoTraining(Section):
 class EncoderConfig(Section):
     """The frozen encoder of stage one; `mask` is none: the known mask as a tap (see `pipeline.encoders.known_mask`)."""
 
-    name: Literal["sam_demo", "sam_vit_b", "sam_vit_l", "sam_vit_h", "mask"]
-    """Which encoder, by its architecture."""
+    name: str
+    """Which encoder, by its architecture: a name of `docs/encoders.md`."""
     checkpoint: Path
     """Its weights: a published name, which `prepare` fetches, or a file."""
     taps: tuple[str, ...] = ("patch", "early", "middle", "late", "neck")
     """Depths at which features are kept; a gate needs its tap here."""
     input_px: Positive | None = None
     """Side at which the encoder sees images; null is its own. Smaller is faster and gives other features."""
-    pool: Positive = 4
-    """Side of the squares of cells that are averaged before the store, SLCA's k. 4 takes a sixteenth of the disk that
-    1 takes.
+    pool: Positive | dict[str, Positive] | None = None
+    """Side of the squares of cells that are averaged before the store, SLCA's k; null averages every map to a side of
+    16. A number counts cells of the encoder's coarsest grid, and finer grids are averaged in proportion; a mapping has
+    cells of its own grid for each tap.
     """
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the matrix products."""
-    preprocessing: Literal["sam", "medsam"] = "sam"
-    """How images become the encoder's input: SAM's way, or MedSAM's."""
+    preprocessing: str | None = None
+    """How images become the encoder's input: null is the encoder's own way; MedSAM's weights for `sam_vit_b` want
+    `medsam`.
+    """
     training: DemoTraining = DemoTraining()
     """How `prepare` makes the weights of `sam_demo`, or random ones of any encoder."""
 

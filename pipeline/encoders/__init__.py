@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         build_encoder,
         family_of,
         make_recipe,
+        of_taps,
     )
     from pipeline.encoders.sam_encoder import SamEncoder
     from pipeline.encoders.sam_recipe import ARCHITECTURES, VIEWS, Architecture, architecture_named
@@ -46,6 +47,7 @@ _MODULES = {
     "load_encoder": "checkpoint",
     "family_of": "family",
     "make_recipe": "family",
+    "of_taps": "family",
     "train_demo_encoder": "demo",
     "weights_sha256": "weight_files",
     "write_untrained_encoder": "demo",
@@ -70,6 +72,7 @@ __all__ = [
     "fetch_checkpoint",
     "load_encoder",
     "make_recipe",
+    "of_taps",
     "train_demo_encoder",
     "weights_sha256",
     "write_untrained_encoder",

@@ -7,12 +7,14 @@ A new family is one file, or one file without torch and one with it, and one lin
 
 from __future__ import annotations
 
+import difflib
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from pipeline.encoders.pooling import Pool
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -131,8 +133,10 @@ def family_of(name: str) -> Family:
     for family in FAMILIES:
         if name in family.names:
             return family
-    valid = ", ".join(name for family in FAMILIES for name in family.names)
-    message = f"there is no encoder {name!r}; valid encoders: {valid}"
+    valid = [name for family in FAMILIES for name in family.names]
+    near = difflib.get_close_matches(name, valid, n=1)
+    meant = f"; did you mean {near[0]!r}?" if near else ""
+    message = f"there is no encoder {name!r}; valid encoders: {', '.join(valid)}{meant}"
     raise ConfigError(message)
 
 
@@ -140,9 +144,9 @@ def make_recipe(
     name: str,
     taps: tuple[str, ...],
     input_px: int | None = None,
-    pool: int = 1,
+    pool: Pool = 1,
     precision: str = "float32",
-    preprocessing: str = "sam",
+    preprocessing: str | None = None,
 ) -> Recipe:
     """How an encoder makes features, checked.
 
@@ -150,9 +154,9 @@ def make_recipe(
         name: Of the encoder.
         taps: What is wanted of it.
         input_px: Side of the input, px; None is what the encoder was made for.
-        pool: Side of the local average, in cells of its grid.
+        pool: Side of the local average: see `pooling.choose_pools`.
         precision: Type of the matrix products.
-        preprocessing: Whose.
+        preprocessing: Whose; None is what the encoder was made for.
 
     Raises:
         ConfigError: The encoder cannot do what is asked of it; with the valid values.
@@ -167,9 +171,9 @@ def build_encoder(
     checkpoint: Path | None = None,
     taps: Sequence[str],
     input_px: int | None = None,
-    pool: int = 1,
+    pool: Pool = 1,
     precision: str = "float32",
-    preprocessing: str = "sam",
+    preprocessing: str | None = None,
     device: str = "cpu",
 ) -> Encoder:
     """Load a frozen encoder onto a device.
@@ -179,9 +183,9 @@ def build_encoder(
         checkpoint: File of weights, see `checkpoint.load_encoder`; None for what has none.
         taps: For SAM any of `patch early middle late neck`, `block:N`; of a turned image with `@` and one of `VIEWS`.
         input_px: Side of the square input, px; None is what the encoder was made for.
-        pool: Side k of the local average, in cells; must divide the grid.
+        pool: Side of the local average: see `pooling.choose_pools`.
         precision: Type of the matrix products.
-        preprocessing: What the weights were trained with, `sam` or `medsam`.
+        preprocessing: What the weights were trained with, such as `medsam`; None is what the encoder was made for.
         device: As torch names it.
 
     Raises:
@@ -191,6 +195,12 @@ def build_encoder(
     recipe = make_recipe(name, tuple(taps), input_px, pool, precision, preprocessing)
     encoder: Encoder = _module(family_of(name).encoders).build(recipe, checkpoint, device)
     return encoder
+
+
+def of_taps(fields: Mapping[str, Any], taps: Collection[str]) -> dict[str, Any]:
+    """What a fingerprint would be with some of its taps only: whatever it says tap by tap is left to those."""
+    by_tap = [field for field in ("taps", "views", "pool") if isinstance(fields.get(field), Mapping)]
+    return {**fields, **{field: {tap: said for tap, said in fields[field].items() if tap in taps} for field in by_tap}}
 
 
 def _module(name: str) -> Any:

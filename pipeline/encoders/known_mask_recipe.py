@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from pipeline.encoders.family import JSON, Shape
+from pipeline.encoders.pooling import Pool, choose_pools
 from pipeline.errors import ConfigError
 
 NAME = "mask"  # of the encoder that is none, and of its one tap
@@ -49,7 +50,7 @@ class MaskRecipe:
 
 
 def make_recipe(
-    name: str, taps: tuple[str, ...], input_px: int | None, pool: int, precision: str, preprocessing: str
+    name: str, taps: tuple[str, ...], input_px: int | None, pool: Pool, precision: str, preprocessing: str | None
 ) -> MaskRecipe:
     """The recipe of the known mask; its grid is the input's side in patches of 16 px, over the pool.
 
@@ -57,7 +58,7 @@ def make_recipe(
         name: `mask`.
         taps: No other than `mask`.
         input_px: Side of the input, px; None for 256.
-        pool: Patches along each side of a cell.
+        pool: Patches along each side of a cell; see `pooling.choose_pools` for what else it may be.
         precision: Asked of every family; masks are averaged in float32.
         preprocessing: Asked of every family; masks have none.
 
@@ -68,10 +69,12 @@ def make_recipe(
         message = f"encoder.taps: got {list(taps)!r}; the encoder {name!r} has one tap: set encoder.taps to [{NAME}]"
         raise ConfigError(message)
     side_px = _INPUT_PX if input_px is None else input_px
-    if side_px % (_PATCH_PX * pool):
+    cell_px = _PATCH_PX * (pool if isinstance(pool, int) else 1)
+    if side_px % cell_px:
         message = (
-            f"encoder.input_px: {side_px!r} px do not divide into cells of {_PATCH_PX} x {pool} px; "
-            f"choose a multiple of {_PATCH_PX * pool}, or another encoder.pool"
+            f"encoder.input_px: {side_px!r} px do not divide into cells of {_PATCH_PX} x {cell_px // _PATCH_PX} px; "
+            f"choose a multiple of {cell_px}, or another encoder.pool"
         )
         raise ConfigError(message)
-    return MaskRecipe(side_px, side_px // _PATCH_PX // pool)
+    patches = side_px // _PATCH_PX
+    return MaskRecipe(side_px, patches // choose_pools(name, {NAME: patches}, patches, pool)[NAME])

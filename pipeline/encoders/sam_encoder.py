@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
-from functools import reduce
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from pipeline.encoders import sam_vit
 from pipeline.encoders.checkpoint import load_encoder
 from pipeline.encoders.family import JSON, Prepared, Reads
+from pipeline.encoders.pooling import average
 from pipeline.encoders.preprocessing import normalise, prepare, turned
 from pipeline.encoders.sam_recipe import Recipe
 from pipeline.encoders.weight_files import weights_sha256
@@ -112,8 +112,8 @@ class SamEncoder(nn.Module):
         features: dict[str, Tensor] = {}
         for view in dict.fromkeys(view for _, view in self._recipe.sources.values()):
             maps = self._maps(normalise(*turned(pixels, sizes, view), self._recipe.preprocessing), view)
-            steps = _prime_factors(self._recipe.pool)
-            features |= {tap: _pooled(maps[depth].to(dtype), steps) for tap, depth in self._depths(view).items()}
+            pools = self._recipe.pools
+            features |= {tap: average(maps[depth], pools[tap], dtype) for tap, depth in self._depths(view).items()}
         return {tap: features[tap] for tap in self._recipe.sources}
 
     def _maps(self, images: Tensor, view: str) -> dict[int, Tensor]:
@@ -124,18 +124,3 @@ class SamEncoder(nn.Module):
 
     def _depths(self, view: str) -> dict[str, int]:
         return {tap: depth for tap, (depth, of) in self._recipe.sources.items() if of == view}
-
-
-def _prime_factors(number: int) -> tuple[int, ...]:
-    """Smallest first."""
-    smallest = next((factor for factor in range(2, number + 1) if number % factor == 0), None)
-    return () if smallest is None else (smallest, *_prime_factors(number // smallest))
-
-
-def _pooled(features: Tensor, steps: Sequence[int]) -> Tensor:
-    """Average over windows of step x step tokens, step after step: (B, h, w, C) to (B, C, h / pool, w / pool)."""
-    for step in steps:
-        sums = reduce(torch.add, [features[:, i::step].float() for i in range(step)])
-        sums = reduce(torch.add, [sums[:, :, i::step] for i in range(step)])
-        features = (sums * (1 / step**2)).to(features.dtype)
-    return features.permute(0, 3, 1, 2).contiguous()

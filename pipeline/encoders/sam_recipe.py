@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, get_args
 
 from pipeline.encoders.family import JSON
+from pipeline.encoders.pooling import Pool, choose_pools
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Recipe:
         architecture: Whose geometry.
         taps: Any of `patch early middle late neck` and `block:N`; of a turned image with `@` and one of `VIEWS`.
         input_px: Side S of the square input, px.
-        pool: Side k of the local average, in tokens; divides the grid.
+        pool: Side k of the local average, in tokens, which divides the grid; or see `pooling.choose_pools`.
         precision: Type of the matrix products.
         preprocessing: What the weights were trained with.
 
@@ -65,7 +66,7 @@ class Recipe:
     architecture: Architecture
     taps: tuple[str, ...]
     input_px: int
-    pool: int = 1
+    pool: Pool = 1
     precision: Precision = "float32"
     preprocessing: Preprocessing = "sam"
 
@@ -82,14 +83,7 @@ class Recipe:
                 f"try {self.architecture.input_px}"
             )
             raise ConfigError(message)
-        grid = self.input_px // patch
-        if self.pool < 1 or grid % self.pool:
-            divisors = ", ".join(str(k) for k in range(1, grid + 1) if grid % k == 0)
-            message = (
-                f"a pool of {self.pool!r} does not divide the {grid}x{grid} grid of {self.architecture.name}; "
-                f"valid: {divisors}"
-            )
-            raise ConfigError(message)
+        _ = self.pools  # refuses one that does not fit
         choices = (
             ("precision", self.precision, get_args(Precision)),
             ("preprocessing", self.preprocessing, PREPROCESSINGS),
@@ -104,13 +98,21 @@ class Recipe:
         """Depth and view of each tap."""
         return {tap: _parse(self.architecture, tap) for tap in self.taps}
 
+    @cached_property
+    def pools(self) -> Mapping[str, int]:
+        """Side of each tap's local average, in tokens."""
+        return choose_pools(self.architecture.name, dict.fromkeys(self.taps, self._grid), self._grid, self.pool)
+
+    @property
+    def _grid(self) -> int:
+        return self.input_px // self.architecture.patch_px
+
     @property
     def shapes(self) -> Mapping[str, tuple[int, int, int]]:
         """Shape (C, g, g) of each tap's map after the pool, in the order asked for."""
-        side = self.input_px // self.architecture.patch_px // self.pool
-        return MappingProxyType(
-            {tap: (self.architecture.channels_at(depth), side, side) for tap, (depth, _) in self.sources.items()}
-        )
+        channels = {tap: self.architecture.channels_at(depth) for tap, (depth, _) in self.sources.items()}
+        sides = {tap: self._grid // pool for tap, pool in self.pools.items()}
+        return MappingProxyType({tap: (channels[tap], sides[tap], sides[tap]) for tap in self.taps})
 
     def fingerprint(self, weights_sha256: str) -> dict[str, JSON]:
         """Everything that the features depend on, apart from the pixels.
@@ -127,7 +129,7 @@ class Recipe:
             "precision": self.precision,
             "taps": {tap: self.architecture.describe(depth) for tap, (depth, _) in self.sources.items()},
             "views": {tap: view for tap, (_, view) in self.sources.items() if view != "identity"},
-            "pool": self.pool,
+            "pool": dict(self.pools) if isinstance(self.pool, Mapping) else next(iter(self.pools.values())),
             "arithmetic": ARITHMETIC,
         }
 
@@ -136,9 +138,9 @@ def make_recipe(
     name: str,
     taps: tuple[str, ...],
     input_px: int | None = None,
-    pool: int = 1,
+    pool: Pool = 1,
     precision: Precision = "float32",
-    preprocessing: Preprocessing = "sam",
+    preprocessing: Preprocessing | None = None,
 ) -> Recipe:
     """A recipe for an encoder by its name; see `Recipe` for the arguments.
 
@@ -146,16 +148,16 @@ def make_recipe(
         name: `sam_vit_b`, `sam_vit_l`, `sam_vit_h` or `sam_demo`.
         taps: Depths and views.
         input_px: Side of the input, px; None is what the weights were trained for.
-        pool: Side of the local average, in tokens.
+        pool: See `pooling.choose_pools`.
         precision: Type of the matrix products.
-        preprocessing: Whose.
+        preprocessing: Whose; None for SAM's.
 
     Raises:
         ConfigError: There is no such encoder, tap, pool, precision, preprocessing or input size.
     """
     architecture = architecture_named(name)
     side = architecture.input_px if input_px is None else input_px
-    return Recipe(architecture, taps, side, pool, precision, preprocessing)
+    return Recipe(architecture, taps, side, pool, precision, preprocessing or "sam")
 
 
 def _parse(architecture: Architecture, tap: str) -> tuple[int, str]:

@@ -206,11 +206,7 @@ def _narrowed(description: run_folder.Description) -> Fingerprint | None:
     """The fingerprint of a store with the classifier's own taps and no others."""
     if description.fingerprint is None:
         return None
-    fields = dict(description.fingerprint.fields)
-    for key in ("taps", "views"):
-        if key in fields:
-            fields[key] = {tap: value for tap, value in fields[key].items() if tap in description.taps}
-    return Fingerprint(fields)
+    return Fingerprint(encoders.of_taps(description.fingerprint.fields, description.taps))
 
 
 def _without_paths(description: run_folder.Description) -> run_folder.Description:

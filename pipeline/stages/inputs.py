@@ -16,6 +16,23 @@ from pipeline.extract.plan import Contents, unchanged
 from pipeline.progress import Progress
 
 
+def check_encoder(config: Config, where: str) -> None:
+    """Refuse an encoder that there is not, before anything else is done.
+
+    Args:
+        config: The configuration, which knows no encoders.
+        where: It was read from.
+
+    Raises:
+        ConfigError: No family has an encoder of that name.
+    """
+    try:
+        encoders.family_of(config.encoder.name)
+    except ConfigError as error:
+        message = f"{where}: encoder.name: {error}"
+        raise ConfigError(message) from None
+
+
 def load_dataset(config: Config) -> data.Dataset:
     """The data set that the configuration describes."""
     options = config.data.model_dump(exclude={"reading"})

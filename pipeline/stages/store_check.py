@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import cache
@@ -51,8 +51,13 @@ def _compared(config: Config, held: Any) -> Iterator[Said]:
     file = checkpoint(config)
     if file.is_file():
         yield "encoder.checkpoint", encoders.weights_sha256(file)[:12], str(held.get("weights_sha256"))[:12]
-    for key in ("input_px", "pool", "precision"):
+    for key in ("input_px", "precision"):
         yield f"encoder.{key}", asked[key], held.get(key)
     yield "encoder.preprocessing", asked["preprocessing"]["name"], held.get("preprocessing", {}).get("name")
+    by_tap = isinstance(asked["pool"], Mapping) and isinstance(held.get("pool"), Mapping)
+    if not by_tap:
+        yield "encoder.pool", asked["pool"], held.get("pool")
     for tap in dict.fromkeys(gate.tap for gate in config.model.gates if gate.tap in asked["taps"]):
         yield f"encoder.taps: {tap}", asked["taps"][tap], held.get("taps", {}).get(tap)
+        if by_tap:
+            yield f"encoder.pool: {tap}", asked["pool"][tap], held["pool"].get(tap)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import cache
 from cache.durable import sync_folder, write_file
 from cache.reading.ranges import file_system, local_place
-from pipeline import data, image_tap
+from pipeline import data, encoders, image_tap
 from pipeline.config.schema import Config
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluate import plots
@@ -154,6 +154,13 @@ def _refuse_other_steps(before: int, pool: int) -> None:
         raise ConfigError(message)
 
 
+def _pooled_further(before: Any, pool: int) -> Any:
+    """What a fingerprint says of the pool after another one: one number, or one for each tap."""
+    for cells in before.values() if isinstance(before, Mapping) else [before]:
+        _refuse_other_steps(cells, pool)
+    return {tap: cells * pool for tap, cells in before.items()} if isinstance(before, Mapping) else before * pool
+
+
 def convert(source: Path, target: Path, progress: Progress, *, taps: Sequence[str] = (), pool: int = 1) -> Report:
     """Write a store in the other format, with fewer taps or pooled further; equal to extracting it so.
 
@@ -181,8 +188,7 @@ def convert(source: Path, target: Path, progress: Progress, *, taps: Sequence[st
             message = f"a pool of {pool} does not divide the grid of {source} ({sorted(sides)} cells a side)"
             raise ConfigError(message)
     if "pool" in fields:
-        _refuse_other_steps(fields["pool"], pool)
-        fields["pool"] *= pool
+        fields["pool"] = _pooled_further(fields["pool"], pool)
     there = target.exists()  # only an equal store is left as it is; anything else is refused
     done = cache.convert_store(
         source, target, taps=kept, pool=pool, fingerprint=cache.Fingerprint(fields), progress=progress
@@ -194,10 +200,7 @@ def convert(source: Path, target: Path, progress: Progress, *, taps: Sequence[st
 
 def _fields_of(store: cache.Store, kept: Sequence[str]) -> dict[str, Any]:
     """The fingerprint that the store would have if it had been extracted with some of its taps only."""
-    fields: dict[str, Any] = dict(store.fingerprint.fields)
-    for field in ("taps", "views"):
-        if field in fields:
-            fields[field] = {tap: said for tap, said in fields[field].items() if tap in kept}
+    fields = encoders.of_taps(store.fingerprint.fields, kept)
     if image_tap.IMAGE not in kept:
         fields.pop(image_tap.FIELD, None)
     return fields

@@ -19,6 +19,7 @@ from pipeline.config.check import validate
 from pipeline.config.file import parse_override, read_yaml, set_key
 from pipeline.config.schema import Config, Section
 from pipeline.errors import ConfigError
+from pipeline.stages.inputs import check_encoder
 from pipeline.study.runs import Planned
 
 Overrides = dict[str, Any]  # dotted key of the experiment to its value
@@ -100,6 +101,7 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
         labels = {_short(axis, plan.grid): choice.label for axis, choice in point.items()}
         where = f"{path}: variant {variant!r}" + "".join(f", {axis} {label!r}" for axis, label in labels.items())
         checked = validate(Config, values, where)
+        check_encoder(checked, where)
         named = _run_name(variant, labels, checked)
         configs[named] = checked.model_copy(update={"run": plan.folder / "runs" / named})
         runs.append(Planned(named, configs[named].run, _cell(variant, labels, checked), checked.train.seed))
