@@ -31,6 +31,10 @@ class SplitRule(Section):
     """Share of the samples for test, which `evaluate` reads once."""
     seed: int = 0
     """Another seed draws other splits."""
+    draw: Literal["steady", "balanced"] = "steady"
+    """`steady`: a group's split follows from its own name, whatever comes or goes beside it; shares hold on average.
+    `balanced`: they hold for every class, and a data set that changes is drawn anew (as until version 0.2.0).
+    """
 
 
 class ReadingConfig(Section):

@@ -4,7 +4,7 @@ A path and plain options come in, a `Dataset` goes out. May import no other room
 where samples come from.
 """
 
-from pipeline.data.dataset import Dataset, Image, Label, Mask, Sample, Split, Task, identical_across_splits
+from pipeline.data.dataset import Dataset, Draw, Image, Label, Mask, Sample, Split, Task, identical_across_splits
 from pipeline.data.depth import Reading
 from pipeline.data.image import pixel_digest, read_image, reading_rules
 from pipeline.data.layouts.demo import generate_demo, load_demo
@@ -19,6 +19,7 @@ from pipeline.data.splits import stratified_part
 __all__ = [
     "Dataset",
     "Difficulty",
+    "Draw",
     "Image",
     "Label",
     "Mask",

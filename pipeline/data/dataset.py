@@ -15,6 +15,7 @@ from pipeline.errors import DataError
 
 Split = Literal["train", "val", "test"]
 Task = Literal["multiclass", "binary", "ordinal", "multilabel"]
+Draw = Literal["steady", "balanced"]  # how splits are drawn; see `pipeline.data.splits`
 Label = int | tuple[int, ...]
 Image = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
@@ -68,6 +69,7 @@ class Dataset:
         ignored: How many files lie there and are no sample, by suffix.
         positive: The class that is looked for; None leaves it to `positive_class`.
         subgroup_names: What is known of each sample besides its label, for scores by subgroup.
+        drawn: How the splits were drawn; None where the data set has its own.
 
     Raises:
         DataError: An id is empty, repeated or holds control characters, a label does not fit the task, a group is in
@@ -82,6 +84,7 @@ class Dataset:
     ignored: Mapping[str, int] = field(default_factory=dict, repr=False, compare=False)
     positive: str | None = None
     subgroup_names: tuple[str, ...] = ()
+    drawn: Draw | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         _check_positive(self.name, self.positive, self.class_names)

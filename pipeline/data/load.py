@@ -62,4 +62,4 @@ def _load_archive(path: Path, name: str, masks: Path | None) -> Dataset:
 def _drawn(rule: Mapping[str, Any]) -> dict[str, Any]:
     """How splits are drawn where the data set has none of its own."""
     fractions: dict[Split, float] = {"val": rule["val"], "test": rule["test"]}
-    return {"fractions": fractions, "seed": rule["seed"]}
+    return {"fractions": fractions, "seed": rule["seed"], "draw": rule["draw"]}

@@ -1,4 +1,11 @@
-"""Stratified splits and nested parts that keep groups together, drawn from names: their order plays no part."""
+"""Splits and nested parts that keep groups together, drawn from names: their order plays no part.
+
+Splits are drawn in one of two ways. `steady`, the default: a number drawn from the seed and the group's name alone
+decides, so no group ever moves because of another; shares hold on average (of n groups val and test differ from their
+share p by about sqrt(n p (1 - p)) groups). `balanced`: each class has its share to within about a sample, and a data
+set that changes is drawn anew. A file of splits that is written once and grown would give both, on one machine: it is
+state that must be carried along, and two people who extend the same data would not have the same splits.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +14,100 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from pipeline.data.dataset import SPLITS, Label, Split, positives
+from pipeline.data.dataset import LISTED, SPLITS, Draw, Label, Split, positives
 from pipeline.errors import DataError
 
 FRACTIONS: Mapping[Split, float] = MappingProxyType({"val": 0.15, "test": 0.25})
+_SEEDS_TRIED = 200  # for a draw that leaves no class out of a split
+_DRAWS_TRIED = 500_000  # of groups, in all: a second
+
+
+def draw_splits(
+    labels: Sequence[Label],
+    groups: Sequence[str],
+    class_names: Sequence[str],
+    *,
+    draw: Draw,
+    fractions: Mapping[Split, float],
+    seed: int,
+    where: str,
+) -> list[Split]:
+    """Draw a split for every sample of a data set that has none of its own.
+
+    Args:
+        labels: Of each sample.
+        groups: Of each sample; samples of one group get one split.
+        class_names: By class number.
+        draw: `steady` or `balanced`; see above.
+        fractions: Shares of val and test, in [0, 1); train is the rest. A share of 0 leaves that split empty.
+        seed: Another seed, another draw.
+        where: What the data set is called in messages.
+
+    Raises:
+        DataError: The fractions leave nothing for train, or a class is missing in a split of a steady draw although
+            another seed would give each split some of it.
+    """
+    if draw == "balanced":
+        return stratified_split(labels, groups, fractions=fractions, seed=seed)
+    splits = steady_split(groups, fractions=fractions, seed=seed)
+    lacking = _lacking(labels, splits, fractions, len(class_names))
+    if lacking:
+        tried = range(seed + 1, seed + 1 + min(_SEEDS_TRIED, _DRAWS_TRIED // len(groups)))
+        for other in tried:
+            if not _lacking(labels, steady_split(groups, fractions=fractions, seed=other), fractions, len(class_names)):
+                pairs = ", ".join(f"no {class_names[k]!r} in {split}" for split, k in lacking[:LISTED])
+                message = (
+                    f"{where}: the draw of splits leaves {pairs}. Set data.split.seed to {other} (every image is drawn "
+                    f"anew, and no class is missing), or data.split.draw to 'balanced', or give splits of your own"
+                )
+                raise DataError(message)
+    return splits
+
+
+def _lacking(
+    labels: Sequence[Label], splits: Sequence[Split], fractions: Mapping[Split, float], classes: int
+) -> list[tuple[Split, int]]:
+    """Pairs of a split that is wanted and a class that has no sample in it."""
+    found = {(split, k) for label, split in zip(labels, splits, strict=True) for k in positives(label)}
+    wanted = [split for split in SPLITS if split == "train" or fractions.get(split, 0.0) > 0]
+    return [(split, k) for split in wanted for k in range(classes) if (split, k) not in found]
+
+
+def steady_split(groups: Sequence[str], *, fractions: Mapping[Split, float], seed: int) -> list[Split]:
+    """Draw a split for every sample from its group's name and the seed, and from nothing else.
+
+    Test takes the lowest numbers drawn, val the highest: another share of one of them exchanges groups with train only.
+
+    Args:
+        groups: Of each sample.
+        fractions: Shares of val and test, in [0, 1); train is the rest.
+        seed: Another seed, another draw.
+
+    Raises:
+        DataError: The fractions leave nothing for train.
+    """
+    val, test = _shares(fractions)
+    drawn: dict[str, Split] = {}
+    for group in groups:
+        if group not in drawn:
+            number = int.from_bytes(_draw(seed, group)[:8], "big") / 2**64
+            drawn[group] = "test" if number < test else "val" if number >= 1 - val else "train"
+    return [drawn[group] for group in groups]
+
+
+def _shares(fractions: Mapping[Split, float]) -> tuple[float, float]:
+    """The shares of val and test.
+
+    Raises:
+        DataError: They leave nothing for train.
+    """
+    val, test = fractions.get("val", 0.0), fractions.get("test", 0.0)
+    if val < 0 or test < 0 or val + test >= 1:
+        message = (
+            f"the shares of val and test are {val!r} and {test!r}; they must not be negative and add to less than 1"
+        )
+        raise DataError(message)
+    return val, test
 
 
 def stratified_split(
@@ -34,12 +131,7 @@ def stratified_split(
     Raises:
         DataError: The fractions leave nothing for train.
     """
-    val, test = fractions.get("val", 0.0), fractions.get("test", 0.0)
-    if val < 0 or test < 0 or val + test >= 1:
-        message = (
-            f"the shares of val and test are {val!r} and {test!r}; they must not be negative and add to less than 1"
-        )
-        raise DataError(message)
+    val, test = _shares(fractions)
     contents = _contents(labels, groups)
     totals = _totals(contents)
     shares = {split: share for split, share in zip(SPLITS, (1 - val - test, val, test), strict=True) if share > 0}
@@ -56,7 +148,7 @@ def stratified_split(
 
 def _draw(seed: int, group: str) -> bytes:
     """A random number that belongs to a group and a seed."""
-    return hashlib.sha256(f"{seed}:{group}".encode()).digest()
+    return hashlib.sha256(f"{seed}:{group}".encode(errors="surrogatepass")).digest()
 
 
 def _need(counts: Mapping[int, int], lacking: Mapping[int, float], totals: Mapping[int, int]) -> float:

@@ -96,9 +96,9 @@ def check_samples(folder: Path, dataset: Dataset) -> None:
     if recorded_identity(folder)["data"]["samples_sha256"] != _samples_sha256(dataset):
         msg = (
             f"The run {str(folder)!r} was trained on other samples, labels or splits than {dataset.name!r} has now: "
-            f"give the run's own configuration with -c, or train again."
+            f"give the run's own configuration with -c, or train again. {what_changed(folder, dataset)}"
         )
-        raise RunError(msg)
+        raise RunError(msg.rstrip())
 
 
 def record_samples(folder: Path, feeds: Iterable[Feed]) -> None:
@@ -135,9 +135,10 @@ def check_feed(folder: Path, dataset: Dataset, feed: Feed) -> None:
     except FileNotFoundError:
         msg = (
             f"{dataset.name!r} has other samples, labels or splits than the run {str(folder)!r} was trained on, and an "
-            f"older version trained it, which did not record its images: train it again, or give its own data."
+            f"older version trained it, which did not record its images: train it again, or give its own data. "
+            f"{_how_drawn(dataset)}"
         )
-        raise RunError(msg) from None
+        raise RunError(msg.rstrip()) from None
     by_pixels = {row["pixels_sha256"]: row["split"] for row in used if row["pixels_sha256"]}
     by_id = {row["id"]: row["split"] for row in used}
     moved = []
@@ -151,9 +152,48 @@ def check_feed(folder: Path, dataset: Dataset, feed: Feed) -> None:
         msg = (
             f"{len(moved)} of {len(feed)} images of split {feed.split!r} were used otherwise by the run "
             f"{str(folder)!r}: {first!r}, for one, was in {then!r}. The data set {dataset.name!r} has changed since: "
-            f"give the run's own data, or train again."
+            f"give the run's own data, or train again. {_how_drawn(dataset)}"
         )
-        raise RunError(msg)
+        raise RunError(msg.rstrip())
+
+
+def what_changed(folder: Path, dataset: Dataset) -> str:
+    """What is otherwise in a data set than it was when a run was trained on it: sentences for a message.
+
+    Args:
+        folder: Of the run; what it does not tell is left out.
+        dataset: As it is now.
+    """
+    try:
+        used = {row["id"]: row["split"] for row in read_csv(folder / _SAMPLES)}
+        before = load_description(folder).provenance["data"]["samples"]
+    except (OSError, RunError, KeyError, TypeError):
+        return _how_drawn(dataset)
+    now = {sample.id: sample.split for sample in dataset.samples}
+    moved = [(name, split, now[name]) for name, split in used.items() if name in now and now[name] != split]
+    gone = sum(name not in now for name in used)
+    told = [f"of the {len(used)} images that it has used, {len(moved)} are in another split now and {gone} are gone"]
+    if moved:
+        told.append("{!r}, for one, was in {!r} and is in {!r}".format(*moved[0]))
+    if before != len(dataset):
+        told.append(f"the data set had {before} images and has {len(dataset)}")
+    said = "; ".join(told)
+    return f"{said[0].upper()}{said[1:]}. {_how_drawn(dataset) if moved else ''}".rstrip()
+
+
+def _how_drawn(dataset: Dataset) -> str:
+    """How splits that were drawn come to be others than they were, and the way back: a sentence for a message."""
+    if dataset.drawn == "steady":
+        return (
+            "Until version 0.2.0 splits were drawn in another way, in which images moved when the data set changed: "
+            "`--set data.split.draw=balanced` draws them so, for a run of that time."
+        )
+    if dataset.drawn == "balanced":
+        return (
+            "Splits that are drawn as 'balanced' move when the data set changes; "
+            "`--set data.split.draw=steady` draws them so that none ever does."
+        )
+    return ""
 
 
 def check_classes(folder: Path, task: str, class_names: tuple[str, ...], dataset: Dataset) -> None:

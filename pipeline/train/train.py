@@ -6,6 +6,7 @@ continuing needs no more than a checkpoint at the end of each epoch, at the pric
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,7 @@ def train(
     team, device = parallel.join(torch.device(machine.device))
     settings = identity.identity_of(dataset, store, model, options, augmentation)
     if team.leads:
-        run_folder.begin(folder, settings, replace=replace)
+        _begin(folder, settings, dataset, replace=replace)
     team.wait()
     if (folder / "model.json").is_file():
         if team.leads:
@@ -173,6 +174,21 @@ def train(
             )
         )
     return TrainReport(folder, figures, journal.history, (train_feed.description, val_feed.description))
+
+
+def _begin(folder: Path, settings: Mapping[str, Any], dataset: Dataset, *, replace: bool) -> None:
+    """Claim the folder.
+
+    Raises:
+        RunError: It holds another run; the error's note says which images are others now, if any are.
+    """
+    try:
+        run_folder.begin(folder, settings, replace=replace)
+    except RunError as error:
+        note = identity.what_changed(folder, dataset) if "data.samples_sha256" in str(error) else ""
+        if note:
+            error.add_note(note)
+        raise
 
 
 def _training_part(dataset: Dataset, options: TrainOptions) -> list[int]:

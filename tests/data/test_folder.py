@@ -28,7 +28,7 @@ def classes(root: Path, per_class: int = 10) -> None:
 
 def test_classes_are_numbered_by_name_and_splits_drawn(tmp_path: Path) -> None:
     classes(tmp_path)
-    made = load_folder(tmp_path)
+    made = load_folder(tmp_path, draw="balanced")
     assert made.class_names == ("a", "b")
     assert made.task == "binary"
     assert [s.id for s in made.samples] == sorted(s.id for s in made.samples)
@@ -38,6 +38,22 @@ def test_classes_are_numbered_by_name_and_splits_drawn(tmp_path: Path) -> None:
     assert made.read(3).tolist() == np.full((2, 3, 3), 3).tolist()
     assert Counter(s.label for s in made.samples if s.split == "train") == {0: 6, 1: 6}
     assert Counter(s.label for s in made.samples if s.split in ("val", "test")) == {0: 4, 1: 4}
+    assert made.drawn == "balanced"
+
+
+def test_images_that_come_go_or_get_another_name_move_no_other(tmp_path: Path) -> None:
+    classes(tmp_path, per_class=40)
+    before = {s.id: s.split for s in load_folder(tmp_path).samples}
+    write(tmp_path / "a" / "new.png")
+    write(tmp_path / "c" / "of_a_new_class.png")
+    for i in range(30):
+        write(tmp_path / "c" / f"{i}.png")
+    (tmp_path / "b" / "3_7.png").unlink()
+    (tmp_path / "b" / "3_6.png").rename(tmp_path / "b" / "renamed.png")
+    after = {s.id: s.split for s in load_folder(tmp_path).samples}
+    kept = before.keys() - {"b/3_7.png", "b/3_6.png"}
+    assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
+    assert len(after) == len(kept) + 33
 
 
 def test_a_pattern_on_the_file_name_keeps_patients_together(tmp_path: Path) -> None:
@@ -171,7 +187,7 @@ def test_a_pattern_that_names_no_group_is_refused(tmp_path: Path, pattern: str, 
 
 
 def test_real_chest_x_rays(real_data: Path) -> None:
-    made = load_folder(real_data / "nih_cxr", group_pattern=r"^(\d+)_")
+    made = load_folder(real_data / "nih_cxr", group_pattern=r"^(\d+)_", draw="balanced")
     assert made.class_names == ("No_findings", "Pneumonia")
     assert len(made) == 40
     assert Counter((s.label, s.split) for s in made.samples) == Counter(

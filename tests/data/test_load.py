@@ -16,7 +16,7 @@ SECTIONS = (DemoData, MedMnistData, FolderData, CsvData)
 LAYOUTS = [get_args(section.model_fields["layout"].annotation)[0] for section in SECTIONS]
 OPTIONS = {
     "name": "breastmnist", "masks": None, "group_pattern": None, "images": Path("images"), "path_column": "file",
-    "split": {"val": 0.15, "test": 0.25, "seed": 0},
+    "split": {"val": 0.15, "test": 0.25, "seed": 0, "draw": "steady"},
 }  # fmt: skip
 
 

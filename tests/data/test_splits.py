@@ -1,19 +1,69 @@
-"""Drawn splits: every class has its share, groups stay whole, and only names decide."""
+"""Drawn splits: steady ones are each group's own, balanced ones give every class its share; only names decide."""
 
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data.splits import split_named, stratified_split
+from pipeline.data.splits import draw_splits, split_named, steady_split, stratified_split
 from pipeline.errors import DataError
 
 SHARES = {"train": 0.6, "val": 0.15, "test": 0.25}
 FRACTIONS = {"val": 0.15, "test": 0.25}
+
+
+@given(st.sets(st.text(), min_size=1), st.sets(st.text(), min_size=1), st.integers(0, 5))
+def test_a_steady_split_is_a_group_s_own(some: set[str], others: set[str], seed: int) -> None:
+    alone, together = (
+        dict(zip(names, steady_split(names, fractions=FRACTIONS, seed=seed), strict=True))
+        for names in (sorted(some), sorted(some | others, reverse=True))
+    )
+    assert alone.items() <= together.items()
+
+
+def test_steady_shares_hold_on_average_for_every_class_and_seed() -> None:
+    """Within four standard deviations of a binomial: of n groups with share p, sqrt(n p (1 - p))."""
+    for seed in range(20):
+        for name, n in (("common", 900), ("rare", 100)):
+            found = Counter(steady_split([f"{name}/{i}.png" for i in range(n)], fractions=FRACTIONS, seed=seed))
+            for split, share in SHARES.items():
+                assert abs(found[split] - share * n) <= 4 * (n * share * (1 - share)) ** 0.5, (seed, name, split)
+    mean = Counter(
+        split
+        for seed in range(50)
+        for split in steady_split([str(i) for i in range(200)], fractions=FRACTIONS, seed=seed)
+    )
+    for split, share in SHARES.items():
+        assert abs(mean[split] / 10_000 - share) < 0.02
+
+
+def test_another_share_of_one_split_exchanges_groups_with_train_alone() -> None:
+    groups = [str(i) for i in range(300)]
+    before = steady_split(groups, fractions={"val": 0.15, "test": 0.25}, seed=0)
+    after = steady_split(groups, fractions={"val": 0.3, "test": 0.25}, seed=0)
+    assert {pair for pair in zip(before, after, strict=True) if pair[0] != pair[1]} == {("train", "val")}
+
+
+def test_a_draw_that_leaves_a_class_out_names_a_seed_that_does_not() -> None:
+    names = [f"{k}/{i}" for k in "ab" for i in range(6)]
+    labels = [0] * 6 + [1] * 6
+
+    def draw(seed: int) -> list[str]:
+        return list(draw_splits(labels, names, "ab", draw="steady", fractions=FRACTIONS, seed=seed, where="mine"))
+
+    pattern = r"mine: the draw of splits leaves no '[ab]' in (train|val|test).*\. Set data\.split\.seed to (\d+) "
+    with pytest.raises(DataError, match=pattern) as refused:
+        draw(3)
+    said = re.search(pattern, str(refused.value))
+    assert said
+    assert set(zip(labels, draw(int(said[2])), strict=True)) == {(k, split) for k in (0, 1) for split in SHARES}
+    few = draw_splits([0, 0, 1], ["x", "y", "z"], "ab", draw="steady", fractions=FRACTIONS, seed=0, where="mine")
+    assert len(few) == 3  # no seed can help, so that what needs all classes says what it needs
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=80), st.integers(0, 5))

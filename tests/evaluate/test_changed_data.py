@@ -6,11 +6,14 @@ import dataclasses
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from pipeline.data import load_folder
 from pipeline.errors import RunError
 from pipeline.evaluate.evaluate import evaluate
 from pipeline.explain.explain import explain
-from tests.train.scenes import PLAIN, do, make_dataset, make_store
+from pipeline.train.identity import check_samples
+from tests.train.scenes import PLAIN, QUICK, do, make_dataset, make_store
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +77,45 @@ def test_an_older_run_takes_its_own_data_only(scene, tmp_path):
     assert evaluate(folder, scene, None, resamples=20)["n"] == 12
     with pytest.raises(RunError, match="an older version trained it, which did not record its images"):
         evaluate(folder, renamed(scene), None)
+
+
+@pytest.fixture
+def images(tmp_path):
+    """A folder of two classes without splits: ten black and ten grey images, and some noise to tell them apart."""
+    random = np.random.default_rng(0)
+    for name, light in (("benign", 0), ("malignant", 120)):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(30):
+            pixels = light + random.integers(0, 60, (16, 16), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / name / f"{i}.png")
+    return tmp_path / "images"
+
+
+def test_a_run_goes_on_when_the_folder_grows_because_no_image_moves(images, tmp_path):
+    run = do(load_folder(images), None, tmp_path / "run", model=PLAIN).folder
+    before = evaluate(run, load_folder(images), None, resamples=20)["n"]
+    for i in range(30, 60):
+        pixels = np.random.default_rng(i).integers(0, 255, (16, 16), np.uint8)
+        Image.fromarray(pixels).save(images / "benign" / f"{i}.png")
+    (images / "benign" / "3.png").rename(images / "benign" / "4a.png")
+    grown = load_folder(images)
+    scored = evaluate(run, grown, None, resamples=20)["n"]
+    assert scored == len(grown.indices("test")) > before
+
+
+def test_a_run_on_splits_drawn_as_before_says_what_moved_and_the_way_back(images, tmp_path):
+    earlier, now = load_folder(images, draw="balanced"), load_folder(images)
+    run = do(earlier, None, tmp_path / "run", model=PLAIN).folder
+    way_back = r"Until version 0.2.0 .* `--set data.split.draw=balanced` draws them so"
+    with pytest.raises(RunError, match=rf"images of split 'test' were used otherwise .* {way_back}"):
+        evaluate(run, now, None)
+    moved = {s.id for s in earlier.samples if s.split != "test"} & {
+        s.id for s, was in zip(now.samples, earlier.samples, strict=True) if s.split != was.split
+    }
+    said = rf"of the \d+ images that it has used, {len(moved)} are in another split now and 0 are gone; '.*', for one,"
+    with pytest.raises(RunError, match=rf"(?i){said} was in '\w+' and is in '\w+'. {way_back}"):
+        check_samples(run, now)
+    with pytest.raises(RunError, match=r"holds a run with other settings: data\.samples_sha256") as refused:
+        do(now, None, run, model=PLAIN, options=QUICK)
+    assert f"{len(moved)} are in another split now" in refused.value.__notes__[0]
+    assert evaluate(run, load_folder(images, draw="balanced"), None, resamples=20)["n"] == len(earlier.indices("test"))

@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from pipeline.data.dataset import SPLITS, Dataset, Sample, Split, Task, listing
+from pipeline.data.dataset import SPLITS, Dataset, Draw, Sample, Split, Task, listing
 from pipeline.data.depth import DEFAULT_READING, Reading
 from pipeline.data.image import SUFFIXES
 from pipeline.data.layouts.files import Files
-from pipeline.data.splits import FRACTIONS, split_named, stratified_split
+from pipeline.data.splits import FRACTIONS, draw_splits, split_named
 from pipeline.errors import DataError
 
 
@@ -22,6 +22,7 @@ def load_folder(
     group_pattern: str | None = None,
     fractions: Mapping[Split, float] = FRACTIONS,
     seed: int = 0,
+    draw: Draw = "steady",
     reading: Reading = DEFAULT_READING,
 ) -> Dataset:
     """Load a folder of classes, in which an id is a file's path relative to `root`.
@@ -37,6 +38,7 @@ def load_folder(
             match, names the group. None: every image is a group.
         fractions: Shares of val and test where the splits are drawn.
         seed: Of the drawn splits.
+        draw: How they are drawn; see `pipeline.data.splits`.
         reading: How the files become uint8 RGB.
 
     Raises:
@@ -61,10 +63,14 @@ def load_folder(
     groups = _groups(root, names, group_pattern)
     class_names = tuple(sorted(set(classes)))
     labels = [class_names.index(name) for name in classes]
-    drawn = splits or stratified_split(labels, groups, fractions=fractions, seed=seed)
-    samples = tuple(map(Sample, names, labels, drawn, groups))
+    drawn = None if splits else draw
+    splits = splits or draw_splits(
+        labels, groups, class_names, draw=draw, fractions=fractions, seed=seed, where=str(root)
+    )
+    samples = tuple(map(Sample, names, labels, splits, groups))
     task: Task = "binary" if len(class_names) == 2 else "multiclass"
-    return Dataset(root.resolve().name, samples, class_names, task, Files(root, tuple(names), reading), dict(ignored))
+    files = Files(root, tuple(names), reading)
+    return Dataset(root.resolve().name, samples, class_names, task, files, dict(ignored), drawn=drawn)
 
 
 def _class_folders(root: Path, ignored: Counter[str]) -> list[tuple[Split | None, Path]]:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from pipeline.data.dataset import Dataset, Label, Sample, Split, Task, listing
+from pipeline.data.dataset import Dataset, Draw, Label, Sample, Split, Task, listing
 from pipeline.data.depth import DEFAULT_READING, Reading
 from pipeline.data.layouts.files import Files
-from pipeline.data.splits import FRACTIONS, split_named, stratified_split
+from pipeline.data.splits import FRACTIONS, draw_splits, split_named
 from pipeline.errors import DataError
 
 MOST_SUBGROUPS = 20  # values of a column: with more, each would hold too few samples to say anything
@@ -45,6 +45,7 @@ def load_csv(
     subgroup_bands: Mapping[str, Sequence[float]] | None = None,
     fractions: Mapping[Split, float] = FRACTIONS,
     seed: int = 0,
+    draw: Draw = "steady",
     reading: Reading = DEFAULT_READING,
 ) -> Dataset:
     """Load a table, or one table per split, in which an id is what `path_column` says, as text.
@@ -68,6 +69,7 @@ def load_csv(
         subgroup_bands: For columns of numbers among them, such as the age, the limits between bands, ascending.
         fractions: Shares of val and test where the splits are drawn.
         seed: Of the drawn splits.
+        draw: How they are drawn; see `pipeline.data.splits`.
         reading: How the files become uint8 RGB.
 
     Raises:
@@ -92,7 +94,9 @@ def load_csv(
         labels, class_names = _named_labels(rows, label_column)
     else:
         labels, class_names = _column_labels(rows, label_columns, rest_class, multilabel=task == "multilabel")
-    splits = _splits(rows, split_column) or stratified_split(labels, groups, fractions=fractions, seed=seed)
+    splits = _splits(rows, split_column)
+    drawn = None if splits else draw
+    splits = splits or draw_splits(labels, groups, class_names, draw=draw, fractions=fractions, seed=seed, where=where)
     masks = () if mask_column is None else tuple(_cell(row, mask_column) for row in rows)
     files = Files(root, tuple(name + suffix for name in ids), reading, masks)
     files.check(where)
@@ -101,7 +105,7 @@ def load_csv(
     known = [_subgroups(rows, column, bands.get(column)) for column in subgroup_columns]
     subgroups = zip(*known, strict=True) if known else [()] * len(rows)
     samples = tuple(map(Sample, ids, labels, splits, groups, subgroups))
-    return Dataset(name, samples, class_names, task, files, subgroup_names=tuple(subgroup_columns))
+    return Dataset(name, samples, class_names, task, files, drawn=drawn, subgroup_names=tuple(subgroup_columns))
 
 
 def _tables(path: Path | Mapping[Split, Path]) -> list[Path]:
