@@ -11,15 +11,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pipeline.extract.one_image import features
     from pipeline.model.gated import gate
     from pipeline.train.feeding.feature_dataset import FeatureDataset
 
 _MODULES = {
     "FeatureDataset": "train.feeding.feature_dataset",
+    "features": "extract.one_image",
     "gate": "model.gated",
 }
 
-__all__ = ["FeatureDataset", "gate"]
+__all__ = ["FeatureDataset", "features", "gate"]
 
 
 def __getattr__(name: str) -> Any:

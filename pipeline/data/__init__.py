@@ -6,7 +6,7 @@ where samples come from.
 
 from pipeline.data.dataset import Dataset, Draw, Image, Label, Mask, Sample, Split, Task, identical_across_splits
 from pipeline.data.depth import Reading
-from pipeline.data.image import pixel_digest, read_image, reading_rules
+from pipeline.data.image import pixel_digest, pixels_of, read_image, reading_rules
 from pipeline.data.layouts.demo import generate_demo, load_demo
 from pipeline.data.layouts.demo_images import Difficulty, demo_arrays
 from pipeline.data.layouts.folder import load_folder
@@ -37,6 +37,7 @@ __all__ = [
     "load_folder",
     "load_medmnist",
     "pixel_digest",
+    "pixels_of",
     "read_image",
     "reading_rules",
     "stratified_part",

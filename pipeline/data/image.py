@@ -86,6 +86,37 @@ def read_image(path: Path, reading: Reading = DEFAULT_READING) -> Image:
     return np.ascontiguousarray(pixels)
 
 
+def pixels_of(image: object) -> Image:
+    """Give the pixels of whatever an image may be in a notebook, by the rules above: uint8 (H, W, 3).
+
+    Args:
+        image: A file, an image of Pillow's, or an array: uint8 (H, W) or (H, W, 3).
+
+    Raises:
+        DataError: It is none of these, or cannot be read.
+    """
+    if isinstance(image, str | os.PathLike):
+        return read_image(Path(image))
+    if isinstance(image, Pillow.Image):
+        try:
+            _check_size(*image.size)
+            colours = _colours(image, DEFAULT_READING)  # reads the file of one that was only opened
+        except (OSError, SyntaxError) as error:
+            message = f"the image cannot be read ({_reason(error)}): open another file"
+            raise DataError(message) from error
+        return np.ascontiguousarray(_turn(colours, image.getexif().get(_ORIENTATION, 1)))
+    if not isinstance(image, np.ndarray):
+        message = f"this is no image but a {type(image).__name__}: give a path, an image of Pillow's or a numpy array"
+        raise DataError(message)
+    if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
+        message = (
+            f"an array of {image.dtype} with shape {image.shape} is no image: give uint8, grey (H, W) or RGB (H, W, 3)"
+        )
+        raise DataError(message)
+    _check_size(image.shape[1], image.shape[0])
+    return np.ascontiguousarray(np.repeat(image[:, :, None], 3, axis=2) if image.ndim == 2 else image)
+
+
 def _dicom_pixels(stream: IO[bytes], reading: Reading) -> Image:
     """Pixels of a DICOM file, uint8 (H, W, 3)."""
     file = dicom.open_dicom(stream)

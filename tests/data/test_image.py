@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.data import Reading, pixel_digest, read_image, reading_rules
+from pipeline.data import Reading, pixel_digest, pixels_of, read_image, reading_rules
 from pipeline.data.depth import to_8_bit
 from pipeline.errors import DataError
 
@@ -327,3 +327,49 @@ def test_brighter_stays_brighter(values: list[int], depth: Any) -> None:
     reading = Reading(depth, window=(1000.0, 300.0) if depth == "window" else None)
     mapped = to_8_bit(np.sort(np.array([values], np.uint16)), reading)
     assert (np.diff(mapped[0].astype(int)) >= 0).all()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "RGBA", "LA", "P", "I;16"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_an_image_in_memory_has_the_pixels_of_its_file(
+    tmp_path: Path, colour: Pixels, deep: npt.NDArray[np.uint16], mode: str, orientation: int
+) -> None:
+    image = Image.fromarray(deep) if mode == "I;16" else Image.fromarray(colour).convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "a.png"
+    image.save(path, exif=exif.tobytes())
+    wanted = read_image(path)
+    assert wanted.shape == ((5, 7, 3) if orientation == 1 else (7, 5, 3))
+    with Image.open(path) as opened:
+        np.testing.assert_array_equal(pixels_of(opened), wanted)
+    np.testing.assert_array_equal(pixels_of(str(path)), wanted)
+
+
+def test_arrays_are_grey_or_rgb(colour: Pixels) -> None:
+    np.testing.assert_array_equal(pixels_of(colour), colour)
+    np.testing.assert_array_equal(pixels_of(colour[:, :, 0]), grey(colour[:, :, 0]))
+    assert pixels_of(colour[:, ::-1]).flags.c_contiguous
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        (np.zeros((4, 4)), "an array of float64 with shape \\(4, 4\\)"),
+        (np.zeros((4, 4, 4), np.uint8), "grey \\(H, W\\) or RGB \\(H, W, 3\\)"),
+        (np.zeros((0, 4), np.uint8), "4 x 0"),
+        ([[1]], "no image but a list"),
+        ("nowhere.png", "nowhere.png: cannot be read"),
+    ],
+    ids=repr,
+)
+def test_what_is_nothing_of_these_is_refused(image: object, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        pixels_of(image)
+
+
+def test_an_opened_image_that_is_cut_short_is_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:3000])
+    with Image.open(tmp_path / "b.png") as opened, pytest.raises(DataError, match="cannot be read"):
+        pixels_of(opened)
