@@ -42,7 +42,7 @@ def test_the_positive_class_is_named_in_every_layout_and_checked(tmp_path: Path)
         (tmp_path / name).mkdir()
         for i in range(4):
             Image.new("RGB", (4, 4), (i, 0, 0)).save(tmp_path / name / f"{i}.png")
-    options = {"group_pattern": None, "split": {"val": 0.0, "test": 0.25, "seed": 0}}
+    options = {"group_pattern": None, "split": {"val": 0.0, "test": 0.25, "seed": 0, "draw": "steady"}}
 
     def load(**named: str | None):
         return load_dataset("folder", path=tmp_path, reading=Reading(), **options, **named)
