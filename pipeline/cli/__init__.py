@@ -18,6 +18,7 @@ import click
 
 from pipeline.cli.config import config
 from pipeline.cli.explain import explain
+from pipeline.cli.init import init
 from pipeline.cli.options import configured, load, refuse_url
 from pipeline.cli.report import export, report
 from pipeline.cli.store import store
@@ -230,6 +231,7 @@ def predict(
     return INCOMPLETE if report["set_aside"] else DONE
 
 
+cli.add_command(init)
 cli.add_command(config)
 cli.add_command(explain)
 cli.add_command(export)

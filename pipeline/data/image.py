@@ -40,7 +40,7 @@ from pipeline.errors import DataError, needs_extra
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", *dicom.SUFFIXES)
 MAX_PIXELS = 1 << 26  # 8192 x 8192; below the size at which Pillow itself warns of a decompression bomb
-_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
 _ORIENTATION = 0x0112
 
 
@@ -130,7 +130,7 @@ def _pillow_pixels(stream: IO[bytes], reading: Reading) -> Image:
     Pillow gets the stream and not the name: it maps an uncompressed TIFF file that it opens itself and then mistakes
     the sides of one that lies turned.
     """
-    with Pillow.open(stream, formats=_FORMATS) as file:
+    with Pillow.open(stream, formats=FORMATS) as file:
         _check_size(*file.size)
         _seek(file, reading.frame)
         file.load()
@@ -140,7 +140,7 @@ def _pillow_pixels(stream: IO[bytes], reading: Reading) -> Image:
 def _reason(error: Exception) -> str:
     """One short clause about an exception from reading."""
     if isinstance(error, UnidentifiedImageError):
-        return f"not one of {', '.join(_FORMATS)}, DICOM, or damaged in its first bytes"
+        return f"not one of {', '.join(FORMATS)}, DICOM, or damaged in its first bytes"
     if isinstance(error, OSError) and error.errno is not None:
         return os.strerror(error.errno).lower()
     return (str(error) or type(error).__name__).splitlines()[0]

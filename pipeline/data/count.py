@@ -1,0 +1,42 @@
+"""What a data set holds, in numbers: images and groups by class and split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pipeline.data.dataset import SPLITS, Dataset, positives
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Images and groups of a data set.
+
+    Attributes:
+        images: How many there are.
+        splits: Images by split.
+        classes: Images by class name and split; one with several labels counts for each.
+        groups: Groups by split.
+        largest_group: Images of the largest group; 1 where every image is a group of its own.
+    """
+
+    images: int
+    splits: Mapping[str, int]
+    classes: Mapping[str, Mapping[str, int]]
+    groups: Mapping[str, int]
+    largest_group: int
+
+
+def count(dataset: Dataset) -> Counts:
+    """Count the samples of a data set."""
+    splits: dict[str, int] = dict.fromkeys(SPLITS, 0)
+    classes: dict[str, dict[str, int]] = {name: dict.fromkeys(SPLITS, 0) for name in dataset.class_names}
+    groups: dict[str, dict[str, int]] = {split: {} for split in SPLITS}
+    for sample in dataset.samples:
+        splits[sample.split] += 1
+        members = groups[sample.split]
+        members[sample.group] = members.get(sample.group, 0) + 1
+        for k in positives(sample.label):
+            classes[dataset.class_names[k]][sample.split] += 1
+    largest = max(n for members in groups.values() for n in members.values())
+    return Counts(len(dataset), splits, dict(classes), {split: len(groups[split]) for split in SPLITS}, largest)
