@@ -95,6 +95,32 @@ def steady_split(groups: Sequence[str], *, fractions: Mapping[Split, float], see
     return [drawn[group] for group in groups]
 
 
+def even_seed(
+    labels: Sequence[Label], groups: Sequence[str], *, fractions: Mapping[Split, float], tries: int = 20
+) -> int:
+    """The seed, of the first few, whose steady draw gives each split nearest its share of each class.
+
+    Args:
+        labels: Of each sample.
+        groups: Of each sample.
+        fractions: Shares of val and test, in [0, 1); train is the rest.
+        tries: How many seeds to try.
+    """
+    val, test = _shares(fractions)
+    totals = _totals(_contents(labels, groups))
+    shares: dict[Split, float] = {"val": val, "test": test}
+    wanted = {(split, k): share * n for split, share in shares.items() for k, n in totals.items()}
+
+    def distance(seed: int) -> tuple[float, int]:
+        drawn = steady_split(groups, fractions=fractions, seed=seed)
+        found = Counter(
+            (split, k) for label, split in zip(labels, drawn, strict=True) for k in positives(label) or (-1,)
+        )
+        return max((abs(found[key] - n) / n for key, n in wanted.items() if n > 0), default=0.0), seed
+
+    return min(map(distance, range(tries)))[1]
+
+
 def _shares(fractions: Mapping[Split, float]) -> tuple[float, float]:
     """The shares of val and test.
 

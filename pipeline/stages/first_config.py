@@ -14,12 +14,13 @@ import torch
 from pipeline import data, encoders
 from pipeline.config import commented
 from pipeline.config.check import validate
-from pipeline.config.schema import Config
+from pipeline.config.schema import Config, SplitRule
 from pipeline.data import guess
 from pipeline.data.count import Counts, count
 from pipeline.data.glance import Glance, glance
 from pipeline.data.layouts.files import Files
 from pipeline.data.layouts.medmnist_sets import SETS
+from pipeline.data.splits import even_seed
 from pipeline.errors import ConfigError, DataError
 from pipeline.stages.inputs import load_dataset
 
@@ -27,6 +28,7 @@ Report = dict[str, Any]
 Ask = Callable[[str, str, str], str]
 """Asks a person: the flag that would answer, the question, and the answer that is taken without one."""
 
+_NEGATIVE = re.compile(r"normal|healthy|benign|nevus|nevi|negative|control|absent|^no[_ -]|^0$", re.IGNORECASE)
 NONE = "none"  # answers that there is nothing of the kind
 _SHOWN = 3  # examples of groups, and images in each
 _TWELVE_BIT = 16384  # 16-bit images that stay below this use a small part of their range
@@ -190,7 +192,7 @@ def _describe_folder(path: Path, given: Given, ask: Ask, draft: _Draft) -> None:
     """A folder of classes, and the patients that its file names seem to tell."""
     draft.values["data"] = section = {"layout": "folder", "path": str(path)}
     try:
-        names = [sample.id for sample in data.load_folder(path).samples]
+        names = [sample.id for sample in data.load_folder(path, draw="balanced").samples]  # which any data allow
     except DataError as error:
         _advise_on_folder(path, error)
         raise
@@ -340,7 +342,8 @@ def _look(config: Config, draft: _Draft) -> None:
     """Look at the data set itself, where it is here, and fit sizes to it."""
     if not Path(str(draft.values["data"]["path"])).exists():
         return
-    dataset = load_dataset(config)
+    dataset = _drawn_evenly(config, draft)
+    _name_positive(dataset, draft)
     counts = count(dataset)
     draft.report |= {"images": counts.images, "counts": asdict(counts)}
     if dataset.ignored:
@@ -352,6 +355,34 @@ def _look(config: Config, draft: _Draft) -> None:
         _remark_on_files(seen, draft)
     side = min(dataset.read(0).shape[:2]) if seen is None else seen.median_side
     _fit_sizes(draft, counts, side)
+
+
+def _drawn_evenly(config: Config, draft: _Draft) -> data.Dataset:
+    """The data set; where its splits are drawn, by the seed that suits so few images best."""
+    section = draft.values["data"]
+    if section["layout"] not in ("folder", "csv"):
+        return load_dataset(config)
+    any_draw = config.data.model_copy(update={"split": SplitRule(draw="balanced")})
+    dataset = load_dataset(config.model_copy(update={"data": any_draw}))
+    if dataset.drawn is None:
+        return dataset
+    labels, groups = [s.label for s in dataset.samples], [s.group for s in dataset.samples]
+    seed = even_seed(labels, groups, fractions={"val": SplitRule().val, "test": SplitRule().test})
+    section["split"] = {"seed": seed}
+    draft.beside["data.split.seed"] = "drawn by the names of the patients; another seed, other splits"
+    return load_dataset(
+        config.model_copy(update={"data": config.data.model_copy(update={"split": SplitRule(seed=seed)})})
+    )
+
+
+def _name_positive(dataset: data.Dataset, draft: _Draft) -> None:
+    """Of two classes, name the one that is looked for: not the one that is called normal."""
+    if dataset.task != "binary":
+        return
+    negative = [name for name in dataset.class_names if _NEGATIVE.search(name)]
+    positive = next((name for name in reversed(dataset.class_names) if name not in negative), dataset.class_names[-1])
+    draft.values["data"]["positive"] = positive
+    draft.beside["data.positive"] = f"the class that is looked for, of {' and '.join(dataset.class_names)}"
 
 
 def _remark_on_files(seen: Glance, draft: _Draft) -> None:

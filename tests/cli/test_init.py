@@ -123,7 +123,7 @@ def test_the_columns_of_a_table_are_told_apart(tmp_path: Path, monkeypatch: pyte
     table(tmp_path / "labels.csv", rows)
     report = propose("labels.csv", Given())
     config = load_config(Path(report["config"]))
-    said = config.data.model_dump(mode="json", exclude_defaults=True)
+    said = config.data.model_dump(mode="json", exclude_defaults=True, exclude={"split"})
     assert said == {
         "layout": "csv",
         "path": "labels.csv",
@@ -132,10 +132,14 @@ def test_the_columns_of_a_table_are_told_apart(tmp_path: Path, monkeypatch: pyte
         "label_column": "diagnosis",
         "group_column": "patient_id",
         "suffix": ".png",
+        "positive": "melanoma",
     }
     dataset = load_dataset(config)
     assert dataset.class_names == ("melanoma", "nevus")
     assert report["counts"]["largest_group"] == 2
+    for found in report["counts"]["classes"].values():  # of 30: 18, 4.5 and 7.5, about
+        assert 3 <= found["val"] <= 6
+        assert 5 <= found["test"] <= 10
 
 
 def test_a_table_that_does_not_tell_names_the_flag(tmp_path: Path) -> None:
