@@ -368,11 +368,16 @@ def _drawn_evenly(config: Config, draft: _Draft) -> data.Dataset:
         return dataset
     labels, groups = [s.label for s in dataset.samples], [s.group for s in dataset.samples]
     seed = even_seed(labels, groups, fractions={"val": SplitRule().val, "test": SplitRule().test})
+    steady = config.data.model_copy(update={"split": SplitRule(seed=seed)})
+    try:
+        drawn = load_dataset(config.model_copy(update={"data": steady}))
+    except DataError:  # too few groups for each split to have some of every class by chance
+        section["split"] = {"draw": "balanced"}
+        draft.beside["data.split.draw"] = "few images: a data set that changes is drawn anew"
+        return dataset
     section["split"] = {"seed": seed}
-    draft.beside["data.split.seed"] = "drawn by the names of the patients; another seed, other splits"
-    return load_dataset(
-        config.model_copy(update={"data": config.data.model_copy(update={"split": SplitRule(seed=seed)})})
-    )
+    draft.beside["data.split.seed"] = "splits are drawn by the names of the patients; another seed, other splits"
+    return drawn
 
 
 def _name_positive(dataset: data.Dataset, draft: _Draft) -> None:
