@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import doctest
 import subprocess
 import sys
 from pathlib import Path
 
-import cache
 from tests.cache.making import FORMATS, build, rows
 
 WITHOUT = """
@@ -28,9 +26,3 @@ def test_stores_are_read_with_numpy_alone(tmp_path: Path) -> None:
     for path in paths:
         build(path, rows(range(3)))
     subprocess.run([sys.executable, "-c", WITHOUT, *map(str, paths)], check=True, cwd=Path(__file__).parents[2])
-
-
-def test_the_example_in_the_docstring_runs() -> None:
-    result = doctest.testmod(cache, optionflags=doctest.FAIL_FAST)
-    assert result.attempted > 5
-    assert result.failed == 0

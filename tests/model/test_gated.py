@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import doctest
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ from torch import nn
 
 import pipeline
 from pipeline.errors import ConfigError
-from pipeline.model import gated
 from pipeline.model.classifier import Classifier, ModelOptions
 from pipeline.model.geometry import sample_gate
 from pipeline.model.slca import factor, integrate
@@ -162,9 +160,3 @@ def test_a_missing_tap_is_named():
     images, features = batch()
     with pytest.raises(ConfigError, match="the tap 'neck', and the features have 'early'"):
         net(images, {"early": features["early"]})
-
-
-def test_the_example_in_the_docstring_runs():
-    result = doctest.testmod(gated, optionflags=doctest.FAIL_FAST)
-    assert result.attempted == 4
-    assert result.failed == 0
