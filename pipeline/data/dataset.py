@@ -73,7 +73,7 @@ class Dataset:
 
     Raises:
         DataError: An id is empty, repeated or holds control characters, a label does not fit the task, a group is in
-            two splits, a class is empty, a class has samples but none of them in train, or the positive class is none.
+            two splits, a class is empty, train has samples but none of some class, or the positive class is none.
     """
 
     name: str
@@ -239,6 +239,6 @@ def _check_classes(name: str, samples: Sequence[Sample], class_names: Sequence[s
         for k in range(len(class_names))
         if not counts["train"][k]
     ]
-    if untrained:
+    if 0 < len(untrained) < len(class_names):  # without any train sample, it is a data set to test on
         message = f"{name}: train has no sample of {listing(untrained)}; move some there or remove the class"
         raise DataError(message)

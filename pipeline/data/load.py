@@ -17,7 +17,15 @@ from pipeline.data.layouts.table import load_csv
 from pipeline.errors import ConfigError
 
 
-def load_dataset(layout: str, *, path: Any, reading: Reading, positive: str | None = None, **options: Any) -> Dataset:
+def load_dataset(
+    layout: str,
+    *,
+    path: Any,
+    reading: Reading,
+    positive: str | None = None,
+    only_test: bool = False,
+    **options: Any,
+) -> Dataset:
     """Load a data set.
 
     Args:
@@ -25,12 +33,15 @@ def load_dataset(layout: str, *, path: Any, reading: Reading, positive: str | No
         path: Where it lies; of a table a path by split where each split has one of its own.
         reading: How image files become uint8 RGB where that is a choice.
         positive: Name of the class that is looked for; None for the last of two.
+        only_test: Draw no splits where there are none: everything is test then.
         options: The others that the layout has, by the names that a configuration gives them; see its loader.
 
     Raises:
         ConfigError: There is no such layout.
         DataError: The data set cannot be loaded, or has no class of the name `positive`.
     """
+    if only_test and "split" in options:
+        options["split"] = {**options["split"], "draw": None}
     found = _load(layout, path, reading, options)
     return found if positive is None else dataclasses.replace(found, positive=positive)
 

@@ -27,7 +27,7 @@ def draw_splits(
     groups: Sequence[str],
     class_names: Sequence[str],
     *,
-    draw: Draw,
+    draw: Draw | None,
     fractions: Mapping[Split, float],
     seed: int,
     where: str,
@@ -38,7 +38,7 @@ def draw_splits(
         labels: Of each sample.
         groups: Of each sample; samples of one group get one split.
         class_names: By class number.
-        draw: `steady` or `balanced`; see above.
+        draw: `steady` or `balanced`, see above; None makes everything test.
         fractions: Shares of val and test, in [0, 1); train is the rest. A share of 0 leaves that split empty.
         seed: Another seed, another draw.
         where: What the data set is called in messages.
@@ -47,6 +47,8 @@ def draw_splits(
         DataError: The fractions leave nothing for train, or a class is missing in a split of a steady draw although
             another seed would give each split some of it.
     """
+    if draw is None:
+        return ["test"] * len(groups)
     if draw == "balanced":
         return stratified_split(labels, groups, fractions=fractions, seed=seed)
     splits = steady_split(groups, fractions=fractions, seed=seed)

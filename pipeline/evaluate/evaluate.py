@@ -93,12 +93,50 @@ def evaluate(
         return feed, found
 
     feed, said = score_split(split)
-    val = score_split("val") if dataset.indices("val") else None
-    positive = dataset.positive_class
+    thresholds = {}
+    if dataset.indices("val"):
+        chosen_on, guessed = score_split("val")
+        thresholds = {point: _thresholds(point, task, chosen_on, guessed, names) for point in points}
+    return leave_scores(
+        folder, folder, dataset, feed, said, thresholds, about={"split": split}, resamples=resamples, seed=seed
+    )
+
+
+def leave_scores(
+    folder: Path,
+    run: Path,
+    dataset: Dataset,
+    feed: Feed,
+    said: Floats,
+    thresholds: Mapping[str, Sequence[float]],
+    *,
+    about: Mapping[str, Any],
+    resamples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Score what a run said of the samples of a feed, and leave the figures in a folder.
+
+    Args:
+        folder: Where `metrics.json`, the tables and the plots go.
+        run: The run.
+        dataset: Of the feed.
+        feed: The samples.
+        said: (n, K) probabilities.
+        thresholds: By operating point, the K thresholds, chosen on other samples.
+        about: What stands first among the figures.
+        resamples: Draws of groups for the intervals.
+        seed: Of the draws.
+
+    Returns:
+        What `metrics.json` holds; see `evaluate`.
+    """
+    description = run_folder.load_description(run)
+    task, names, positive = dataset.task, dataset.class_names, dataset.positive_class
     subgroups = _subgroups(dataset, feed)
-    at_points = {point: _at_point(point, task, val, (feed, said), names) for point in points if val is not None}
+    at_points = {point: _at_point(task, feed, said, chosen, names) for point, chosen in thresholds.items()}
+    first = next(iter(at_points.values()), None)
     figures = {
-        "split": split,
+        **about,
         "positive": None if positive is None else names[positive],
         **_scores(task, feed, said, names, positive, resamples=resamples, seed=seed),
         "operating_points": at_points,
@@ -109,7 +147,7 @@ def evaluate(
             feed.groups,
             subgroups,
             positive=positive,
-            threshold=None if positive is None or not at_points else at_points[points[0]][names[positive]]["threshold"],
+            threshold=None if positive is None or first is None else first[names[positive]]["threshold"],
             resamples=resamples,
             seed=seed,
         ),
@@ -123,7 +161,7 @@ def evaluate(
     run_folder.write_csv(folder / "predictions.csv", _prediction_rows(task, feed, said, names, subgroups))
     steps = intervals.reliability(task, feed.labels, said, feed.groups)
     run_folder.write_csv(folder / "decision_curve.csv", _decision_rows(task, feed, said, names, resamples, seed))
-    _draw(folder, task, feed.labels, said, names, steps, figures)
+    _draw(folder, run, task, feed.labels, said, names, steps, figures)
     return figures
 
 
@@ -170,17 +208,16 @@ def _decision_rows(
     ]
 
 
+def _thresholds(point: str, task: Task, feed: Feed, said: Floats, names: Sequence[str]) -> list[float]:
+    """Choose a threshold per class on the samples of a feed."""
+    hits = metrics.one_hot(task, feed.labels, len(names))
+    return [operating.choose_threshold(hits[:, k], said[:, k], point) for k in range(len(names))]
+
+
 def _at_point(
-    point: str,
-    task: Task,
-    val: tuple[Feed, Floats],
-    test: tuple[Feed, Floats],
-    names: Sequence[str],
+    task: Task, feed: Feed, said: Floats, thresholds: Sequence[float], names: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """Choose a threshold per class on val, and give what it comes to on test: by class, with intervals."""
-    (val_feed, val_said), (feed, said) = val, test
-    chosen_on = metrics.one_hot(task, val_feed.labels, len(names))
-    thresholds = [operating.choose_threshold(chosen_on[:, k], val_said[:, k], point) for k in range(len(names))]
+    """Give what thresholds come to on the samples of a feed: by class, with intervals."""
     scorer = operating.PointScorer(metrics.one_hot(task, feed.labels, len(names)), said, thresholds)
     shares, counts = scorer.proportions(), scorer.counts()
     return {
@@ -195,6 +232,7 @@ def _at_point(
 
 def _draw(
     folder: Path,
+    run: Path,
     task: Task,
     labels: npt.NDArray[np.int64],
     said: Floats,
@@ -212,7 +250,7 @@ def _draw(
     plots.draw_roc(folder / "roc.png", roc, figures["class_auc"])
     plots.draw_precision_recall(folder / "precision_recall.png", recall, figures["class_ap"])
     plots.draw_reliability(folder / "reliability.png", steps, figures["ece"])
-    plots.draw_history(folder / "loss.png", run_folder.read_history(folder), best_epoch=figures["best_epoch"])
+    plots.draw_history(folder / "loss.png", run_folder.read_history(run), best_epoch=figures["best_epoch"])
     if "confusion" in figures:
         plots.draw_confusion(folder / "confusion.png", figures["confusion"], names)
 

@@ -22,7 +22,7 @@ def load_folder(
     group_pattern: str | None = None,
     fractions: Mapping[Split, float] = FRACTIONS,
     seed: int = 0,
-    draw: Draw = "steady",
+    draw: Draw | None = "steady",
     reading: Reading = DEFAULT_READING,
 ) -> Dataset:
     """Load a folder of classes, in which an id is a file's path relative to `root`.
@@ -38,7 +38,7 @@ def load_folder(
             match, names the group. None: every image is a group.
         fractions: Shares of val and test where the splits are drawn.
         seed: Of the drawn splits.
-        draw: How they are drawn; see `pipeline.data.splits`.
+        draw: How they are drawn, see `pipeline.data.splits`; None makes everything test.
         reading: How the files become uint8 RGB.
 
     Raises:

@@ -45,7 +45,7 @@ def load_csv(
     subgroup_bands: Mapping[str, Sequence[float]] | None = None,
     fractions: Mapping[Split, float] = FRACTIONS,
     seed: int = 0,
-    draw: Draw = "steady",
+    draw: Draw | None = "steady",
     reading: Reading = DEFAULT_READING,
 ) -> Dataset:
     """Load a table, or one table per split, in which an id is what `path_column` says, as text.
@@ -69,7 +69,7 @@ def load_csv(
         subgroup_bands: For columns of numbers among them, such as the age, the limits between bands, ascending.
         fractions: Shares of val and test where the splits are drawn.
         seed: Of the drawn splits.
-        draw: How they are drawn; see `pipeline.data.splits`.
+        draw: How they are drawn, see `pipeline.data.splits`; None makes everything test.
         reading: How the files become uint8 RGB.
 
     Raises:
