@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.encoders.checkpoint import load_encoder
-    from pipeline.encoders.demo import DemoReport, train_demo_encoder, write_untrained_encoder
+    from pipeline.encoders.demo import DemoReport, train_demo_encoder
     from pipeline.encoders.family import (
         FAMILIES,
         Encoder,
@@ -21,8 +21,12 @@ if TYPE_CHECKING:
         Recipe,
         build_encoder,
         family_of,
+        fetch_weights,
         make_recipe,
         of_taps,
+        present_weights,
+        weights_file,
+        write_untrained_encoder,
     )
     from pipeline.encoders.sam_encoder import SamEncoder
     from pipeline.encoders.sam_recipe import ARCHITECTURES, VIEWS, Architecture, architecture_named
@@ -46,11 +50,14 @@ _MODULES = {
     "fetch_checkpoint": "weight_files",
     "load_encoder": "checkpoint",
     "family_of": "family",
+    "fetch_weights": "family",
     "make_recipe": "family",
     "of_taps": "family",
+    "present_weights": "family",
     "train_demo_encoder": "demo",
+    "weights_file": "family",
     "weights_sha256": "weight_files",
-    "write_untrained_encoder": "demo",
+    "write_untrained_encoder": "family",
 }
 
 __all__ = [
@@ -70,10 +77,13 @@ __all__ = [
     "checkpoint_path",
     "family_of",
     "fetch_checkpoint",
+    "fetch_weights",
     "load_encoder",
     "make_recipe",
     "of_taps",
+    "present_weights",
     "train_demo_encoder",
+    "weights_file",
     "weights_sha256",
     "write_untrained_encoder",
 ]

@@ -31,8 +31,8 @@ def load_encoder(architecture: Architecture, path: Path) -> ImageEncoderViT:
     """
     state = encoder_state(path)
     vit = architecture.build()
-    expected = _shapes(vit.state_dict())
-    _require_same(path, architecture.name, _shapes(state), expected)
+    expected = shapes_of(vit.state_dict())
+    require_same(path, architecture.name, shapes_of(state), expected)
     vit.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
     return vit.eval().requires_grad_(False)
 
@@ -49,11 +49,12 @@ def encoder_state(path: Path) -> dict[str, Tensor]:
     return {key.removeprefix(ENCODER_PREFIX): value for key, value in state.items() if not key.startswith(_OTHER_PARTS)}
 
 
-def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Shape of each tensor."""
     return {key: tuple(value.shape) for key, value in state.items()}
 
 
-def _require_same(
+def require_same(
     path: Path, name: str, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
 ) -> None:
     """Refuse a checkpoint of another architecture, and say of which.

@@ -6,12 +6,10 @@ mask head exists for the training alone; the checkpoint holds the image encoder 
 
 from __future__ import annotations
 
-import math
-import os
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +21,7 @@ from torch import Tensor, nn
 
 from pipeline.encoders import preprocessing, sam_vit
 from pipeline.encoders.sam_recipe import architecture_named
+from pipeline.encoders.untrained import count, draw, write_whole
 from pipeline.progress import Progress, silent
 
 Images = npt.NDArray[np.uint8]
@@ -76,7 +75,8 @@ def train_demo_encoder(
     """
     started = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
-    encoder = _new_encoder("sam_demo", generator)
+    encoder = architecture_named("sam_demo").build()
+    draw(encoder, generator)
     head = _new_mask_head(encoder.neck[0].out_channels, generator)
     parameters = [*encoder.parameters(), *head.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=_PEAK_LR, weight_decay=0.01)
@@ -89,26 +89,8 @@ def train_demo_encoder(
         schedule.step()
         progress("train sam_demo", step, steps, loss=loss.item())
     dice = _dice(encoder, head, held_out_images, held_out_masks)
-    _write(encoder, path)
-    return DemoReport(dice, time.perf_counter() - started, sum(p.numel() for p in encoder.parameters()), steps)
-
-
-def write_untrained_encoder(name: str, path: Path, *, seed: int = 0) -> int:
-    """Write a checkpoint of an encoder that has learnt nothing: what is left of SAM without its weights.
-
-    The miniature SAM starts its training from these very weights. The same seed gives the same file on a CPU.
-
-    Args:
-        name: Of the architecture.
-        path: Checkpoint to write (`.pth`), in the official key layout; replaced at once or not at all.
-        seed: Of the weights.
-
-    Returns:
-        How many parameters it has.
-    """
-    encoder = _new_encoder(name, torch.Generator().manual_seed(seed))
-    _write(encoder, path)
-    return sum(parameter.numel() for parameter in encoder.parameters())
+    write_whole(path, partial(torch.save, encoder.state_dict()))
+    return DemoReport(dice, time.perf_counter() - started, count(encoder), steps)
 
 
 def _batches(count: int, steps: int, generator: torch.Generator) -> Iterator[npt.NDArray[np.int64]]:
@@ -153,14 +135,6 @@ def _dice(encoder: ImageEncoderViT, head: nn.Module, images: Images, masks: Mask
     return torch.cat(values).mean().item()
 
 
-def _new_encoder(name: str, generator: torch.Generator) -> ImageEncoderViT:
-    """An encoder with random weights, drawn without touching torch's global generator."""
-    encoder = architecture_named(name).build().to_empty(device="cpu")
-    for name, parameter in encoder.named_parameters():
-        _initialise(name, parameter, generator)
-    return encoder
-
-
 def _new_mask_head(channels: int, generator: torch.Generator) -> nn.Module:
     """Two upsamplings by two from the neck's grid to the predicted mask, as in SAM's decoder."""
     with torch.device("meta"):
@@ -168,33 +142,4 @@ def _new_mask_head(channels: int, generator: torch.Generator) -> nn.Module:
             nn.ConvTranspose2d(channels, 32, 2, 2), nn.GELU(), nn.ConvTranspose2d(32, 16, 2, 2), nn.GELU(),
             nn.Conv2d(16, 1, 1),
         )  # fmt: skip
-    head = head.to_empty(device="cpu")
-    for name, parameter in head.named_parameters():
-        _initialise(name, parameter, generator)
-    return head
-
-
-def _initialise(name: str, parameter: nn.Parameter, generator: torch.Generator) -> None:
-    """Biases and relative positions zero, normalisations one, matrices normal with the fan-in's scale."""
-    if "rel_pos" in name or name.endswith("bias"):
-        nn.init.zeros_(parameter)
-    elif parameter.ndim == 1:
-        nn.init.ones_(parameter)
-    elif name == "pos_embed":
-        nn.init.normal_(parameter, std=0.02, generator=generator)
-    else:
-        nn.init.normal_(parameter, std=math.sqrt(1 / parameter[0].numel()), generator=generator)
-
-
-def _write(encoder: ImageEncoderViT, path: Path) -> None:
-    """Write the checkpoint beside its name, then rename: a reader sees the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            torch.save(encoder.state_dict(), file)
-            file.flush()
-            os.fsync(file.fileno())
-        except BaseException:
-            Path(file.name).unlink()
-            raise
-    Path(file.name).replace(path)
+    return draw(head, generator)

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pipeline.encoders.pooling import Pool
-from pipeline.errors import ConfigError
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.progress import Progress, silent
 
 if TYPE_CHECKING:
     import numpy as np
@@ -108,18 +109,26 @@ class Family:
     Attributes:
         names: What configurations call them.
         recipes: Module of this room with `make_recipe(name, taps, input_px, pool, precision, preprocessing)`; no torch.
-        encoders: Module of this room with `build(recipe, checkpoint, device)`.
+        encoders: Module of this room with `build(recipe, checkpoint, device)`, and `write_untrained(name, path,
+            generator)` where it has weights.
         reads: What its encoders encode of a sample.
+        weights: Module of this room with `weights_file(checkpoint)`, `absent(checkpoint)` and
+            `fetch_weights(checkpoint, progress)`: where its files of weights lie; no torch.
     """
 
     names: tuple[str, ...]
     recipes: str
     encoders: str
     reads: Reads = "image"
+    weights: str = "weight_files"
 
 
+SAM_2 = tuple(
+    f"{version}_hiera_{size}" for version in ("sam2.1", "sam2") for size in ("tiny", "small", "base_plus", "large")
+)
 FAMILIES = (
     Family(("sam_vit_b", "sam_vit_l", "sam_vit_h", "sam_demo"), "sam_recipe", "sam_encoder"),
+    Family(SAM_2, "hiera_recipe", "hiera_encoder", weights="hiera_files"),
     Family(("mask",), "known_mask_recipe", "known_mask", reads="mask"),
 )
 
@@ -195,6 +204,55 @@ def build_encoder(
     recipe = make_recipe(name, tuple(taps), input_px, pool, precision, preprocessing)
     encoder: Encoder = _module(family_of(name).encoders).build(recipe, checkpoint, device)
     return encoder
+
+
+def weights_file(name: str, checkpoint: Path) -> Path:
+    """The file of weights that `encoder.checkpoint` means to an encoder, there or not."""
+    file: Path = _module(family_of(name).weights).weights_file(checkpoint)
+    return file
+
+
+def present_weights(name: str, checkpoint: Path) -> Path:
+    """The file of weights, which is there.
+
+    Raises:
+        CheckpointError: It is not there; the message says how to have it.
+    """
+    file, family = weights_file(name, checkpoint), _module(family_of(name).weights)
+    if not file.is_file():
+        message = f"encoder.checkpoint: {family.absent(checkpoint)}"
+        raise CheckpointError(message)
+    return file
+
+
+def fetch_weights(name: str, checkpoint: Path, *, progress: Progress = silent) -> Path:
+    """Have the file of weights, downloaded and checked if it is a published one that is not here.
+
+    Raises:
+        CheckpointError: It cannot be had; the message says which file to put where.
+    """
+    file: Path = _module(family_of(name).weights).fetch_weights(checkpoint, progress=progress)
+    return file
+
+
+def write_untrained_encoder(name: str, path: Path, *, seed: int = 0) -> int:
+    """Write a checkpoint of an encoder that has learnt nothing: what is left of it without its weights.
+
+    The miniature SAM starts its training from these very weights. The same seed gives the same file on a CPU.
+
+    Args:
+        name: Of the encoder.
+        path: Checkpoint to write, in the layout that is read; replaced at once or not at all.
+        seed: Of the weights.
+
+    Returns:
+        How many parameters it has.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    parameters: int = _module(family_of(name).encoders).write_untrained(name, path, generator)
+    return parameters
 
 
 def of_taps(fields: Mapping[str, Any], taps: Collection[str]) -> dict[str, Any]:

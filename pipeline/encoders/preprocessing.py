@@ -42,9 +42,7 @@ def prepare(image: npt.NDArray[np.uint8], input_px: int, preprocessing: Preproce
     Raises:
         DataError: The array is no RGB image, or is so long and thin that nothing of it would be left.
     """
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        message = f"got an image {image.dtype} {image.shape}; expected uint8 (H, W, 3)"
-        raise DataError(message)
+    require_rgb(image)
     height, width = image.shape[:2]
     resize = _resize(input_px)
     if 0 in (height, width) or 0 in resize.get_preprocess_shape(height, width, input_px):
@@ -58,6 +56,17 @@ def prepare(image: npt.NDArray[np.uint8], input_px: int, preprocessing: Preproce
     pixels = torch.zeros(3, input_px, input_px, dtype=torch.uint8)
     pixels[:, : resized.shape[1], : resized.shape[2]] = resized
     return Prepared(pixels, (resized.shape[1], resized.shape[2]))
+
+
+def require_rgb(image: npt.NDArray[np.uint8]) -> None:
+    """Refuse what is no image.
+
+    Raises:
+        DataError: The array is no RGB image.
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        message = f"got an image {image.dtype} {image.shape}; expected uint8 (H, W, 3)"
+        raise DataError(message)
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ from pipeline.encoders.checkpoint import load_encoder
 from pipeline.encoders.family import JSON, Prepared, Reads
 from pipeline.encoders.pooling import average
 from pipeline.encoders.preprocessing import normalise, prepare, turned
-from pipeline.encoders.sam_recipe import Recipe
+from pipeline.encoders.sam_recipe import Recipe, architecture_named
+from pipeline.encoders.untrained import count, draw, write_whole
 from pipeline.encoders.weight_files import weights_sha256
 from pipeline.errors import CheckpointError
 
@@ -37,6 +39,14 @@ def build(recipe: Recipe, checkpoint: Path | None, device: str) -> SamEncoder:
     if torch.device(device).type == "cuda" and importlib.util.find_spec("triton"):
         encoder.compile_blocks()
     return encoder.to(device).eval()
+
+
+def write_untrained(name: str, path: Path, generator: torch.Generator) -> int:
+    """Write a checkpoint in the official key layout; see `family.write_untrained_encoder`."""
+    vit = architecture_named(name).build()
+    draw(vit, generator)
+    write_whole(path, partial(torch.save, vit.state_dict()))
+    return count(vit)
 
 
 class SamEncoder(nn.Module):

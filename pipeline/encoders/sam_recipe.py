@@ -8,7 +8,7 @@ would take.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from types import MappingProxyType
@@ -75,7 +75,7 @@ class Recipe:
             message = f"taps are {list(self.taps)!r}; expected at least one, each once"
             raise ConfigError(message)
         for tap in self.taps:
-            _parse(self.architecture, tap)
+            parse_tap(self.architecture.depth_of, tap)
         patch = self.architecture.patch_px
         if self.input_px < patch or self.input_px % patch:
             message = (
@@ -96,7 +96,7 @@ class Recipe:
     @cached_property
     def sources(self) -> Mapping[str, tuple[int, str]]:
         """Depth and view of each tap."""
-        return {tap: _parse(self.architecture, tap) for tap in self.taps}
+        return {tap: parse_tap(self.architecture.depth_of, tap) for tap in self.taps}
 
     @cached_property
     def pools(self) -> Mapping[str, int]:
@@ -160,7 +160,7 @@ def make_recipe(
     return Recipe(architecture, taps, side, pool, precision, preprocessing or "sam")
 
 
-def _parse(architecture: Architecture, tap: str) -> tuple[int, str]:
+def parse_tap(depth_of: Callable[[str], int], tap: str) -> tuple[int, str]:
     """Depth and view of a tap: `NAME`, or `NAME@VIEW`.
 
     Raises:
@@ -170,7 +170,7 @@ def _parse(architecture: Architecture, tap: str) -> tuple[int, str]:
     if "@" in tap and (view not in VIEWS or view == "identity"):
         message = f"tap {tap!r} has no view {view!r}; valid views: {', '.join(list(VIEWS)[1:])}, or none at all"
         raise ConfigError(message)
-    return architecture.depth_of(name), view or "identity"
+    return depth_of(name), view or "identity"
 
 
 @dataclass(frozen=True)

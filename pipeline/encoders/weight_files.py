@@ -108,6 +108,42 @@ def fetch_checkpoint(name: str, folder: Path | None = None, *, progress: Progres
     return path
 
 
+def weights_file(checkpoint: Path) -> Path:
+    """The file that a configured checkpoint means, there or not: a published one by its name, or any path."""
+    return checkpoint_path(str(checkpoint)) if str(checkpoint) in PUBLISHED else checkpoint
+
+
+def absent(checkpoint: Path) -> str:
+    """What to say where that file is not there."""
+    file, named = str(weights_file(checkpoint)), str(checkpoint)
+    if named in PUBLISHED:
+        return (
+            f"the weights {named!r} are not here: run `pipeline prepare`, which downloads them, or put the file at "
+            f"{file!r}"
+        )
+    return (
+        f"there is no file {file!r}: run `pipeline prepare`, which makes the demo's encoder, put a checkpoint there, "
+        f"or name a published one: {', '.join(PUBLISHED)}"
+    )
+
+
+def fetch_weights(checkpoint: Path, *, progress: Progress = silent) -> Path:
+    """Have the file that a configured checkpoint means, downloading it if it is a published one.
+
+    Raises:
+        CheckpointError: It cannot be had.
+    """
+    if str(checkpoint) in PUBLISHED:
+        return fetch_checkpoint(str(checkpoint), progress=progress)
+    if not checkpoint.is_file():
+        message = (
+            f"encoder.checkpoint: there is no {str(checkpoint)!r}; put a checkpoint of the encoder there, "
+            f"or name a published one: {', '.join(PUBLISHED)}"
+        )
+        raise CheckpointError(message)
+    return checkpoint
+
+
 def weights_sha256(path: Path) -> str:
     """Digest of a file of weights, remembered for as long as its size and time of change stay.
 

@@ -79,8 +79,7 @@ def _knows(encoder: Mapping[str, Any], features: Mapping[str, Any]) -> str:
     """Digest of what the configured encoder knows, or where that is not here, of what the run's encoder knew."""
     if encoders.family_of(encoder["name"]).reads == "mask":
         return str(features["masks_sha256"])
-    named = encoder["checkpoint"]
-    file = encoders.checkpoint_path(named) if named in encoders.PUBLISHED else Path(named)
+    file = encoders.weights_file(encoder["name"], Path(encoder["checkpoint"]))
     return encoders.weights_sha256(file) if file.is_file() else str(features["weights_sha256"])
 
 

@@ -46,29 +46,8 @@ def reading(config: Config) -> data.Reading:
 
 
 def checkpoint(config: Config) -> Path:
-    """The file of weights: as configured, or where a published checkpoint is kept for all projects."""
-    named = config.encoder.checkpoint
-    return encoders.checkpoint_path(str(named)) if str(named) in encoders.PUBLISHED else named
-
-
-def present_checkpoint(config: Config) -> Path:
-    """The file of weights, which is there.
-
-    Raises:
-        CheckpointError: It is not there; the message says how to have it.
-    """
-    path, named = checkpoint(config), str(config.encoder.checkpoint)
-    if path.is_file():
-        return path
-    if named in encoders.PUBLISHED:
-        remedy = f"the weights {named!r} are not here: run `pipeline prepare`, which downloads them, or put the file at"
-        message = f"encoder.checkpoint: {remedy} {str(path)!r}"
-    else:
-        message = (
-            f"encoder.checkpoint: there is no file {str(path)!r}: run `pipeline prepare`, which makes the demo's "
-            f"encoder, put a checkpoint there, or name a published one: {', '.join(encoders.PUBLISHED)}"
-        )
-    raise CheckpointError(message)
+    """The file of weights, there or not: as configured, or where a published checkpoint is kept for all projects."""
+    return encoders.weights_file(config.encoder.name, config.encoder.checkpoint)
 
 
 def recipe(config: Config) -> encoders.Recipe:
@@ -108,7 +87,7 @@ def build_encoder(config: Config, *, new_images: bool = True) -> encoders.Encode
         raise ConfigError(message)
     return encoders.build_encoder(
         config.encoder.name,
-        checkpoint=None if reads_masks else present_checkpoint(config),
+        checkpoint=None if reads_masks else encoders.present_weights(config.encoder.name, config.encoder.checkpoint),
         taps=config.encoder.taps,
         input_px=config.encoder.input_px,
         pool=config.encoder.pool,

@@ -67,24 +67,24 @@ def prepare_encoder(config: Config, progress: Progress) -> Report:
         return _draw_weights(config)
     if config.encoder.name == "sam_demo":
         return _train_demo(config, progress)
-    published = str(config.encoder.checkpoint)
-    path = (
-        encoders.fetch_checkpoint(published, progress=progress)
-        if published in encoders.PUBLISHED
-        else checkpoint(config)
-    )
-    if not path.is_file():
-        message = (
-            f"encoder.checkpoint: there is no {str(path)!r}; put a checkpoint of {config.encoder.name} there, "
-            f"or name a published one: {', '.join(encoders.PUBLISHED)}"
-        )
-        raise CheckpointError(message)
+    path = encoders.fetch_weights(config.encoder.name, config.encoder.checkpoint, progress=progress)
     return {"checkpoint": str(path), "sha256": encoders.weights_sha256(path)}
 
 
 def _draw_weights(config: Config) -> Report:
-    """Draw the encoder's weights from the seed."""
-    name, path, seed = config.encoder.name, config.encoder.checkpoint, config.encoder.training.seed
+    """Draw the encoder's weights from the seed.
+
+    Raises:
+        CheckpointError: They would go where published weights belong.
+    """
+    name, named, seed = config.encoder.name, config.encoder.checkpoint, config.encoder.training.seed
+    path = checkpoint(config)
+    if not path.is_relative_to(named):
+        message = (
+            f"encoder.checkpoint: {str(named)!r} means published weights ({path}), and encoder.training.steps: 0 draws "
+            f"others: name a place of your own for them"
+        )
+        raise CheckpointError(message)
     settings = {"encoder": name, "steps": 0, "seed": seed, "torch": torch.__version__}
     return _made_once(path, settings, lambda: {"parameters": encoders.write_untrained_encoder(name, path, seed=seed)})
 

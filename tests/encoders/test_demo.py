@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pipeline.data import demo_arrays
 from pipeline.encoders import build_encoder, demo, train_demo_encoder
+from pipeline.encoders.untrained import write_whole
 
 
 @pytest.fixture(autouse=True)
@@ -84,15 +86,15 @@ def test_dice_is_that_of_thresholded_masks_at_full_size(
     assert dice == pytest.approx((2 / 3 + 0 + 1) / 3)
 
 
-def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "demo.pth"
     path.write_bytes(b"old")
 
-    def fail(state: dict[str, Tensor], file: object) -> None:
+    def fail(file: IO[bytes]) -> None:
+        file.write(b"half of the new")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", fail)
     with pytest.raises(OSError, match="No space left"):
-        demo._write(nn.Linear(1, 1), path)
+        write_whole(path, fail)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]

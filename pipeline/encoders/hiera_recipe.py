@@ -1,0 +1,248 @@
+"""SAM 2's image encoders before a weight is read: their geometry and depths, and what features depend on. No torch.
+
+Hiera starts with a cell for every 4 px and halves its grid at the first block of each later stage, so taps have grids
+of their own. A depth counts what has been computed: 0 after the position embedding, i + 1 after block i, and one more
+after the neck. `early`, `middle` and `late` are the ends of the second, third and last stage, which is our choice: with
+`patch` they are the four grids. `neck` is the coarsest map that SAM 2's mask decoder gets, on the grid of `middle`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from types import MappingProxyType
+from typing import Any, get_args
+
+from pipeline.encoders.family import JSON, Shape
+from pipeline.encoders.pooling import Pool, choose_pools
+from pipeline.encoders.sam_recipe import Precision, parse_tap
+from pipeline.errors import ConfigError
+
+PREPROCESSING = "sam2"
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of colours in [0, 1]
+ARITHMETIC = 1  # raise when the same pixels and weights give other features
+_PREPROCESSING_VERSION = 1  # raise when the same image gives other pixels
+_PATCH_PX = 4
+
+
+@dataclass(frozen=True)
+class Hiera:
+    """Size of one image encoder of SAM 2 or 2.1.
+
+    Attributes:
+        name: What configurations call it.
+        width: Channels of a token in the first stage; each later one has twice as many.
+        heads: Attention heads in the first stage; each later one has twice as many.
+        blocks: Blocks of each of the four stages.
+        global_blocks: Blocks (0-based) whose attention spans the whole grid; the others attend within windows.
+        windows: Side of a window in each stage, tokens.
+        background: Side of the part of the position embedding that is stretched over the whole grid, tokens.
+        neck: Channels after the neck.
+        input_px: Side of the square input that the weights were trained for, px.
+    """
+
+    name: str
+    width: int
+    heads: int
+    blocks: tuple[int, int, int, int]
+    global_blocks: tuple[int, ...]
+    windows: tuple[int, int, int, int] = (8, 4, 14, 7)
+    background: int = 7
+    neck: int = 256
+    input_px: int = 1024
+
+    @property
+    def multiple_px(self) -> int:
+        """What the input's side must be a multiple of, px: the grid of patches is tiled with embeddings and halved."""
+        return _PATCH_PX * math.lcm(self.windows[0], 8)
+
+    @property
+    def named_depths(self) -> dict[str, int]:
+        """Depth of each of the five named taps, in order."""
+        _, early, middle, late = accumulate(self.blocks)
+        return {"patch": 0, "early": early, "middle": middle, "late": late, "neck": late + 1}
+
+    def depth_of(self, tap: str) -> int:
+        """Depth of a tap: one of the five names, or `block:N`.
+
+        Raises:
+            ConfigError: There is no such tap.
+        """
+        depth, blocks = self.named_depths.get(tap), sum(self.blocks)
+        if depth is not None:
+            return depth
+        number = tap.removeprefix("block:")
+        if tap.startswith("block:") and number.isascii() and number.isdigit() and int(number) < blocks:
+            return int(number) + 1
+        message = (
+            f"{self.name} has no tap {tap!r}; valid taps: {', '.join(self.named_depths)}, "
+            f"and block:0 to block:{blocks - 1}"
+        )
+        raise ConfigError(message)
+
+    def describe(self, depth: int) -> str:
+        """What is computed last at a depth, in the words of `depth_of`."""
+        return {0: "patch", sum(self.blocks) + 1: "neck"}.get(depth, f"block:{depth - 1}")
+
+    def channels_at(self, depth: int) -> int:
+        """Channels of the feature map at a depth."""
+        return self.neck if depth == sum(self.blocks) + 1 else self.width << self._stage_at(depth)
+
+    def stride_px(self, depth: int) -> int:
+        """Side of a cell of the grid at a depth, in pixels of the input."""
+        return _PATCH_PX << self._stage_at(depth)
+
+    def _stage_at(self, depth: int) -> int:
+        """Which stage's grid a depth has, from 0; the neck has the third one's."""
+        if depth == sum(self.blocks) + 1:
+            return 2
+        return sum(depth > end for end in accumulate(self.blocks))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The geometry as `transformers.Sam2VisionConfig` takes it."""
+        widths, heads = ([first * 2**stage for stage in range(4)] for first in (self.width, self.heads))
+        return {
+            "backbone_config": {
+                "model_type": "sam2_hiera_det_model",
+                "hidden_size": self.width,
+                "num_attention_heads": self.heads,
+                "blocks_per_stage": list(self.blocks),
+                "embed_dim_per_stage": widths,
+                "num_attention_heads_per_stage": heads,
+                "window_size_per_stage": list(self.windows),
+                "window_positional_embedding_background_size": [self.background] * 2,
+                "global_attention_blocks": list(self.global_blocks),
+            },
+            "backbone_channel_list": widths[::-1],
+            "fpn_hidden_size": self.neck,
+        }
+
+
+_SIZES: Mapping[str, dict[str, Any]] = {
+    "tiny": {"width": 96, "heads": 1, "blocks": (1, 2, 7, 2), "global_blocks": (5, 7, 9)},
+    "small": {"width": 96, "heads": 1, "blocks": (1, 2, 11, 2), "global_blocks": (7, 10, 13)},
+    "base_plus": {"width": 112, "heads": 2, "blocks": (2, 3, 16, 3), "global_blocks": (12, 16, 20), "background": 14},
+    "large": {
+        "width": 144, "heads": 2, "blocks": (2, 6, 36, 4), "global_blocks": (23, 33, 43), "windows": (8, 4, 16, 8)
+    },
+}  # fmt: skip
+HIERAS: Mapping[str, Hiera] = MappingProxyType(
+    {
+        f"{version}_hiera_{size}": Hiera(f"{version}_hiera_{size}", **geometry)
+        for version in ("sam2.1", "sam2")  # other weights in the same geometry
+        for size, geometry in _SIZES.items()
+    }
+)
+
+
+@dataclass(frozen=True)
+class HieraRecipe:
+    """How features are made, apart from the weights and the pixels.
+
+    Attributes:
+        architecture: Whose geometry.
+        taps: Any of `patch early middle late neck` and `block:N`; of a turned image with `@` and a view.
+        input_px: Side S of the square input, px.
+        pool: See `pooling.choose_pools`.
+        precision: Type of the matrix products.
+
+    Raises:
+        ConfigError: There is no such tap, pool, precision or input size; with the valid values.
+    """
+
+    architecture: Hiera
+    taps: tuple[str, ...]
+    input_px: int
+    pool: Pool = None
+    precision: Precision = "float32"
+
+    def __post_init__(self) -> None:
+        if not self.taps or len(set(self.taps)) < len(self.taps):
+            message = f"taps are {list(self.taps)!r}; expected at least one, each once"
+            raise ConfigError(message)
+        _ = self.sources  # refuses taps that there are not
+        multiple = self.architecture.multiple_px
+        if self.input_px < multiple or self.input_px % multiple:
+            message = (
+                f"an input of {self.input_px!r} px is no multiple of {multiple} px, as {self.architecture.name} needs; "
+                f"try {self.architecture.input_px}"
+            )
+            raise ConfigError(message)
+        _ = self.pools  # refuses one that does not fit
+        if self.precision not in get_args(Precision):
+            message = f"there is no precision {self.precision!r}; valid: {', '.join(get_args(Precision))}"
+            raise ConfigError(message)
+
+    @cached_property
+    def sources(self) -> Mapping[str, tuple[int, str]]:
+        """Depth and view of each tap."""
+        return {tap: parse_tap(self.architecture.depth_of, tap) for tap in self.taps}
+
+    @cached_property
+    def pools(self) -> Mapping[str, int]:
+        """Side of each tap's local average, in cells of its own grid."""
+        coarsest = self.input_px // self.architecture.stride_px(self.architecture.named_depths["late"])
+        return choose_pools(self.architecture.name, self._grids, coarsest, self.pool)
+
+    @property
+    def _grids(self) -> dict[str, int]:
+        """Cells along each side of each tap's own grid."""
+        return {tap: self.input_px // self.architecture.stride_px(depth) for tap, (depth, _) in self.sources.items()}
+
+    @property
+    def shapes(self) -> Mapping[str, Shape]:
+        """Shape (C, g, g) of each tap's map after the pool, in the order asked for."""
+        sides = {tap: grid // self.pools[tap] for tap, grid in self._grids.items()}
+        channels = {tap: self.architecture.channels_at(depth) for tap, (depth, _) in self.sources.items()}
+        return MappingProxyType({tap: (channels[tap], sides[tap], sides[tap]) for tap in self.taps})
+
+    def fingerprint(self, knows_sha256: str) -> dict[str, JSON]:
+        """Everything that the features depend on, apart from the pixels.
+
+        Args:
+            knows_sha256: Digest of the file of weights.
+        """
+        colours: dict[str, JSON] = {"mean": list(MEAN), "std": list(STD)}
+        return {
+            "encoder": self.architecture.name,
+            "weights_sha256": knows_sha256,
+            "input_px": self.input_px,
+            "preprocessing": {"name": PREPROCESSING, "version": _PREPROCESSING_VERSION, **colours},
+            "precision": self.precision,
+            "taps": {tap: self.architecture.describe(depth) for tap, (depth, _) in self.sources.items()},
+            "views": {tap: view for tap, (_, view) in self.sources.items() if view != "identity"},
+            "pool": dict(self.pools),
+            "arithmetic": ARITHMETIC,
+        }
+
+
+def make_recipe(
+    name: str,
+    taps: tuple[str, ...],
+    input_px: int | None = None,
+    pool: Pool = None,
+    precision: Precision = "float32",
+    preprocessing: str | None = None,
+) -> HieraRecipe:
+    """A recipe for an encoder by its name; see `HieraRecipe` for the arguments.
+
+    Args:
+        name: One of `HIERAS`.
+        taps: Depths and views.
+        input_px: Side of the input, px; None is what the weights were trained for.
+        pool: See `pooling.choose_pools`.
+        precision: Type of the matrix products.
+        preprocessing: None or `sam2`: there is no other.
+
+    Raises:
+        ConfigError: There is no such tap, pool, precision, preprocessing or input size.
+    """
+    if preprocessing not in (None, PREPROCESSING):
+        message = f"there is no preprocessing {preprocessing!r} of {name}; valid: {PREPROCESSING}"
+        raise ConfigError(message)
+    architecture = HIERAS[name]
+    return HieraRecipe(architecture, taps, architecture.input_px if input_px is None else input_px, pool, precision)
