@@ -13,6 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Literal
 
 import click
 
@@ -173,6 +174,7 @@ def train(config_path: Path, overrides: tuple[str, ...], as_json: bool, replace:
         "pipeline evaluate",
         "pipeline evaluate --json",
         "pipeline evaluate --point sensitivity=0.9 --point specificity=0.8",
+        "pipeline evaluate --data configs/other_hospital.yaml --class 'cancer=malignant'",
     )
 )
 @configured
@@ -187,14 +189,64 @@ def train(config_path: Path, overrides: tuple[str, ...], as_json: bool, replace:
     "0, at most 1), whose threshold reaches X on val at the least cost of the other; or `youden`, the highest sum of "
     "both. Repeatable; takes the place of the default ones.",
 )
-def evaluate(config_path: Path, overrides: tuple[str, ...], as_json: bool, points: tuple[str, ...]) -> int:
-    """Read the test set once: metrics, predictions and plots in the run folder."""
+@click.option(
+    "--data",
+    "other",
+    type=click.Path(path_type=Path),
+    help="An external test set: another configuration, of which `data` and `store` are read. Its scores get files of "
+    "their own, in `external` of the run folder.",
+)
+@click.option(
+    "--class",
+    "named",
+    multiple=True,
+    metavar="THEIRS=OURS",
+    help="With --data: a class of it, and the class of the run that it is. Repeatable; equal names need none.",
+)
+@click.option(
+    "--split", type=click.Choice(["train", "val", "test"]), help="With --data: only this split of it, not all images."
+)
+@click.pass_context
+def evaluate(
+    context: click.Context,
+    config_path: Path,
+    overrides: tuple[str, ...],
+    as_json: bool,
+    points: tuple[str, ...],
+    other: Path | None,
+    named: tuple[str, ...],
+    split: Literal["train", "val", "test"] | None,
+) -> int:
+    """Read the test set once: metrics, predictions and plots in the run folder.
+
+    With --data, score the run on images from elsewhere, at the thresholds that its own val chose. Images that the run
+    has learnt are refused, by their pixels.
+    """
+    if other is None and (named or split):
+        message = "--class and --split go with --data"
+        raise click.UsageError(message)
+    if other is not None and context.get_parameter_source("points") is not click.core.ParameterSource.DEFAULT:
+        message = "--point goes without --data: an external test set is read at the points of the run's own evaluation"
+        raise click.UsageError(message)
+    pairs = dict(_pair(text) for text in named)
     from pipeline.stages import commands
 
     config = load(config_path, overrides)
     with bars() as progress:
-        report = commands.evaluate(config, progress, points=points)
+        if other is not None:
+            report = commands.evaluate_elsewhere(config, progress, other, named=pairs, split=split)
+        else:
+            report = commands.evaluate(config, progress, points=points)
     return show(report, as_json)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    """Take `THEIRS=OURS` apart."""
+    theirs, equals, ours = text.rpartition("=")
+    if not (theirs and equals and ours):
+        message = f"--class {text!r}: expected THEIRS=OURS, such as cancer=malignant"
+        raise click.UsageError(message)
+    return theirs, ours
 
 
 @cli.command(

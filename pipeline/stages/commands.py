@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace as changed
 from pathlib import Path
@@ -13,9 +13,9 @@ import torch
 
 import cache
 from pipeline import data
-from pipeline.config.schema import Config, DemoData, to_dict
+from pipeline.config.schema import Config, DemoData, load_config, to_dict
 from pipeline.evaluate import evaluate as test_set
-from pipeline.evaluate import operating
+from pipeline.evaluate import external, operating
 from pipeline.evaluate import predict as on_the_fly
 from pipeline.explain import explain as pictures
 from pipeline.extract import extract as stage_one
@@ -138,6 +138,36 @@ def evaluate(
             progress=progress,
         )
     return {"run": str(config.run), **figures}
+
+
+def evaluate_elsewhere(
+    config: Config, progress: Progress, other: Path, *, named: Mapping[str, str], split: data.Split | None = None
+) -> Report:
+    """Score the run on the data and the store of another configuration, into files of their own.
+
+    Args:
+        config: Of the run.
+        progress: Called while images are decoded.
+        other: The configuration of the external test set, of which `data` and `store` are read.
+        named: Which class of the run a class of the external data is, where they differ in name.
+        split: Only this split of it; None for all.
+    """
+    description = run_folder.load_description(config.run)
+    theirs = load_config(other)
+    dataset = load_dataset(theirs, only_test=True)
+    with _features(theirs, bool(description.model.taps)) as store:
+        figures = external.evaluate_elsewhere(
+            config.run,
+            other.stem,
+            dataset,
+            store,
+            named=named,
+            split=split,
+            machine=machine(config),
+            allow_missing=theirs.train.allow_missing,
+            progress=progress,
+        )
+    return {"run": str(config.run), "folder": str(config.run / external.FOLDER / other.stem), **figures}
 
 
 def predict(config: Config, progress: Progress, paths: Sequence[Path]) -> Report:

@@ -33,10 +33,10 @@ def check_encoder(config: Config, where: str) -> None:
         raise ConfigError(message) from None
 
 
-def load_dataset(config: Config) -> data.Dataset:
-    """The data set that the configuration describes."""
+def load_dataset(config: Config, *, only_test: bool = False) -> data.Dataset:
+    """The data set that the configuration describes; `only_test` draws no splits where it has none."""
     options = config.data.model_dump(exclude={"reading"})
-    return data.load_dataset(**options, reading=reading(config))
+    return data.load_dataset(**options, reading=reading(config), only_test=only_test)
 
 
 def reading(config: Config) -> data.Reading:

@@ -151,8 +151,9 @@ def check_feed(folder: Path, dataset: Dataset, feed: Feed) -> None:
         first, then = moved[0]
         msg = (
             f"{len(moved)} of {len(feed)} images of split {feed.split!r} were used otherwise by the run "
-            f"{str(folder)!r}: {first!r}, for one, was in {then!r}. The data set {dataset.name!r} has changed since: "
-            f"give the run's own data, or train again. {_how_drawn(dataset)}"
+            f"{str(folder)!r}: {first!r}, for one, was in {then!r}. The data set {dataset.name!r} has changed since, "
+            f"or shares images with the run's own: give the run's own data, leave them out, or train again. "
+            f"{_how_drawn(dataset)}"
         )
         raise RunError(msg.rstrip())
 
