@@ -155,7 +155,7 @@ def squeeze(pixels: Tensor, side_px: int) -> Tensor:
 
 def normalise(pixels: Tensor) -> Tensor:
     """Normalise the colours of a batch (B, 3, S, S) uint8 of which every pixel is image; float32."""
-    mean, std = (255 * torch.tensor(value, device=pixels.device).view(3, 1, 1) for value in (MEAN, STD))
+    mean, std = ((255 * torch.tensor(of)).view(3, 1, 1).to(pixels.device, non_blocking=True) for of in (MEAN, STD))
     return (pixels - mean) / std
 
 

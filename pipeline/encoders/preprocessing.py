@@ -91,10 +91,11 @@ def normalise(pixels: Tensor, sizes: Tensor, preprocessing: Preprocessing = "sam
     if preprocessing == "medsam":  # every pixel is image
         low, high = pixels.amin((1, 2, 3), keepdim=True).float(), pixels.amax((1, 2, 3), keepdim=True).float()
         return (pixels - low) / (high - low).clamp(min=1e-8)
-    mean = torch.tensor(MEAN, device=pixels.device).view(3, 1, 1)
-    std = torch.tensor(STD, device=pixels.device).view(3, 1, 1)
+    # No copy waits for the device, else a batch would be launched only when the one before is done.
+    mean, std = (torch.tensor(of).view(3, 1, 1).to(pixels.device, non_blocking=True) for of in (MEAN, STD))
+    sizes = sizes.to(pixels.device, non_blocking=True)
     at = torch.arange(pixels.shape[-1], device=pixels.device)
-    rows, columns = (at < sizes.to(pixels.device)[:, axis, None] for axis in (0, 1))  # (B, S) each
+    rows, columns = (at < sizes[:, axis, None] for axis in (0, 1))  # (B, S) each
     inside = rows[:, None, :, None] & columns[:, None, None, :]
     return ((pixels - mean) / std).masked_fill_(~inside, 0.0)
 

@@ -66,7 +66,7 @@ class BatchSize:
             seconds: Time of one batch of a size, raising where memory ends; None measures it on the device.
         """
         needless = self._given or self._chosen or rows < SEARCH_FROM_IMAGES * self._pixels
-        if needless or (seconds is None and self._device.type == "cpu"):
+        if needless or (seconds is None and self._device.type != "cuda"):
             return
         self._chosen = largest_that_pays(seconds or self._measure, max(1, self._fitting // 4), self._limit)
         self.images = min(self._chosen, self._limit)
@@ -81,6 +81,8 @@ class BatchSize:
         self.images //= 2
         self._limit = self.images
         self._remember()
+        if self._device.type == "cuda":
+            torch.compiler.reset()  # graphs of the size before count against the compiler's limit
         return True
 
     def _measure(self, images: int) -> float:
@@ -120,7 +122,10 @@ def largest_that_pays(seconds: Callable[[int], float], start: int, limit: int) -
     if speed is None:
         return largest_that_pays(seconds, start // 2, start // 2) if start > 1 else 1
     while 2 * start <= limit:
-        faster = _speed(seconds, 2 * start)
+        try:
+            faster = _speed(seconds, 2 * start)
+        except RuntimeError:
+            break  # not for lack of memory: some kernels count elements in 32 bits, and a smaller size works
         if faster is None or faster < PAYS * speed:
             break
         start, speed = 2 * start, faster
@@ -138,7 +143,8 @@ def _speed(seconds: Callable[[int], float], images: int) -> float | None:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that a smaller batch may succeed."""
+    """Whether an error means that a smaller batch may succeed, whoever was refused memory: torch or a library below."""
+    said = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
     return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+        isinstance(error, RuntimeError) and any(words in str(error) for words in said)
     )

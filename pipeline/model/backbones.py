@@ -97,8 +97,10 @@ def build_backbone(name: str, outputs: int, weights: str | Path = "none") -> Bac
 
 def standardise(images: Tensor) -> Tensor:
     """Scale grey levels (B, 3, H, W) float32 in 0..255 as ImageNet weights expect them: about -2 to 2.6."""
-    mean = images.new_tensor(IMAGENET_MEAN)[:, None, None] * 255
-    std = images.new_tensor(IMAGENET_STD)[:, None, None] * 255
+    mean, std = (  # copied without waiting for the device
+        255 * torch.tensor(of, dtype=images.dtype)[:, None, None].to(images.device, non_blocking=True)
+        for of in (IMAGENET_MEAN, IMAGENET_STD)
+    )
     return (images - mean) / std
 
 

@@ -161,7 +161,8 @@ def _on_padded_grid(places: Tensor, extents: Tensor | None, cells: torch.Size) -
     """Turn places in the image (B, H, W, 2) into places on the padded square, held within the cells that are image."""
     if extents is None:
         return places
-    count = torch.tensor((cells[1], cells[0]), dtype=torch.float32, device=places.device)  # (w, h), as (x, y)
+    count = torch.tensor((cells[1], cells[0]), dtype=torch.float32)  # (w, h), as (x, y)
+    count = count.to(places.device, non_blocking=True)
     image_cells = (extents.flip(1) * count)[:, None, None, :]  # (B, 1, 1, 2)
     tolerance = 1e-3  # of a cell: extents are float32 and a whole number of cells must stay one
     last = ((image_cells - tolerance).ceil() - 1).clamp(min=0)

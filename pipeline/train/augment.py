@@ -133,7 +133,7 @@ class Augmentation:
         if not (self.brightness or self.contrast or self.saturation or self.noise):
             return images
         signed = 2 * torch.rand(3, len(images), 1, 1, 1, generator=generator, device=images.device) - 1
-        weights = images.new_tensor(_GREY)[:, None, None]
+        weights = torch.tensor(_GREY, dtype=images.dtype)[:, None, None].to(images.device, non_blocking=True)
         if self.brightness:
             images = images * (1 + self.brightness * signed[0])
         if self.contrast:

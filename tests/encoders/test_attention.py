@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from segment_anything.modeling.image_encoder import add_decomposed_rel_pos
@@ -71,7 +73,9 @@ def test_all_blocks_compile_to_one_graph_for_windows_and_one_for_the_grid() -> N
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator: the compiled form runs on one only")
 def test_the_compiled_form_on_a_gpu_gives_the_official_features() -> None:
-    module = official_encoder(TINY, seeded_state(TINY), TINY.input_px).cuda()
+    torch.backends.cudnn.allow_tf32 = False  # of the official module; ours does not round either
+    wide = dataclasses.replace(TINY, width=32)  # torch's kernel wants heads of 16 channels and more
+    module = official_encoder(wide, seeded_state(wide), wide.input_px).cuda()
     compiled = torch.compile(sam_vit.run_block, dynamic=False)
     images = torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(2)).cuda()
     with torch.no_grad():

@@ -69,6 +69,31 @@ def test_another_error_is_no_lack_of_memory() -> None:
         largest_that_pays(breaks, 8, 256)
 
 
+def test_a_size_that_a_kernel_refuses_is_too_large() -> None:
+    def seconds(images: int) -> float:
+        if images > 32:
+            message = "Expected canUse32BitIndexMath(input) to be true"
+            raise RuntimeError(message)
+        return 1000.0 + images
+
+    assert largest_that_pays(seconds, 8, 256) == 32
+
+
+@pytest.mark.parametrize(
+    ("error", "memory"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+        (RuntimeError("CUDA error: out of memory"), True),  # of pinned memory
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:75] . DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (MemoryError(), False),
+    ],
+)
+def test_who_was_refused_memory_is_told_by_what_it_says(error: BaseException, memory: bool) -> None:
+    assert batch_size.out_of_memory(error) is memory
+
+
 def test_what_was_found_is_taken_by_later_runs_of_this_encoder_and_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

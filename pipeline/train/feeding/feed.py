@@ -159,7 +159,7 @@ class Feed:
 
     def _in_turn(self, order: Sequence[Tensor]) -> Iterator[Batch]:
         for positions in order:
-            at = self._held_at[positions.to(self._target)]
+            at = self._held_at[positions.to(self._target, non_blocking=True)]
             yield self._batch(positions, self._images[at], {tap: self._features[tap][at] for tap in self._taps})
 
     def _streamed(self, order: Sequence[Tensor]) -> Iterator[Batch]:
@@ -178,7 +178,7 @@ class Feed:
                 yield self._batch(positions, images, features)
 
     def _batch(self, positions: Tensor, images: Tensor, features: Mapping[str, Tensor]) -> Batch:
-        at = positions.to(self.device)
+        at = positions.to(self.device, non_blocking=True)  # waiting for a copy would be waiting for the step before
         return Batch(
             positions=positions,
             images=images.to(self.device, non_blocking=True),
