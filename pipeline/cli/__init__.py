@@ -17,6 +17,7 @@ from typing import Literal
 
 import click
 
+from pipeline.cli import pages
 from pipeline.cli.config import config
 from pipeline.cli.explain import explain
 from pipeline.cli.init import init
@@ -24,7 +25,18 @@ from pipeline.cli.options import configured, load, refuse_url
 from pipeline.cli.report import export, report
 from pipeline.cli.store import store
 from pipeline.cli.study import compare, study
-from pipeline.cli.terminal import DONE, FAILED, INCOMPLETE, STOPPED, WRONG_USE, bars, examples, show
+from pipeline.cli.terminal import (
+    DONE,
+    FAILED,
+    INCOMPLETE,
+    STOPPED,
+    WRONG_USE,
+    Stopped,
+    bars,
+    examples,
+    show,
+    telling_what_is_kept,
+)
 
 
 @dataclass
@@ -54,8 +66,9 @@ def _run() -> int:
     except click.ClickException as error:
         error.show()
         return WRONG_USE
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("\nstopped: finished work is kept, and the same command continues from it", err=True)
+    except (KeyboardInterrupt, click.Abort, Stopped) as stop:
+        kept = str(stop) or "finished work is kept, and the same command continues from it"
+        click.echo(f"\nstopped: {kept}", err=True)
         os._exit(STOPPED)  # at once: other threads may be at work, and what they do may be cut off
     except Exception as error:
         status = _explain(error)
@@ -119,7 +132,7 @@ def prepare(config_path: Path, overrides: tuple[str, ...], as_json: bool) -> int
     config = load(config_path, overrides)
     with bars() as progress:
         report = commands.prepare(config, progress)
-    return show(report, as_json)
+    return show(report, as_json, pages.prepared)
 
 
 @cli.command(
@@ -151,8 +164,11 @@ def extract(
         if report is None:
             from pipeline.stages import commands
 
-            report = commands.extract(config, progress, replace=replace, reuse=reuse, strict=strict, recheck=recheck)
-    show(report, as_json)
+            with telling_what_is_kept(lambda: commands.kept_of_extraction(config)):
+                report = commands.extract(
+                    config, progress, replace=replace, reuse=reuse, strict=strict, recheck=recheck
+                )
+    show(report, as_json, pages.extracted)
     return INCOMPLETE if report["set_aside"] else DONE
 
 
@@ -166,7 +182,7 @@ def train(config_path: Path, overrides: tuple[str, ...], as_json: bool, replace:
     config = load(config_path, overrides)
     with bars() as progress:
         report = commands.train(config, progress, replace=replace)
-    return show(report, as_json)
+    return show(report, as_json, pages.trained)
 
 
 @cli.command(
@@ -237,7 +253,7 @@ def evaluate(
             report = commands.evaluate_elsewhere(config, progress, other, named=pairs, split=split)
         else:
             report = commands.evaluate(config, progress, points=points)
-    return show(report, as_json)
+    return show(report, as_json, pages.evaluated)
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -253,6 +269,7 @@ def _pair(text: str) -> tuple[str, str]:
     epilog=examples(
         "pipeline predict data/demo/images/*.png",
         "pipeline predict -c configs/breastmnist.yaml scan.png --json",
+        "pipeline predict scans/*.png --csv predictions.csv",
         "pipeline predict --model handed_on/demo --checkpoint weights/sam_demo.pth scan.png",
     )
 )
@@ -260,6 +277,9 @@ def _pair(text: str) -> tuple[str, str]:
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--model", type=click.Path(path_type=Path), help="A folder that `export` wrote; no configuration then.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="With --model: weights of its frozen encoder.")
+@click.option(
+    "--csv", "table", type=click.Path(path_type=Path, dir_okay=False), help="Write a row per image here, too."
+)
 def predict(
     config_path: Path,
     overrides: tuple[str, ...],
@@ -267,6 +287,7 @@ def predict(
     images: tuple[Path, ...],
     model: Path | None,
     checkpoint: Path | None,
+    table: Path | None,
 ) -> int:
     """Class probabilities for image files, encoded on the fly; those that cannot be read are named and left out."""
     if checkpoint is not None and model is None:
@@ -279,7 +300,9 @@ def predict(
             report = commands.predict_exported(progress, model, checkpoint, images)
         else:
             report = commands.predict(load(config_path, overrides), progress, images)
-    show(report, as_json)
+    if table is not None:
+        report["csv"] = str(commands.write_predictions(report["predictions"], table))
+    show(report, as_json, pages.predicted)
     return INCOMPLETE if report["set_aside"] else DONE
 
 

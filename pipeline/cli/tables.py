@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+_NARROWEST = 10  # of a column of words where the terminal is narrow
+_UNBOUNDED = 2**16
 MOST_ROWS = 30  # of a table for people; JSON and files have them all
 
 
@@ -18,22 +21,33 @@ def say(text: str) -> None:
     click.echo("".join(c if c.isprintable() else repr(c)[1:-1] for c in text))
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, words: int = 1) -> None:
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[object]], *, words: int = 1, most: int = MOST_ROWS
+) -> None:
     """Print a table without a frame: the first columns are words, the others figures to be compared at a glance.
 
     Args:
         columns: Titles.
         rows: Cells; shown as plain text, so that names may hold brackets.
         words: How many columns, from the left, hold words.
+        most: Rows after which to stop.
     """
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    cells = [[printable(str(cell)) for cell in row] for row in rows[:most]]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for number, title in enumerate(columns):
-        table.add_column(title, justify="left" if number < words else "right", overflow="fold", no_wrap=number >= words)
-    for row in rows[:MOST_ROWS]:
-        table.add_row(*(Text(printable(str(cell))) for cell in row))
-    Console().print(table)
-    if len(rows) > MOST_ROWS:
-        say(f"and {len(rows) - MOST_ROWS} more")
+        if number < words:
+            longest = max((len(row[number]) for row in cells), default=0)
+            table.add_column(title, overflow="fold", min_width=min(_NARROWEST, longest))
+        else:
+            table.add_column(title, justify="right", no_wrap=True)
+    for row in cells:
+        table.add_row(*map(Text, row))
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(width=_UNBOUNDED)  # a file or a pipe folds nothing
+    console.print(table)
+    if len(rows) > most:
+        say(f"and {len(rows) - most} more")
 
 
 def printable(text: str) -> str:

@@ -18,15 +18,31 @@ LINE_EVERY_SECONDS = 30.0  # between progress lines where there is no terminal t
 SPEED_OVER_SECONDS = 600.0  # a bar's time left rests on this past: one image of a large encoder may take a minute
 
 
+class Stopped(Exception):
+    """Somebody stopped the work; the message says what of it is kept."""
+
+
+@contextmanager
+def telling_what_is_kept(tell: Callable[[], str]) -> Iterator[None]:
+    """Let whoever stops the work inside know how much of it was not in vain."""
+    try:
+        yield
+    except (KeyboardInterrupt, click.Abort):
+        raise Stopped(tell()) from None
+
+
 def examples(*lines: str) -> str:
     """Lines for the foot of a command's help, each kept on its own: the backspace asks click not to rewrap."""
     return "\b\n" + "\n".join(("Examples:", *(f"  {line}" for line in lines)))
 
 
-def show(report: Mapping[str, Any], as_json: bool) -> int:
-    """Print a report: one JSON object, or a table with nested reports indented."""
+def show(report: Mapping[str, Any], as_json: bool, page: Callable[[Mapping[str, Any]], None] | None = None) -> int:
+    """Print a report: one JSON object, or the page of it; without one a table with nested reports indented."""
     if as_json:
         click.echo(json.dumps(report, default=str, allow_nan=False))
+        return DONE
+    if page is not None:
+        page(report)
         return DONE
     from rich.console import Console
     from rich.table import Table

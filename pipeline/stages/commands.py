@@ -19,6 +19,7 @@ from pipeline.evaluate import external, operating
 from pipeline.evaluate import predict as on_the_fly
 from pipeline.explain import explain as pictures
 from pipeline.extract import extract as stage_one
+from pipeline.extract.changes import count_changes, rows_of
 from pipeline.progress import Progress
 from pipeline.report import evidence, reproduce
 from pipeline.report import export as handing_on
@@ -60,6 +61,7 @@ def extract(
     """Stage one: leave a complete store of features at `store.path`; see `inputs.finished` for when it is there."""
     dataset, rules = load_dataset(config), data.reading_rules(reading(config))
     encoder = build_encoder(config, new_images=False)
+    before = rows_of(config.store.path) or {}
     report = stage_one.extract(
         dataset,
         encoder,
@@ -92,10 +94,26 @@ def extract(
         "rows": report.rows,
         "encoded": report.encoded,
         "reused": report.reused,
+        "changes": count_changes(before, rows_of(report.store) or {}),
         "set_aside": dict(report.set_aside),
         "seconds": dict(report.seconds),
         "advice": report.advice,
     }
+
+
+def kept_of_extraction(config: Config) -> str:
+    """What a stopped extraction has finished, in words, for whoever stopped it."""
+    try:
+        found = cache.info(config.store.path)
+    except cache.StoreError:
+        return "no shard was finished, so the same command begins again"
+    if found.complete:
+        return "the store is as it was, and the same command continues"
+    done = found.shards_done / max(found.shards, 1)
+    return (
+        f"{found.shards_done} of {found.shards} shards are finished and kept, about {done:.0%} of {found.rows} images; "
+        f"the same command continues from there"
+    )
 
 
 def train(config: Config, progress: Progress, *, replace: bool = False, shared: Shared | None = None) -> Report:
@@ -191,6 +209,21 @@ def predict(config: Config, progress: Progress, paths: Sequence[Path]) -> Report
     )
     verdicts = on_the_fly.verdicts(images, probabilities, description.class_names, description.task, progress)
     return {"run": str(config.run), **verdicts}
+
+
+def write_predictions(predictions: Sequence[Mapping[str, Any]], path: Path) -> Path:
+    """Write what `predict` says as a table: image, what is predicted, a probability for each class."""
+    rows = [
+        {
+            "image": found["image"],
+            "predicted": found["predicted"] if isinstance(found["predicted"], str) else "|".join(found["predicted"]),
+            **{f"p_{name}": value for name, value in found["probabilities"].items()},
+        }
+        for found in predictions
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    run_folder.write_csv(path, rows)
+    return path
 
 
 def _features(config: Config, wanted: bool, shared: Shared | None = None) -> AbstractContextManager[cache.Store | None]:

@@ -160,6 +160,7 @@ def finished(config: Config, progress: Progress) -> dict[str, Any] | None:
         "rows": rows,
         "encoded": 0,
         "reused": rows,
+        "changes": {"added": 0, "changed": 0, "renamed": 0, "removed": 0, "reused": rows},
         "set_aside": {},
         "seconds": seconds,
         "advice": "",

@@ -12,6 +12,9 @@ import torch
 
 from pipeline import data, encoders
 from pipeline.config.schema import Config, DemoData, MedMnistData, to_dict
+from pipeline.data.count import count
+from pipeline.data.glance import glance
+from pipeline.data.layouts.files import Files
 from pipeline.encoders.sam_recipe import ARITHMETIC
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.progress import Progress
@@ -52,7 +55,30 @@ def prepare_data(config: Config, progress: Progress) -> Report:
         "path": str(config.data.path),
         "classes": list(dataset.class_names),
         **{split: len(dataset.indices(split)) for split in get_args(data.Split)},
+        "counts": asdict(count(dataset)),
+        "ignored": dict(dataset.ignored),
+        "notes": _notes(config, dataset),
     }
+
+
+def _notes(config: Config, dataset: data.Dataset) -> list[str]:
+    """What makes scores too good, or is passed over without a word."""
+    notes = []
+    section, key = config.data, {"folder": "group_pattern", "csv": "group_column"}.get(config.data.layout)
+    if key is not None and getattr(section, key) is None and dataset.drawn is not None:
+        notes.append(
+            f"each of the {len(dataset)} images counts as a patient of its own, because there is no data.{key}: where "
+            f"a patient has several images, they land in train and test, and scores are too good"
+        )
+    if isinstance(dataset.source, Files):
+        tiffs = [name for name in dataset.source.names if name.lower().endswith((".tif", ".tiff"))]
+        seen = glance([dataset.source.root / name for name in tiffs])
+        if seen.pages[0]:
+            notes.append(
+                f"{seen.pages[0]} of {seen.looked_at} TIFF files that were opened have several pages (up to "
+                f"{seen.pages[1]}), and one is read of each: data.reading.frame chooses it"
+            )
+    return notes
 
 
 def prepare_encoder(config: Config, progress: Progress) -> Report:
