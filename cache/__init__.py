@@ -49,6 +49,7 @@ from cache.labels import Labels
 from cache.reading.reader import Store, open_store
 from cache.sharing.manifest import Manifest
 from cache.sharing.share import make_manifest, pull_store, push_store
+from cache.sharing.strangers import are_pseudonyms, what_strangers_read
 from cache.writing.join import StoreWorker, join_store
 from cache.writing.shards import ShardPlan
 from cache.writing.writer import StoreWriter, create_store
@@ -82,6 +83,7 @@ __all__ = [
     "TapSpec",
     "Twins",
     "UntrustedStoreError",
+    "are_pseudonyms",
     "convert_store",
     "create_store",
     "diff_stores",
@@ -97,4 +99,5 @@ __all__ = [
     "push_store",
     "repair_store",
     "verify",
+    "what_strangers_read",
 ]

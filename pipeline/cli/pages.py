@@ -138,7 +138,7 @@ def _point_rows(report: Report) -> None:
     for point, found in points.items():
         for name in [report["positive"]] if one else names:
             at = found[name]
-            shares = [at.get(key, {}) for key in _SHARES]
+            shares = [at.get(key) or {} for key in _SHARES]  # none where nothing was called
             rows.append(
                 [
                     point if one else f"{point}, {name}",

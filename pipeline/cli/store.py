@@ -32,6 +32,7 @@ def info(path: str, as_json: bool) -> int:
             "complete": found.complete,
             "shards": f"{found.shards_done} of {found.shards}",
             "rows": found.rows,
+            **(_who_is_who(path) if found.complete else {}),
             "bytes": found.bytes_on_disk,
             "written": found.written,
             "taps": {name: f"{tap.channels}x{tap.height}x{tap.width} {tap.dtype}" for name, tap in found.taps.items()},
@@ -40,6 +41,20 @@ def info(path: str, as_json: bool) -> int:
         },
         as_json,
     )
+
+
+def _who_is_who(path: str) -> dict[str, Any]:
+    """Whether the ids of a store are names, and whether labels travel with it."""
+    import cache
+
+    with cache.open_store(path) as found:
+        pseudonyms, labels = cache.are_pseudonyms(found.ids), found.labels
+        kind = "pseudonyms" if pseudonyms else "names as they are"
+        return {
+            "ids": f"{kind}, such as {', '.join(found.ids[:3])}",
+            "pseudonyms": pseudonyms,
+            "labels": "none travel with it" if labels is None else f"travel with it: {', '.join(labels.class_names)}",
+        }
 
 
 @store.command(epilog=examples("pipeline store verify features/demo.zarr"))

@@ -122,7 +122,7 @@ def bars() -> Iterator[Callable[..., None]]:
                 return
             info = _without_table_only(task, info)
             if total == 1 and task not in tasks:  # nothing that takes time, only something to say
-                bars.console.print(f"{task}  {_figures(info)}", highlight=False)
+                bars.console.print(f"{task}  {_figures(info)}", highlight=False, markup=False)
                 return
             if task not in tasks:
                 tasks[task] = bars.add_task(task, total=total, figures="")

@@ -223,6 +223,13 @@ def push(
         cache.StoreError: The place cannot be written, or holds something else.
     """
     report: Report = {"store": str(source), "url": url}
+    if key_file is None:
+        with cache.open_store(source) as store:
+            readable = cache.what_strangers_read(store, labels=labels is not None)
+        if readable:
+            report["a_stranger_reads"] = readable
+            report["instead"] = "--pseudonymise KEYFILE sends keyed digests in place of ids, and no digests of pixels"
+            progress("a stranger will read", 1, 1, there="; ".join(readable))
     sent = source
     if key_file is not None:
         sent = source.with_name(f"{source.stem}.pseudonymous{source.suffix}")
