@@ -99,7 +99,7 @@ def evaluated(report: Report) -> None:
     ends, n = report["intervals"], report["n"]
     patients = report["bootstrap"]["groups"]
     of = f" of {patients} patients" if patients < n else ""
-    say(f"{report['run']} on {report['split']}: {n} images{of}; best epoch {report['best_epoch']}; intervals of 95 %")
+    say(f"{report['run']} on {report['split']}: {n} images{of}; intervals of 95 %")
     say("")
     scores = [f"{_SCORES[key]} {with_interval(report[key], ends.get(key))}" for key in _SCORES if key in report]
     for left in range(0, len(scores), 2):
@@ -108,7 +108,7 @@ def evaluated(report: Report) -> None:
     _class_rows(report)
     _point_rows(report)
     say("")
-    folder = Path(report["run"])
+    folder = Path(report.get("folder", report["run"]))
     say(f"The rest: {folder / 'metrics.json'}, predictions.csv, and curves as .csv and .png beside them")
 
 
