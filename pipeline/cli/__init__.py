@@ -23,6 +23,7 @@ from pipeline.cli.explain import explain
 from pipeline.cli.init import init
 from pipeline.cli.options import configured, load, refuse_url
 from pipeline.cli.report import export, report
+from pipeline.cli.runs import runs
 from pipeline.cli.store import store
 from pipeline.cli.study import compare, study
 from pipeline.cli.terminal import (
@@ -311,6 +312,7 @@ cli.add_command(config)
 cli.add_command(explain)
 cli.add_command(export)
 cli.add_command(report)
+cli.add_command(runs)
 cli.add_command(store)
 cli.add_command(study)
 cli.add_command(compare)

@@ -36,7 +36,7 @@ def figure(value: float | None) -> str:
 
 def with_interval(value: float | None, ends: Mapping[str, float] | None) -> str:
     """A score and its interval: `.802 [.714, .873]`."""
-    if not ends or value is None:
+    if not ends or value is None or "low" not in ends:
         return figure(value)
     return f"{figure(value)} [{figure(ends['low'])}, {figure(ends['high'])}]"
 
