@@ -13,21 +13,29 @@ from pipeline.cli.terminal import bars, examples, show
 @click.command(
     epilog=examples(
         "pipeline report",
-        "pipeline report runs/plain",
+        "pipeline report runs/plain --author 'A. Reader, Radiology'",
         "pipeline report -c configs/breastmnist.yaml --study studies/breastmnist",
     )
 )
 @configured
 @click.argument("run", required=False, type=click.Path(path_type=Path, file_okay=False))
 @click.option("--study", type=click.Path(path_type=Path, file_okay=False), help="A study's folder, to show beside it.")
-def report(run: Path | None, study: Path | None, config_path: Path, overrides: tuple[str, ...], as_json: bool) -> int:
+@click.option("--author", default="", help="Who answers for the page; nobody is named without it.")
+def report(
+    run: Path | None,
+    study: Path | None,
+    author: str,
+    config_path: Path,
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> int:
     """One HTML page about an evaluated run, for a reviewer: RUN/report.html."""
     from pipeline.stages import commands
 
     config = load(config_path, overrides)
     arguments = ["-c", str(config_path), *(word for override in overrides for word in ("--set", override))]
     with bars() as progress:
-        found = commands.report(config, progress, folder=run, study=study, arguments=arguments)
+        found = commands.report(config, progress, folder=run, study=study, author=author, arguments=arguments)
     return show(found, as_json)
 
 

@@ -64,10 +64,13 @@ def curve(
     return [dict(zip(names, map(float, row), strict=True)) for row in zip(*columns, strict=True)]
 
 
-def best_range(rows: Sequence[dict[str, float]]) -> tuple[float, float] | None:
-    """The lowest and the highest threshold at which the model is worth more than acting on all and on none.
-
-    None where it is nowhere; between the two there may be thresholds at which it is not.
-    """
-    better = [row["threshold"] for row in rows if row["net_benefit"] > max(row["treat_all"], 0.0) + 1e-12]
-    return (better[0], better[-1]) if better else None
+def worthwhile(rows: Sequence[dict[str, float]]) -> list[tuple[float, float]]:
+    """The ranges of thresholds, first and last, at which the model is worth more than acting on all and on none."""
+    better = [row["net_benefit"] > max(row["treat_all"], 0.0) + 1e-12 for row in rows]
+    found: list[tuple[float, float]] = []
+    for number, row in enumerate(rows):
+        if better[number] and number and better[number - 1]:
+            found[-1] = (found[-1][0], row["threshold"])
+        elif better[number]:
+            found.append((row["threshold"], row["threshold"]))
+    return found

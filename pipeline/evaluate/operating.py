@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -55,6 +56,17 @@ def choose_threshold(hits: Bools, scores: Floats, point: str) -> float:
     if name == "sensitivity":
         return float(thresholds[np.argmax(true >= wanted)])
     return float(thresholds[np.flatnonzero(1 - false >= wanted)[-1]])
+
+
+def predictive_values(sensitivity: float, specificity: float, prevalence: float) -> tuple[float, float]:
+    """Predictive values of a call and of an all-clear where the class has another prevalence, by Bayes' rule.
+
+    NaN where nothing would be called, or everything.
+    """
+    called = sensitivity * prevalence, (1 - specificity) * (1 - prevalence)
+    cleared = specificity * (1 - prevalence), (1 - sensitivity) * prevalence
+    ppv, npv = (right / (right + wrong) if right + wrong else math.nan for right, wrong in (called, cleared))
+    return ppv, npv
 
 
 class PointScorer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.encoders import PUBLISHED
+from pipeline.report.verdict import Units, encoder_kind, headline_auc
 from pipeline.train.run_folder import Description
 
 FEW_GROUPS = 200  # test groups below which an interval is called wide: our choice
@@ -32,7 +32,8 @@ def caveats(
         compared: Whether a run that differs from this one in the gates alone stands beside it.
         leaks: Sets of identical images that span splits; None where that was not looked for.
     """
-    found = [*_of_data(data, generated, leaks), *_of_test(figures), *_of_training(description, compared)]
+    units = Units(bool(data) and data["grouped"], generated)
+    found = [*_of_data(data, generated, leaks), *_of_test(figures, units), *_of_training(description, compared)]
     if description.model.taps:
         found += _of_encoder(description, untrained)
     return [
@@ -40,6 +41,22 @@ def caveats(
         "It is no medical device: nobody has tested it on patients whose care depended on it, on other scanners, at "
         "other hospitals or in other populations.",
     ]
+
+
+def foremost(
+    description: Description,
+    figures: Mapping[str, Any],
+    data: Mapping[str, Any],
+    *,
+    generated: bool,
+    untrained: bool,
+    leaks: int | None,
+) -> list[str]:
+    """The few of `caveats` that stand on the first sheet: data, size of the test set, encoder, use."""
+    found = caveats(description, figures, data, generated=generated, untrained=untrained, leaks=leaks)
+    encoder = _of_encoder(description, untrained) if description.model.taps else []
+    of_test = _of_test(figures, Units(bool(data) and data["grouped"], generated))
+    return [*_of_data(data, generated, leaks), *of_test[:-1], *encoder, found[-1]]
 
 
 def _of_data(data: Mapping[str, Any], generated: bool, leaks: int | None) -> list[str]:
@@ -64,16 +81,16 @@ def _of_data(data: Mapping[str, Any], generated: bool, leaks: int | None) -> lis
     return found
 
 
-def _of_test(figures: Mapping[str, Any]) -> list[str]:
-    groups, ends = figures["bootstrap"]["groups"], figures["intervals"]["auc"]
+def _of_test(figures: Mapping[str, Any], units: Units) -> list[str]:
+    groups, (what, _, ends) = figures["bootstrap"]["groups"], headline_auc(figures)
     low, high = ends["low"], ends["high"]
     size = "is small: it has" if groups < FEW_GROUPS else "has"
     found = [
-        f"The {figures['split']} set {size} {_count(figures['n'], 'image')} of {_count(groups, 'group')}. With 95 % "
-        f"confidence the AUC lies between {low:.2f} and {high:.2f}: a much smaller difference cannot be seen on it."
+        f"The {figures['split']} set {size} {units.count(figures['n'], groups)}. With 95 % "
+        f"confidence the {what} lies between {low:.2f} and {high:.2f}: a much smaller difference cannot be seen on it."
     ]
     if low <= 0.5:
-        found.append("The interval of the AUC reaches down to 0.5, so this result cannot be told from guessing.")
+        found.append(f"The interval of the {what} reaches down to 0.5, so this result cannot be told from guessing.")
     return [
         *found,
         f"How common each class is in this {figures['split']} set decides accuracy, precision and the share of false "
@@ -95,26 +112,22 @@ def _of_training(description: Description, compared: bool) -> list[str]:
 
 
 def _of_encoder(description: Description, untrained: bool) -> list[str]:
-    fields = description.fingerprint.fields if description.fingerprint is not None else {}
-    if "masks_sha256" in fields:
+    kind = encoder_kind(description, untrained)
+    if kind == "masks":
         return [
             "The gates were given the known lesion masks in place of an encoder's features. No new image has such a "
             "mask: this is what a perfect map could bring, and not a classifier to use."
         ]
-    if untrained:
+    if kind == "untrained":
         return ["The encoder's weights are drawn from a seed and not trained: nothing here is evidence about SAM."]
-    if fields.get("encoder") == "sam_demo":
+    if kind == "miniature":
         return [
             "The encoder is a miniature of SAM, trained for seconds on generated images: it says nothing about SAM "
             "with its published weights."
         ]
-    if fields.get("weights_sha256") not in {p.digest.removeprefix("sha256:") for p in PUBLISHED.values()}:
+    if kind == "unknown":
         return [
             "The encoder's weights are none of the published ones whose SHA-256 this program knows. They may be tuned "
             "by somebody, or not trained at all: nothing here says what SAM's own weights would give."
         ]
     return []
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -8,18 +8,20 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cache
-from pipeline.data import Dataset, identical_across_splits
+from pipeline.data import Dataset, Split, identical_across_splits
 from pipeline.data.scan import Scan, scan
 from pipeline.errors import RunError
 from pipeline.evaluate.compare import Predictions, other_settings, read_predictions, what_differs
 from pipeline.image_tap import of_features
 from pipeline.progress import Progress, silent
+from pipeline.report.cohort import Cohort, follow
 from pipeline.report.reproduce import Commands
+from pipeline.report.verdict import Units
 from pipeline.train import run_folder
-from pipeline.train.identity import check_samples, data_in_numbers, recorded_identity
+from pipeline.train.identity import check_samples, data_in_numbers, recorded_identity, versions
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,21 @@ class Pictures:
 
 
 @dataclass(frozen=True)
+class Signature:
+    """Who wrote the page, when and with what.
+
+    Attributes:
+        date: Such as 2026-11-28; empty to leave it out.
+        author: As given; empty where nobody was named.
+        version: Of this program.
+    """
+
+    date: str = ""
+    author: str = ""
+    version: str = field(default_factory=lambda: versions()["slca-pipeline"])
+
+
+@dataclass(frozen=True)
 class Evidence:
     """All that is known of a run.
 
@@ -76,6 +93,8 @@ class Evidence:
         generated: Whether the images are drawn by a program.
         untrained: Whether the encoder's weights are drawn from a seed.
         commands: That give the run again, or why there are none.
+        cohort: Where every image went.
+        signed: Who wrote the page, when and with what.
         notes: What could not be shown, and why.
     """
 
@@ -97,7 +116,25 @@ class Evidence:
     generated: bool
     untrained: bool
     commands: Commands
+    cohort: Cohort
+    signed: Signature
     notes: Sequence[str] = field(default_factory=tuple)
+
+    @property
+    def units(self) -> Units:
+        """What the page calls a group."""
+        return Units(self.data["grouped"], self.generated)
+
+    @property
+    def positive(self) -> str | None:
+        """The class that is looked for; None where none is named."""
+        named: str | None = self.figures["positive"]
+        return named
+
+    @property
+    def point(self) -> str | None:
+        """The operating point that stands in front: the first that `evaluate` was asked for; None without val."""
+        return next(iter(self.figures["operating_points"]), None)
 
 
 def collect(
@@ -109,6 +146,7 @@ def collect(
     generated: bool = False,
     untrained: bool = False,
     commands: Commands | None = None,
+    signed: Signature | None = None,
     workers: int = 2,
     progress: Progress = silent,
 ) -> Evidence:
@@ -122,6 +160,7 @@ def collect(
         generated: Whether the images are drawn by a program.
         untrained: Whether the encoder's weights are drawn from a seed.
         commands: That give the run again, or why there are none.
+        signed: Who writes the page, and when.
         workers: Decoding threads, for images whose digest is not remembered.
         progress: Called while images are read.
 
@@ -134,22 +173,23 @@ def collect(
     check_samples(folder, dataset)
     notes: list[str] = []
     seen = _scan(dataset, store, workers, progress)
-    found = changed = None
+    found, changed, stored = None, 0, None
     if description.fingerprint is not None and store is not None:
-        found, changed = _look_at_store(store, description.fingerprint, dataset, seen, notes)
+        found, changed, stored = _look_at_store(store, description.fingerprint, dataset, seen, notes)
+    said = read_predictions(folder)
     digest = hashlib.sha256(run_folder.weights_file(folder).read_bytes()).hexdigest()
     return Evidence(
         name=str(folder),
         description=description,
         figures=figures,
-        said=read_predictions(folder),
+        said=said,
         history=run_folder.read_history(folder),
         data=data_in_numbers(dataset),
         checked=int(seen.readable.sum()),
         leaks=identical_across_splits(dataset, seen.digests),
         unreadable=seen.set_aside,
         store=found,
-        changed=changed or 0,
+        changed=changed,
         extraction=None if found is None else _read_json(extraction_record(found.path)),
         weights_sha256=digest,
         study=None if study is None else read_study(study, folder),
@@ -157,6 +197,8 @@ def collect(
         generated=generated,
         untrained=untrained,
         commands=commands or Commands(),
+        cohort=follow(dataset, _used(folder, figures["split"], said.ids), seen.set_aside, stored),
+        signed=signed or Signature(),
         notes=tuple(notes),
     )
 
@@ -220,6 +262,9 @@ def read_figures(folder: Path, description: run_folder.Description) -> dict[str,
         msg = f"There are no metrics in {str(folder)!r}: run `pipeline evaluate` on this run first."
         raise RunError(msg)
     kept = (description.metrics["epoch"], description.metrics["val"]["auc"])
+    if "positive" not in figures:
+        msg = f"The metrics in {str(folder)!r} are of an older version: run `pipeline evaluate` on this run again."
+        raise RunError(msg)
     if (figures["best_epoch"], figures["val_auc"]) != kept:
         msg = f"The metrics in {str(folder)!r} are those of another model: run `pipeline evaluate` again."
         raise RunError(msg)
@@ -237,26 +282,38 @@ def _scan(dataset: Dataset, store: Path | None, workers: int, progress: Progress
 
 def _look_at_store(
     path: Path, wanted: cache.Fingerprint, dataset: Dataset, seen: Scan, notes: list[str]
-) -> tuple[cache.StoreInfo | None, int]:
-    """Summarise the store of the run's features, and count the rows whose images have changed since."""
+) -> tuple[cache.StoreInfo | None, int, frozenset[str] | None]:
+    """Summarise the store of the run's features, count the rows whose images have changed since, and list its ids."""
     try:
         info = cache.info(path)
         if not info.complete or of_features(info.fingerprint).differences(wanted):
             notes.append(
                 f"The store at {path} does not hold the features of this run any more, so it is not described."
             )
-            return None, 0
+            return None, 0, None
         with cache.open_store(path) as store:
             stored = dict(zip(store.ids, store.digests, strict=True))
     except cache.StoreError as error:
         notes.append(f"The store of the features is not described: {error}")
-        return None, 0
+        return None, 0, None
     changed = sum(
         sample.id in stored and bool((stored[sample.id] != digest).any())
         for sample, digest, readable in zip(dataset.samples, seen.digests, seen.readable, strict=True)
         if readable
     )
-    return info, changed
+    return info, changed, frozenset(stored)
+
+
+def _used(folder: Path, scored: Split, ids: Sequence[str]) -> dict[Split, list[str]]:
+    """Ids that a run trained on, chose on and was scored on, by split."""
+    used: dict[Split, list[str]] = {"train": [], "val": [], "test": []}
+    try:
+        for row in run_folder.read_csv(folder / "samples.csv"):
+            used[cast(Split, row["split"])].append(row["id"])
+    except OSError as error:
+        msg = f"There is no list of images in {str(folder)!r} ({error.strerror}): train it again with this version."
+        raise RunError(msg) from None
+    return used | {scored: list(ids)}
 
 
 def _read_pictures(folder: Path, weights_sha256: str, notes: list[str]) -> Pictures | None:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pipeline.report.tables import SCORES, interval, with_interval
+from pipeline.report.page.tables import SCORES, interval, with_interval
 from pipeline.train.run_folder import Description
 
 _USE = """It is meant for research: to repeat the figures below, to compare with them, and to try the model on images of

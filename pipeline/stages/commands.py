@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace as changed
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -261,7 +262,13 @@ def explain(
 
 
 def report(
-    config: Config, progress: Progress, *, folder: Path | None, study: Path | None, arguments: Sequence[str]
+    config: Config,
+    progress: Progress,
+    *,
+    folder: Path | None,
+    study: Path | None,
+    author: str = "",
+    arguments: Sequence[str],
 ) -> Report:
     """Write the page about a run, the configured one unless another is named, into its folder.
 
@@ -270,6 +277,7 @@ def report(
         progress: Called while images are read.
         folder: The run.
         study: Folder of a study to show beside it.
+        author: Who answers for the page; nobody is named where it is empty.
         arguments: That named the configuration, for the commands on the page.
     """
     folder = folder or config.run
@@ -286,11 +294,19 @@ def report(
         generated=isinstance(config.data, DemoData),
         untrained=config.encoder.training.steps == 0,
         commands=reproduce.commands(names, arguments, to_dict(config), settings, folder),
+        signed=evidence.Signature(_today(), author),
         workers=workers(config),
         progress=progress,
     )
     page = report_page.write(folder, found)
     return {"report": str(page), "bytes": page.stat().st_size, "leaks": len(found.leaks), "notes": list(found.notes)}
+
+
+def _today() -> str:
+    """The date, or that of `SOURCE_DATE_EPOCH` for who wants the same bytes tomorrow (reproducible-builds.org)."""
+    given = os.environ.get("SOURCE_DATE_EPOCH", "")
+    when = datetime.fromtimestamp(int(given), UTC) if given.isdecimal() else datetime.now(UTC)
+    return when.date().isoformat()
 
 
 def export(config: Config, progress: Progress, folder: Path, target: Path, *, onnx: bool = False) -> Report:

@@ -63,10 +63,13 @@ def test_a_decision_curve_lies_within_its_intervals_and_says_where_it_is_worth_s
     rows = decision.curve(HITS, SAID, ALONE, resamples=200)
     assert all(row["low"] <= row["net_benefit"] <= row["high"] for row in rows)
     assert any(row["low"] < row["high"] for row in rows)
-    better = [row["threshold"] for row in rows if row["net_benefit"] > max(0, row["treat_all"]) + 1e-9]
-    assert decision.best_range(rows) == (better[0], better[-1])
-    useless = [{"threshold": 0.5, "net_benefit": 0.0, "treat_all": -0.2}]
-    assert decision.best_range(useless) is None
+    better = {row["threshold"] for row in rows if row["net_benefit"] > max(0, row["treat_all"]) + 1e-9}
+    ranges = decision.worthwhile(rows)
+    assert better == {row["threshold"] for row in rows if any(a <= row["threshold"] <= b for a, b in ranges)}
+    worth = [0.1, 0.1, 0.0, -0.1, 0.2]
+    rows = [{"threshold": k / 10, "net_benefit": value, "treat_all": -1.0} for k, value in enumerate(worth)]
+    assert decision.worthwhile(rows) == [(0.0, 0.1), (0.4, 0.4)]
+    assert decision.worthwhile(rows[2:4]) == []
 
 
 def test_the_band_of_a_roc_curve_holds_the_curve_and_is_what_a_loop_over_draws_gives() -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline.report import report, tables
+from pipeline.report import report
+from pipeline.report.page import tables
 from pipeline.report.reproduce import Commands
 from tests.report.browser import Browser, chromium, needs_chromium
 from tests.report.conftest import HOSTILE, Case
@@ -100,7 +101,7 @@ def test_every_table_fits_a_desk_and_the_paper(browser: Browser, tmp_path: Path)
     score = {"value": 0.123, "low": 0.101, "high": 0.145}
     names = ("mass", "lift", "pointing", "auc", "auc_elsewhere")
     found = {"images": 9, "chance": {"mass": 0.1}, "maps": {"gate early on stage1": dict.fromkeys(names, score)}}
-    css = Path(tables.__file__).with_name("report.css").read_text()
+    css = Path(tables.__file__).with_name("page.css").read_text()
     wide = tmp_path / "wide.html"
     wide.write_text(f"<!doctype html><style>{css}</style><body>{tables.localisation_table(found)}")
     for width, media in ((DESK, "screen"), (PAPER, "print")):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.report.figures import Axis, Line, chart
+from pipeline.report.page.chart import Axis, Line, chart
 
 
 def test_a_line_keeps_its_corners_and_loses_only_what_nobody_sees() -> None:

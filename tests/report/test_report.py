@@ -19,7 +19,7 @@ from pipeline.evaluate import intervals
 from pipeline.evaluate.evaluate import evaluate
 from pipeline.explain.explain import explain
 from pipeline.report import report
-from pipeline.report.figures import calibration
+from pipeline.report.page.figures import calibration
 from pipeline.train.run_folder import write_csv
 from tests.report.conftest import HOSTILE, Case, Page, with_a_leak
 from tests.train.scenes import PLAIN, do, make_dataset
@@ -46,7 +46,7 @@ def test_elements_are_closed_and_nothing_is_fetched_or_run(page: Page) -> None:
     assert page.open == []
     assert not page.all("script", "iframe", "object", "video", "audio", "form")
     links = [a[key] for _, a in page.elements for key in ("src", "href", "action", "xlink:href") if a.get(key)]
-    assert all(link.startswith("data:") for link in links)
+    assert all(link.startswith(("data:", "#")) for link in links)
     assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
     (policy,) = (a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
     assert policy.startswith("default-src 'none'")
@@ -74,7 +74,8 @@ def test_figures_are_those_of_the_run(gated: Case, page: Page) -> None:
             assert f"{found['threshold']:.3f}{found['sensitivity']['value']:.3f} (" in page.text
     alts = " ".join(str(attributes.get("aria-label")) for attributes in page.all("svg"))
     last = gated.dataset.class_names[-1]
-    assert f"ROC curves on 12 test images. AUC {figures['class_auc'][last]:.3f}; chance is 0.5." in alts
+    low, high = (figures["intervals"]["class_auc"][last][end] for end in ("low", "high"))
+    assert f"AUC {figures['class_auc'][last]:.3f} (95 % interval {low:.3f} to {high:.3f}); chance is 0.5." in alts
     assert f"Expected calibration error {figures['ece']:.3f}." in alts
     assert f"highest, {figures['val_auc']:.3f}, after epoch {figures['best_epoch']} of 3" in alts
     right = sum(figures["confusion"][k][k] for k in range(2))
@@ -125,7 +126,7 @@ def test_the_same_run_gives_the_same_bytes(gated: Case, text: str) -> None:
 
 def test_a_clean_data_set_and_one_with_a_leak(gated: Case, page: Page) -> None:
     assert "No two splits share an image: the SHA-256 of the pixels of 48 images were compared." in page.text
-    assert "No group lies in more than one split" in page.text
+    assert "No patient lies in more than one split (24 patients)." in page.text
     assert "The features were made from these very pixels." in page.text
     leaking = dataclasses.replace(gated, dataset=with_a_leak(gated.dataset))
     found = Page(leaking.page()).text
@@ -138,7 +139,7 @@ def test_a_clean_data_set_and_one_with_a_leak(gated: Case, page: Page) -> None:
 def test_what_it_does_not_show_is_said(gated: Case, page: Page) -> None:
     low, high = (gated.figures["intervals"]["auc"][end] for end in ("low", "high"))
     for sentence in (
-        "The test set is small: it has 12 images of 6 groups.",
+        "The test set is small: it has 12 images of 6 patients.",
         f"the AUC lies between {low:.2f} and {high:.2f}",
         "one training run, with seed 1",
         "chosen on the validation set",
@@ -173,7 +174,8 @@ def scene_without_groups(tmp_path_factory) -> Case:
 def test_a_plain_run_has_no_encoder(scene_without_groups: Case) -> None:
     text = Page(scene_without_groups.page()).text
     assert "This model reads no features of an encoder." in text
-    assert "A plain tiny on the data set scene" in text
+    assert "How well does a tiny tell a and b apart on scene without gates? The class that is looked for" in text
+    assert "No encoder takes part: the model sees the images alone." in text
 
 
 def test_what_is_missing_is_refused_in_one_line(gated: Case, scene_without_groups: Case, tmp_path) -> None:

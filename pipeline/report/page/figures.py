@@ -1,30 +1,31 @@
-"""The figures of the report, as inline SVG: small, sharp on paper, in the colours of the page, light or dark.
+"""The figures of the report: curves, the confusion matrix, pictures.
 
 Each says in words what it shows, for who cannot see it and who prints it.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from pipeline.evaluate import intervals, metrics
+from pipeline.evaluate import decision, intervals, metrics
 from pipeline.report.evidence import Evidence, Pictures, Study
-from pipeline.report.html import Markup, picture, tag
+from pipeline.report.page.chart import Axis, Line, Spot, chart, legend
+from pipeline.report.page.html import Markup, picture, tag
+from pipeline.report.page.tables import point_name
 
+_RANGES = 2  # of thresholds that are named, the widest
 _SPELLED = 4  # classes that an alternative text gives figures for; with more, the highest and the lowest
 
 
-def roc(evidence: Evidence) -> Markup:
-    """Draw one ROC curve per class; of two classes that exclude each other, one, for the other mirrors it."""
+def roc(evidence: Evidence, *, of: str | None = None) -> Markup:
+    """Draw one ROC curve per class; or that of one class, with the band of its interval and the operating points."""
+    if of is not None:
+        return _roc_of_one(evidence, of)
     said, figures = evidence.said, evidence.figures
     hits = metrics.one_hot(said.task, said.labels, len(said.class_names))
-    names = said.class_names[-1:] if said.task == "binary" else said.class_names
-    lines = []
+    names, lines = said.class_names, []
     for name in names:
         number = said.class_names.index(name)
         false, true, _ = metrics.roc_curve(hits[:, number], said.probabilities[:, number])
@@ -33,7 +34,65 @@ def roc(evidence: Evidence) -> Markup:
     alt = f"ROC curves on {figures['n']} {figures['split']} images. {finding}"
     axes = Axis("false positive rate (1 - specificity)"), Axis("true positive rate (sensitivity)")
     drawn = chart(lines, *axes, alt=alt, diagonal=True)
-    return _figure(drawn, legend([line.name for line in lines], reference="chance"), "ROC", finding)
+    return framed(drawn, legend([line.name for line in lines], reference="chance"), "ROC", finding)
+
+
+def _roc_of_one(evidence: Evidence, name: str) -> Markup:
+    said, figures, drawn = evidence.said, evidence.figures, evidence.figures["bootstrap"]
+    number = said.class_names.index(name)
+    hits = metrics.one_hot(said.task, said.labels, len(said.class_names))[:, number]
+    scores = said.probabilities[:, number]
+    false, true, _ = metrics.roc_curve(hits, scores)
+    rates, low, high = intervals.roc_band(hits, scores, said.groups, resamples=drawn["resamples"], seed=drawn["seed"])
+    value, ends = figures["class_auc"][name], figures["intervals"]["class_auc"][name]
+    band = list(zip(rates.tolist(), low.tolist(), high.tolist(), strict=True))
+    line = Line(f"{name}, AUC {value:.3f}", list(zip(false, true, strict=True)), band=band)
+    spots = [
+        Spot(point_name(point), (1 - found[name]["specificity"]["value"], found[name]["sensitivity"]["value"]))
+        for point, found in figures["operating_points"].items()
+    ]
+    counts = f"{int(hits.sum())} with and {int((~hits).sum())} without {name}"
+    finding = f"AUC {value:.3f} (95 % interval {ends['low']:.3f} to {ends['high']:.3f}); chance is 0.5."
+    where = "".join(f" {spot.name}: sensitivity {spot.at[1]:.2f}, specificity {1 - spot.at[0]:.2f}." for spot in spots)
+    alt = f"ROC curve of {name} on {figures['n']} {figures['split']} images ({counts}). {finding}{where}"
+    axes = Axis("false positive rate (1 - specificity)"), Axis("true positive rate (sensitivity)")
+    chart_ = chart([line], *axes, alt=alt, diagonal=True, spots=spots)
+    names = legend([line.name], band="95 % interval", reference="chance", spots=[spot.name for spot in spots])
+    note = "Marks: thresholds chosen on val, as they come out here." if spots else ""
+    return framed(chart_, names, f"ROC of {name}", f"{finding} n = {figures['n']} images, {counts}. {note}")
+
+
+def decision_curve(evidence: Evidence, name: str) -> Markup:
+    """Draw what acting on the model is worth beside acting on all and on none (Vickers and Elkin, 2006)."""
+    said, figures, drawn = evidence.said, evidence.figures, evidence.figures["bootstrap"]
+    number = said.class_names.index(name)
+    hits = metrics.one_hot(said.task, said.labels, len(said.class_names))[:, number]
+    rows = decision.curve(
+        hits, said.probabilities[:, number], said.groups, resamples=drawn["resamples"], seed=drawn["seed"]
+    )
+    band = [(row["threshold"], row["low"], row["high"]) for row in rows]
+    lines = [
+        Line("act on what the model calls", [(row["threshold"], row["net_benefit"]) for row in rows], band=band),
+        Line("act on all", [(row["threshold"], row["treat_all"]) for row in rows]),
+    ]
+    prevalence = float(hits.mean())
+    top = max(prevalence, *(row["high"] for row in rows)) * 1.05
+    ranges = sorted(decision.worthwhile(rows), key=lambda ends: ends[0] - ends[1])[:_RANGES]
+    finding = (
+        f"The model is worth more than acting on all and on none at thresholds of {_ranges(ranges)}."
+        if ranges
+        else "At no threshold is the model worth more than acting on all or on none."
+    )
+    alt = f"Decision curve of {name} on {figures['n']} {figures['split']} images, {int(hits.sum())} with it. {finding}"
+    axes = Axis("threshold probability"), Axis("net benefit", -0.25 * top, top)
+    chart_ = chart(lines, *axes, alt=alt, level=0.0)
+    names = legend([line.name for line in lines], band="95 % interval", reference="act on none")
+    caption = (
+        f"{finding} n = {figures['n']}, {int(hits.sum())} with {name}. At a threshold t one missed is held to be as "
+        "bad as (1 - t) / t needless actions; the curve takes the model's probabilities at their word, so it holds "
+        "only as far as they are calibrated."
+    )
+    return framed(chart_, names, f"Decision curve of {name}", caption)
 
 
 def precision_recall(evidence: Evidence) -> Markup:
@@ -53,7 +112,7 @@ def precision_recall(evidence: Evidence) -> Markup:
     )
     alt = f"Precision over recall on {figures['n']} {figures['split']} images. {finding}"
     drawn = chart(lines, Axis("recall (sensitivity)"), Axis("precision"), alt=alt)
-    return _figure(drawn, legend([line.name for line in lines]), "Precision and recall", finding)
+    return framed(drawn, legend([line.name for line in lines]), "Precision and recall", finding)
 
 
 def calibration(evidence: Evidence) -> Markup:
@@ -76,7 +135,7 @@ def calibration(evidence: Evidence) -> Markup:
     axes = Axis("confidence"), Axis("share that is right")
     drawn = chart([line], *axes, alt=f"{what} {finding}", diagonal=True)
     caption = f"{finding} Larger dots hold more images; bars are the intervals, exact and aware of groups."
-    return _figure(drawn, legend(["this model"], reference="perfect"), "Calibration", caption)
+    return framed(drawn, legend(["this model"], reference="perfect"), "Calibration", caption)
 
 
 def loss(evidence: Evidence) -> Markup:
@@ -93,7 +152,7 @@ def loss(evidence: Evidence) -> Markup:
         f"{last['train_loss']:.3f} and the validation loss from {first['val_loss']:.3f} to {last['val_loss']:.3f}."
     )
     drawn = chart(lines, _epochs(evidence), Axis("loss", 0, top or 1), alt=f"Loss by epoch. {finding}", mark=kept)
-    return _figure(drawn, legend(["train", "val"], mark=f"kept: epoch {kept}"), "Loss by epoch", finding)
+    return framed(drawn, legend(["train", "val"], mark=f"kept: epoch {kept}"), "Loss by epoch", finding)
 
 
 def val_auc(evidence: Evidence) -> Markup:
@@ -106,7 +165,7 @@ def val_auc(evidence: Evidence) -> Markup:
         f"whose weights were kept; after the last epoch it was {rows[-1]['val_auc']:.3f}."
     )
     drawn = chart([line], _epochs(evidence), Axis("AUC", low, 1.0), alt=f"AUC on val by epoch. {finding}", mark=kept)
-    return _figure(drawn, legend(["val"], mark=f"kept: epoch {kept}"), "AUC on val by epoch", finding)
+    return framed(drawn, legend(["val"], mark=f"kept: epoch {kept}"), "AUC on val by epoch", finding)
 
 
 def confusion(evidence: Evidence) -> Markup | None:
@@ -137,14 +196,14 @@ def confusion(evidence: Evidence) -> Markup | None:
     finding = f"{right} of {int(counts.sum())} images are classified rightly. {_worst_confusion(counts, names)}"
     matrix = tag("table", tag("thead", head), tag("tbody", *rows), class_="shaded", aria_label=f"Confusion. {finding}")
     scrolled = tag("div", matrix, class_="scroll", role="region", tabindex="0", aria_label="Confusion matrix")
-    return _figure(scrolled, None, "Confusion", f"{finding} Shares are of each true class.")
+    return framed(scrolled, None, "Confusion", f"{finding} Shares are of each true class.")
 
 
 def sheet(pictures: Pictures) -> Markup:
     """Show the contact sheet of heat maps."""
     found = pictures.found["sheet"]
     note = "A map shows where a gate is open, or what Grad-CAM credits; neither proves why the model decided."
-    return _figure(picture(pictures.folder / found["file"], found["alt"]), None, "Heat maps", note, wide=True)
+    return framed(picture(pictures.folder / found["file"], found["alt"]), None, "Heat maps", note, wide=True)
 
 
 def efficiency(study: Study) -> Markup | None:
@@ -156,10 +215,11 @@ def efficiency(study: Study) -> Markup | None:
     best, worst = (choose(rows, key=lambda row: float(row["mean"])) for choose in (max, min)) if rows else ({}, {})
     finding = f"Highest mean: {_setting(best)}. Lowest: {_setting(worst)}." if rows else "No run is done yet."
     alt = f"Curves of the study {study.name}: mean {first or 'score'} over the share of the training set. {finding}"
-    return _figure(picture(study.curve, alt), None, "Data efficiency", finding, wide=True)
+    return framed(picture(study.curve, alt), None, "Data efficiency", finding, wide=True)
 
 
-def _figure(drawn: Markup, names: Markup | None, title: str, finding: str, *, wide: bool = False) -> Markup:
+def framed(drawn: Markup, names: Markup | None, title: str, finding: str, *, wide: bool = False) -> Markup:
+    """A figure with its legend and, as its caption, what it shows."""
     caption = tag("figcaption", tag("strong", f"{title}. "), finding)
     return tag("figure", drawn, names, caption, class_="wide" if wide else None)
 
@@ -185,6 +245,10 @@ def _spelled(values: dict[str, float]) -> str:
     return f"{values[high]:.3f} for {high} (the highest of {len(values)}) to {values[low]:.3f} for {low}"
 
 
+def _ranges(found: Sequence[tuple[float, float]]) -> str:
+    return " and ".join(f"{low:.2f} to {high:.2f}" if low < high else f"{low:.2f}" for low, high in sorted(found))
+
+
 def _sureness(gap: float) -> str:
     if abs(gap) < 0.02:
         return "about as sure as it should be"
@@ -198,163 +262,3 @@ def _worst_confusion(counts: np.ndarray[tuple[int, ...], np.dtype[np.int64]], na
     true, said = np.unravel_index(int(wrong.argmax()), wrong.shape)
     count, total = int(wrong[true, said]), int(counts[true].sum())
     return f"The most common mistake: {names[int(said)]} said of {count} of {total} images of {names[int(true)]}."
-
-
-COLOURS = 6  # that the style sheet knows
-_DASHES = ("none", "7 3", "2 3", "9 3 2 3")  # once the colours are used up
-_WIDTH, _HEIGHT = 400, 330
-_LEFT, _TOP, _RIGHT, _BOTTOM = 52, 12, 388, 284  # edges of the plot
-_PIXEL = 0.05  # of the drawing: points that change a line by less are left out
-
-Point = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Line:
-    """A line of a chart.
-
-    Attributes:
-        name: For the legend.
-        points: (x, y), in order.
-        sizes: Radius of a dot at each point; empty for none.
-        bars: Low and high end of an upright bar at each point; empty for none.
-    """
-
-    name: str
-    points: Sequence[Point]
-    sizes: Sequence[float] = ()
-    bars: Sequence[Point] = ()
-
-
-@dataclass(frozen=True)
-class Axis:
-    """What runs along one side of a chart.
-
-    Attributes:
-        label: What it shows.
-        low: Where it begins.
-        high: Where it ends.
-        whole: Whether only whole numbers are marked.
-    """
-
-    label: str
-    low: float = 0.0
-    high: float = 1.0
-    whole: bool = False
-
-    def ticks(self) -> list[float]:
-        """Give about five round values within the axis."""
-        span = self.high - self.low
-        raw = span / 5
-        magnitude = 10 ** math.floor(math.log10(raw))
-        step = next(m * magnitude for m in (1, 2, 2.5, 5, 10) if m * magnitude >= raw * (1 - 1e-9))
-        step = max(step, 1.0) if self.whole else step
-        step = math.ceil(step) if self.whole else step
-        first = math.ceil(self.low / step - 1e-9)
-        return [number * step for number in range(first, math.floor(self.high / step + 1e-9) + 1)]
-
-    def place(self, value: float, start: float, end: float) -> float:
-        """Map a value onto the drawing."""
-        return start + (value - self.low) / (self.high - self.low) * (end - start)
-
-
-def chart(
-    lines: Sequence[Line],
-    across: Axis,
-    up: Axis,
-    *,
-    alt: str,
-    diagonal: bool = False,
-    mark: float | None = None,
-) -> Markup:
-    """Draw lines over two axes.
-
-    Args:
-        lines: At least one.
-        across: The horizontal axis.
-        up: The vertical axis.
-        alt: What the chart shows, in words and numbers.
-        diagonal: Draw what chance, or perfect calibration, would be.
-        mark: Where a vertical line stands.
-    """
-    parts = [*_grid(across, up)]
-    if diagonal:
-        parts.append(tag("line", x1=_LEFT, y1=_BOTTOM, x2=_RIGHT, y2=_TOP, class_="reference"))
-    if mark is not None:
-        x = _number(across.place(mark, _LEFT, _RIGHT))
-        parts.append(tag("line", x1=x, y1=_TOP, x2=x, y2=_BOTTOM, class_="mark"))
-    for number, line in enumerate(lines):
-        parts += _line(number, line, across, up)
-    return tag("svg", *parts, viewBox=f"0 0 {_WIDTH} {_HEIGHT}", role="img", aria_label=alt)
-
-
-def legend(names: Iterable[str], *, reference: str = "", mark: str = "") -> Markup:
-    """Name the lines of a chart, in HTML, so that long names wrap."""
-    entries = [
-        (name, {"class_": f"line c{number % COLOURS}", "stroke_dasharray": _dash(number)})
-        for number, name in enumerate(names)
-    ]
-    entries += [(name, {"class_": kind}) for name, kind in ((reference, "reference"), (mark, "mark")) if name]
-    return tag(
-        "ul",
-        *(
-            tag(
-                "li",
-                tag("svg", tag("line", x1=0, y1=5, x2=26, y2=5, **style), viewBox="0 0 26 10", aria_hidden="true"),
-                tag("span", name),
-            )
-            for name, style in entries
-        ),
-        class_="legend",
-    )
-
-
-def _grid(across: Axis, up: Axis) -> Iterable[Markup]:
-    for value in across.ticks():
-        x = _number(across.place(value, _LEFT, _RIGHT))
-        yield tag("line", x1=x, y1=_TOP, x2=x, y2=_BOTTOM, class_="grid")
-        yield tag("text", _value(value), x=x, y=_BOTTOM + 17, text_anchor="middle")
-    for value in up.ticks():
-        y = _number(up.place(value, _BOTTOM, _TOP))
-        yield tag("line", x1=_LEFT, y1=y, x2=_RIGHT, y2=y, class_="grid")
-        yield tag("text", _value(value), x=_LEFT - 7, y=y, dy="0.35em", text_anchor="end")
-    middle = (_TOP + _BOTTOM) / 2
-    yield tag("text", across.label, x=(_LEFT + _RIGHT) / 2, y=_HEIGHT - 8, text_anchor="middle", class_="axis")
-    turned = f"rotate(-90 13 {middle})"
-    yield tag("text", up.label, x=13, y=middle, dy="0.35em", transform=turned, text_anchor="middle", class_="axis")
-
-
-def _line(number: int, line: Line, across: Axis, up: Axis) -> Iterable[Markup]:
-    places = [(across.place(x, _LEFT, _RIGHT), up.place(y, _BOTTOM, _TOP)) for x, y in line.points]
-    kind = f"c{number % COLOURS}"
-    for (x, _), ends in zip(places, line.bars, strict=False):
-        low, high = (_number(up.place(end, _BOTTOM, _TOP)) for end in ends)
-        yield tag("line", x1=_number(x), y1=low, x2=_number(x), y2=high, class_=f"line bar {kind}", stroke_opacity=0.5)
-    path = "M" + "L".join(f"{_number(x)} {_number(y)}" for x, y in _thinned(places))
-    yield tag("path", d=path, class_=f"line {kind}", stroke_dasharray=_dash(number))
-    for (x, y), radius in zip(places, line.sizes, strict=False):
-        yield tag("circle", cx=_number(x), cy=_number(y), r=_number(radius), class_=f"dot {kind}")
-
-
-def _thinned(places: Sequence[Point]) -> list[Point]:
-    """Leave out points that lie on the straight line between their neighbours."""
-    kept = list(places[:1])
-    for place, (x2, y2) in pairwise(places[1:]):
-        (x0, y0), (x1, y1) = kept[-1], place
-        length = math.hypot(x2 - x0, y2 - y0)
-        away = abs((x2 - x0) * (y0 - y1) - (x0 - x1) * (y2 - y0)) / length if length else math.hypot(x1 - x0, y1 - y0)
-        if away > _PIXEL:
-            kept.append(place)
-    return [*kept, *places[1:][-1:]]
-
-
-def _dash(number: int) -> str:
-    return _DASHES[number // COLOURS % len(_DASHES)]
-
-
-def _number(value: float) -> str:
-    return f"{value:.1f}".removesuffix(".0")
-
-
-def _value(value: float) -> str:
-    return f"{value:.4g}"

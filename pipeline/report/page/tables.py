@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pipeline.evaluate.operating import predictive_values
 from pipeline.report.evidence import Study
-from pipeline.report.html import Markup, table, tag
+from pipeline.report.page.html import Markup, table, tag
+from pipeline.report.verdict import Units
 
 SCORES = {
     "auc": "AUC (area under the ROC curve)",
@@ -19,6 +22,8 @@ SCORES = {
     "ece": "expected calibration error (0 is best)",
     "brier": "Brier score (0 is best)",
 }
+SHARES = {"sensitivity": "sensitivity", "specificity": "specificity", "ppv": "PPV", "npv": "NPV"}
+_PREVALENCES = (0.01, 0.05, 0.1, 0.2, 0.5)
 _BY_CLASS = ("class_auc", "class_ap", "sensitivity", "specificity")
 _LOCALISATION = {
     "mass": "mass on it",
@@ -58,15 +63,79 @@ def class_rows(figures: Mapping[str, Any]) -> list[list[object]]:
 
 
 def point_tables(figures: Mapping[str, Any]) -> Iterator[Markup]:
-    """One table per operating point, a row per class."""
+    """One table per operating point, a row per class: threshold, shares with intervals, and the counts behind them."""
+    head = ["class", "threshold", *SHARES.values(), "TP", "FP", "FN", "TN"]
     for point, classes in figures["operating_points"].items():
-        rows = [
-            [name, f"{found['threshold']:.3f}"]
-            + [cell(found[key]["value"], found[key]) for key in ("sensitivity", "specificity")]
-            for name, found in classes.items()
+        rows = [[name, *_point_cells(found)] for name, found in classes.items()]
+        yield table(head, rows, caption=f"Where the threshold gives {_point(point)}; n = {figures['n']} images")
+
+
+def points_table(figures: Mapping[str, Any], name: str) -> Markup:
+    """A row per operating point of one class."""
+    head = ["threshold that gives", "threshold", *SHARES.values(), "TP", "FP", "FN", "TN"]
+    rows = [[point_name(point), *_point_cells(found[name])] for point, found in figures["operating_points"].items()]
+    caption = f"{name} at each operating point, on {figures['n']} {figures['split']} images"
+    return table(head, rows, caption=caption)
+
+
+def _point_cells(found: Mapping[str, Any]) -> list[object]:
+    """Threshold, shares with intervals, and the counts behind them."""
+    counts = [found["counts"][key] for key in ("tp", "fp", "fn", "tn")]
+    return [f"{found['threshold']:.3f}", *(share_cell(found[key]) for key in SHARES), *counts]
+
+
+def share_cell(found: Mapping[str, float] | None) -> object:
+    """A share with its interval in a table; a dash where it has no sample."""
+    return "\N{EN DASH}" if found is None else cell(found["value"], found)
+
+
+def point_name(point: str) -> str:
+    """An operating point as a short name."""
+    name, _, value = point.partition("=")
+    return f"{name} {value} on val" if value else "Youden's point on val"
+
+
+def elsewhere_table(found: Mapping[str, Any], name: str) -> Markup:
+    """Predictive values at other prevalences, by Bayes' rule, from an operating point of one class."""
+    se, sp = found["sensitivity"], found["specificity"]
+    rows: list[list[object]] = []
+    for share in _PREVALENCES:
+        point = predictive_values(se["value"], sp["value"], share)
+        least, most = (predictive_values(se[end], sp[end], share) for end in ("low", "high"))
+        cells = [
+            cell(value, {"low": low, "high": high}) if not math.isnan(value + low + high) else "\N{EN DASH}"
+            for value, low, high in zip(point, least, most, strict=True)
         ]
-        head = ["class", "threshold", "sensitivity", "specificity"]
-        yield table(head, rows, caption=f"Where the threshold gives {_point(point)}")
+        alarms = 1000 * (1 - sp["value"]) * (1 - share)
+        missed = 1000 * (1 - se["value"]) * share
+        rows.append([f"{100 * share:.0f} %", *cells, f"{alarms:.0f}", f"{missed:.0f}"])
+    head = ["prevalence", "PPV", "NPV", "false alarms in 1,000", "missed in 1,000"]
+    caption = (
+        f"Predictive values of {name} where it is rarer or more common, at the same sensitivity and specificity; in "
+        "brackets both at the lower and at the upper ends of their intervals"
+    )
+    return table(head, rows, caption=caption)
+
+
+def subgroup_table(column: str, found: Mapping[str, Mapping[str, Any]], units: Units, positive: str | None) -> Markup:
+    """A row per subgroup, each score beside how many it rests on."""
+    keys = ("auc", "sensitivity", "specificity", "acc") if positive else ("auc", "acc")
+    names = {"auc": "AUC", "acc": "accuracy", **SHARES}
+
+    def scored(share: Mapping[str, float] | None) -> object:
+        if share is None:
+            return "\N{EN DASH}"
+        return Markup(f"{share_cell(share)} {tag('span', 'n = ' + str(share['n']), class_='ends')}")
+
+    rows = [
+        [value, part["n"]]
+        + ([part["groups"]] if units.grouped else [])
+        + ([part["positives"]] if positive else [])
+        + [scored(part[key]) for key in keys]
+        for value, part in found.items()
+    ]
+    head = [column, "images", *(["patients"] if units.grouped else []), *([positive] if positive else [])]
+    return table([*head, *(names[key] for key in keys)], rows, caption=f"By {column}")
 
 
 def localisation_table(found: Mapping[str, Any]) -> Markup:

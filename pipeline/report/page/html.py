@@ -55,6 +55,21 @@ def table(head: Sequence[object], rows: Iterable[Sequence[object]], *, caption: 
     return tag("div", tag("p", caption, class_="caption"), scrolled)
 
 
+def folded(title: str, *content: object, opened: bool = False) -> Markup:
+    """Content that unfolds under its title."""
+    return tag("details", tag("summary", title), *content, open="" if opened else None)
+
+
+def prose(text: str) -> list[Markup]:
+    """Text with `code` in it."""
+    return [tag("code", part) if number % 2 else escape(part) for number, part in enumerate(text.split("`"))]
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
 def picture(path: Path, alt: str) -> Markup:
     """Inline a PNG file."""
     content = base64.b64encode(path.read_bytes()).decode("ascii")
