@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -19,6 +21,8 @@ from tests.report.conftest import HOSTILE, Case
 pytestmark = needs_chromium
 
 PHONE, DESK, PAPER = 390, 1280, 680  # px; paper is A4 less its margins
+PAPER_HIGH = 1008
+UNFOLD = "document.querySelectorAll('details').forEach(part => part.open = true)"
 
 TOO_WIDE = """
 const edge = document.documentElement.clientWidth, inside = element => element.closest('.scroll');
@@ -88,12 +92,84 @@ def test_the_page_is_whole_and_readable(browser: Browser, page: Path, width: int
     assert browser.complaints() == []
     assert browser.run("return innerWidth") == width
     assert browser.run(TOO_WIDE) == [0, []]
-    assert browser.run("return document.querySelectorAll('figure').length") == 8
+    assert browser.run("return document.querySelectorAll('figure').length") == 10
     assert browser.run(WITHOUT_WORDS) == []
     assert browser.run("return [...document.images].filter(i => !i.complete || !i.naturalWidth).length") == 0
     assert browser.run(FAINT) == []
     background = browser.run("return getComputedStyle(document.body).backgroundColor")
     assert (background == "rgb(255, 255, 255)") != dark
+    browser.run(UNFOLD)
+    assert browser.run(TOO_WIDE) == [0, []]
+    assert browser.run(FAINT) == []
+
+
+BROKEN = """
+const text = document.createTreeWalker(document.querySelector('main'), NodeFilter.SHOW_TEXT), found = [];
+const range = document.createRange();
+for (let node; node = text.nextNode();) {
+  if (node.parentElement.closest('pre, h1')) continue;  // commands and paths may break anywhere
+  for (const word of node.textContent.matchAll(/[A-Za-z0-9.]+/g)) {
+    range.setStart(node, word.index); range.setEnd(node, word.index + word[0].length);
+    const lines = new Set([...range.getClientRects()].map(r => Math.round(r.top)));
+    if (lines.size > 1) found.push(word[0]);
+  }
+}
+return found;
+"""
+
+
+def test_on_a_phone_no_word_is_broken_and_wide_tables_scroll_in_their_own_box(browser: Browser, page: Path) -> None:
+    browser.resize(PHONE)
+    browser.open(page)
+    browser.run(UNFOLD)
+    assert browser.run(BROKEN) == []
+    assert browser.run("window.scrollTo(500, 0); return scrollX") == 0
+    wide = browser.run(
+        "return [...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth).length"
+    )
+    assert wide > 0
+    scrolled = "const e = [...document.querySelectorAll('.scroll')].find(e => e.scrollWidth > e.clientWidth); "
+    assert browser.run(scrolled + "e.scrollLeft = 50; return e.scrollLeft") == 50
+
+
+def test_the_contents_stand_beside_the_text_on_a_desk_and_lead_to_every_section(browser: Browser, page: Path) -> None:
+    place = "return ['nav', '.rest'].map(s => document.querySelector(s).getBoundingClientRect()).map(r => [r.left, r.right])"
+    for width, beside in ((1440, True), (PHONE, False)):
+        browser.resize(width)
+        browser.open(page)
+        nav, rest = browser.run(place)
+        assert (nav[1] < rest[0]) == beside
+    links = browser.run("return [...document.querySelectorAll('a')].map(a => a.getAttribute('href'))")
+    headings = browser.run("return [...document.querySelectorAll('.rest h2')].map(h => '#' + h.id)")
+    assert set(headings) <= set(links)
+    assert (
+        browser.run("return [...document.querySelectorAll('a')].filter(a => !document.querySelector(a.hash)).length")
+        == 0
+    )
+    shown = "document.querySelector('a[href=\"#limits\"]').click(); return document.querySelector('#limits')"
+    assert browser.run(f"{shown}.getBoundingClientRect().top") < 100
+
+
+def test_the_summary_is_the_first_sheet_of_paper_and_no_more(browser: Browser, page: Path) -> None:
+    browser.resize(PAPER, media="print")
+    browser.open(page)
+    assert browser.run("return document.querySelector('#summary').getBoundingClientRect().height") < PAPER_HIGH
+    whole = sheets(browser)
+    browser.run("document.querySelector('.rest').remove()")
+    assert sheets(browser) == 1
+    assert whole > 3
+    text = browser.run("return document.querySelector('#summary').innerText")
+    for word in ("guessing", "sensitivity", "specificity", "PPV", "NPV", "prevalence", "Before anybody relies on it"):
+        assert word in text
+    assert browser.run("return getComputedStyle(document.querySelector('nav')).display") == "none"
+
+
+def sheets(browser: Browser) -> int:
+    """How many sheets of A4 the page is printed on."""
+    margin = 15 / 25.4
+    margins = {f"margin{side}": margin for side in ("Top", "Bottom", "Left", "Right")}
+    printed = browser.devtools("Page.printToPDF", paperWidth=8.27, paperHeight=11.69, **margins)
+    return len(re.findall(rb"/Type\s*/Page\b", base64.b64decode(printed["data"])))
 
 
 def test_every_table_fits_a_desk_and_the_paper(browser: Browser, tmp_path: Path) -> None:
