@@ -87,16 +87,20 @@ class BatchSize:
 
     def _measure(self, images: int) -> float:
         """Seconds of a batch on the device, compiled for its size."""
-        torch.compiler.reset()  # graphs of the sizes before count against the compiler's limit
+        on_gpu = self._device.type == "cuda"
+        if on_gpu:
+            torch.compiler.reset()  # graphs of the sizes before count against the compiler's limit
         side = self._encoder.input_px
         pixels = torch.zeros(images, 3, side, side, dtype=torch.uint8, device=self._device)
         sizes = torch.full((images, 2), side)
         best = float("inf")
         for turn in range(4):
-            torch.cuda.synchronize(self._device)
+            if on_gpu:
+                torch.cuda.synchronize(self._device)
             start = time.perf_counter()
             self._encoder.encode(pixels, sizes)
-            torch.cuda.synchronize(self._device)
+            if on_gpu:
+                torch.cuda.synchronize(self._device)
             if turn:  # the first one compiles
                 best = min(best, time.perf_counter() - start)
         return best

@@ -49,15 +49,15 @@ def seconds(run: Callable[[], object], device: str) -> float:
     return time.perf_counter() - start
 
 
-def matmul_rate(dtype: torch.dtype, device: str) -> float:
+def matmul_rate(dtype: torch.dtype, device: str, side: int | None = None) -> float:
     """Operations a second of the largest products that this machine does best: a square one, or an encoder's layer."""
-    side = 8192 if device == "cuda" else 2048
+    side, grid = (side, side // 16) if side else (8192 if device == "cuda" else 2048, 64)
     square = torch.randn(side, side, device=device, dtype=dtype)
     layer = nn.Linear(1280, 5120, device=device, dtype=dtype)
-    tokens = torch.randn(1, 64, 64, 1280, device=device, dtype=dtype)
+    tokens = torch.randn(1, grid, grid, 1280, device=device, dtype=dtype)
     products: list[tuple[Callable[[], Tensor], int]] = [
         (lambda: square @ square, 2 * side**3),
-        (lambda: layers.linear(layer, tokens), 2 * 4096 * 1280 * 5120),
+        (lambda: layers.linear(layer, tokens), 2 * grid**2 * 1280 * 5120),
     ]
     with torch.no_grad():
         return max(count / min(seconds(run, device) for _ in range(10)) for run, count in products)
@@ -115,7 +115,8 @@ def errors(
     architecture: Architecture, official: nn.Module, images: Tensor, ours: dict[str, dict[str, Tensor]]
 ) -> dict[str, float]:
     """Largest relative error of any tap, by precision."""
-    with hooked(official) as expected:
+    now = torch.backends.cudnn
+    with hooked(official) as expected, now.flags(now.enabled, allow_tf32=False):
         official(images)
     depths = architecture.named_depths.items()
     return {
@@ -125,7 +126,9 @@ def errors(
 
 
 @torch.no_grad()
-def measure(model: str, input_px: int, batch: int, rounds: int, device: str) -> dict[str, Any]:
+def measure(
+    model: str, input_px: int, batch: int, rounds: int, device: str, matmul_side: int | None = None
+) -> dict[str, Any]:
     """All figures of one model on one device."""
     architecture = ARCHITECTURES[model]
     state = seeded_state(architecture)
@@ -146,7 +149,7 @@ def measure(model: str, input_px: int, batch: int, rounds: int, device: str) -> 
             with peak_memory(device) as peak:
                 best[name] = min(best[name], seconds(run, device))
             memory[name] = max([memory[name], *peak])
-    rates = {name: matmul_rate(dtype, device) for name, dtype in PRECISIONS.items()}
+    rates = {name: matmul_rate(dtype, device, matmul_side) for name, dtype in PRECISIONS.items()}
     rates["official"] = rates["float32"]
     work = batch * operations(architecture, input_px)
     return {

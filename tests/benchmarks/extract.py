@@ -319,29 +319,41 @@ class Timed(nn.Module):
         self.input_px, self.taps, self.name = encoder.input_px, encoder.taps, encoder.name
         self.fingerprint, self.prepare = encoder.fingerprint, encoder.prepare
         self.reads, self.device = encoder.reads, encoder.device
-        self.batches: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self.batches: list[tuple[Any, Any]] = []
 
     def encode(self, pixels: Tensor, sizes: Tensor, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
+        start = self._now()
         features = self.encoder.encode(pixels, sizes, dtype)
-        end.record()
-        self.batches.append((start, end))
+        self.batches.append((start, self._now()))
         return features
+
+    def _now(self) -> Any:
+        """An event in the device's queue, or on a CPU the time."""
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self.device))
+        return event
 
     def busy(self) -> float:
         """Share of the time between the first batch's start and the last one's end in which a batch was running."""
-        torch.cuda.synchronize()
-        working = sum(start.elapsed_time(end) for start, end in self.batches)
-        return working / self.batches[0][0].elapsed_time(self.batches[-1][1])
+
+        def between(start: Any, end: Any) -> float:
+            return end - start if isinstance(start, float) else start.elapsed_time(end)
+
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return sum(between(*batch) for batch in self.batches) / between(self.batches[0][0], self.batches[-1][1])
 
 
-def device_busy(folder: Path, files: tuple[Path, ...], count: int) -> float:
-    """Share of the time between first and last batch in which the device worked: ViT-B, bfloat16, 1024 px.
+def device_busy(
+    folder: Path, files: tuple[Path, ...], count: int, name: str = "sam_vit_b", device: str = "cuda"
+) -> float:
+    """Share of the time between first and last batch in which the device worked, in bfloat16: ViT-B at 1024 px.
 
     The events bracket a batch's kernels, so gaps between kernels of one batch count as work.
     """
-    timed = Timed(seeded_encoder(folder, "sam_vit_b", "cuda", "bfloat16"))
+    timed = Timed(seeded_encoder(folder, name, device, "bfloat16"))
     workers = min(len(os.sched_getaffinity(0)), 16)
     dataset = Variants(files).dataset(count)
     warm = Variants(files).dataset(2 * BatchSize(timed.encoder, None, folder / "none").images)
