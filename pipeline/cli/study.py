@@ -102,10 +102,14 @@ def study(
 
 
 def _show_study(report: Mapping[str, Any]) -> None:
-    from pipeline.study.files import absence, legend, table_lines
+    from pipeline.study.files import FOLDS_LEGEND, absence, fold_lines, legend, table_lines
 
+    if report.get("folds"):
+        head, *lines = fold_lines(report["folds"])
+        _print_table(head, lines, FOLDS_LEGEND)
+    said = legend(report["baseline"], cross_validated="folds" in report)
     head, *lines = table_lines(report["table"], report["baseline"], brief=True)
-    _print_table(head, lines, f"{legend(report['baseline'])}\n{absence(report['missing'])}\n{report['study']}")
+    _print_table(head, lines, f"{said}\n{absence(report['missing'])}\n{report['study']}")
     for name, reason in report["failed"].items():
         click.echo(f"not made: {name}: {reason}", err=True)
 

@@ -358,6 +358,22 @@ class TrainConfig(Section):
     """Train and score without the samples that the store lacks (images set aside), instead of refusing."""
 
 
+class FoldConfig(Section):
+    """One fold of a cross-validation, in place of the data set's own splits (see `pipeline.data.folds`).
+
+    A study with `folds: 5` makes the runs of all folds.
+    """
+
+    number: Annotated[int, Field(ge=0)]
+    """Which fold is test, counted from 0."""
+    of: Annotated[int, Field(ge=2)] = 5
+    """How many folds there are."""
+    seed: int = 0
+    """Another seed draws other folds."""
+    val: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    """Share of the samples outside the fold for val; the rest is train."""
+
+
 class Resources(Section):
     """What a machine offers; no result rests on it, so nothing here is a DVC parameter."""
 
@@ -392,6 +408,8 @@ class Config(Section):
     """How it is trained."""
     run: Path
     """Folder that the training leaves everything in."""
+    fold: FoldConfig | None = None
+    """A fold of a cross-validation to train and test on; null takes the data set's own splits."""
     resources: Resources = Resources()
     """What this machine offers; no result rests on it."""
 

@@ -7,6 +7,7 @@ where samples come from.
 from pipeline.data.dataset import Dataset, Draw, Image, Label, Mask, Sample, Split, Task, identical_across_splits
 from pipeline.data.depth import Reading
 from pipeline.data.external import as_test_set
+from pipeline.data.folds import in_fold
 from pipeline.data.image import pixel_digest, pixels_of, read_image, reading_rules
 from pipeline.data.layouts.demo import generate_demo, load_demo
 from pipeline.data.layouts.demo_images import Difficulty, demo_arrays
@@ -33,6 +34,7 @@ __all__ = [
     "fetch_medmnist",
     "generate_demo",
     "identical_across_splits",
+    "in_fold",
     "load_csv",
     "load_dataset",
     "load_demo",

@@ -13,9 +13,12 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import TypeVar
 
 from pipeline.data.dataset import LISTED, SPLITS, Draw, Label, Split, positives
 from pipeline.errors import DataError
+
+Part = TypeVar("Part")
 
 FRACTIONS: Mapping[Split, float] = MappingProxyType({"val": 0.15, "test": 0.25})
 _SEEDS_TRIED = 200  # for a draw that leaves no class out of a split
@@ -160,17 +163,34 @@ def stratified_split(
         DataError: The fractions leave nothing for train.
     """
     val, test = _shares(fractions)
+    shares = {split: share for split, share in zip(SPLITS, (1 - val - test, val, test), strict=True) if share > 0}
+    return balanced_parts(labels, groups, shares, seed=seed)
+
+
+def balanced_parts(
+    labels: Sequence[Label], groups: Sequence[str], shares: Mapping[Part, float], *, seed: int
+) -> list[Part]:
+    """Deal groups out to parts so that each class has about a part's share in it; see `stratified_split`.
+
+    Args:
+        labels: Of each sample.
+        groups: Of each sample; samples of one group go to one part.
+        shares: Of each part, which add to 1.
+        seed: Another seed, another draw.
+
+    Returns:
+        The part of each sample.
+    """
     contents = _contents(labels, groups)
     totals = _totals(contents)
-    shares = {split: share for split, share in zip(SPLITS, (1 - val - test, val, test), strict=True) if share > 0}
-    lacking = {split: {k: share * total for k, total in totals.items()} for split, share in shares.items()}
-    chosen: dict[str, Split] = {}
+    lacking = {part: {k: share * total for k, total in totals.items()} for part, share in shares.items()}
+    chosen: dict[str, Part] = {}
     for group in sorted(contents, key=lambda g: (-contents[g].total(), _draw(seed, g))):
         counts = contents[group]
-        split = max(lacking, key=lambda s: _need(counts, lacking[s], totals))
-        chosen[group] = split
+        part = max(lacking, key=lambda p: _need(counts, lacking[p], totals))
+        chosen[group] = part
         for k, n in counts.items():
-            lacking[split][k] -= n
+            lacking[part][k] -= n
     return [chosen[group] for group in groups]
 
 

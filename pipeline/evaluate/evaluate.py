@@ -138,7 +138,7 @@ def leave_scores(
     figures = {
         **about,
         "positive": None if positive is None else names[positive],
-        **_scores(task, feed, said, names, positive, resamples=resamples, seed=seed),
+        **scores_with_intervals(task, feed.labels, feed.groups, said, names, positive, resamples=resamples, seed=seed),
         "operating_points": at_points,
         "subgroups": by_subgroup(
             task,
@@ -165,22 +165,28 @@ def leave_scores(
     return figures
 
 
-def _scores(
-    task: Task, feed: Feed, said: Floats, names: Sequence[str], positive: int | None, *, resamples: int, seed: int
+def scores_with_intervals(
+    task: Task,
+    labels: npt.NDArray[np.int64],
+    groups: Sequence[str],
+    said: Floats,
+    names: Sequence[str],
+    positive: int | None = None,
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """The scores of `metrics.score`, the `prevalence` of each class, and the `intervals` of both."""
-    scorer = metrics.Scorer(task, feed.labels, said, positive)
-    draws = intervals.resample(scorer, feed.groups, resamples=resamples, seed=seed)
-    hits = metrics.one_hot(task, feed.labels, len(names))
-    values = metrics.score(task, feed.labels, said, names, positive)
+    scorer = metrics.Scorer(task, labels, said, positive)
+    draws = intervals.resample(scorer, groups, resamples=resamples, seed=seed)
+    hits = metrics.one_hot(task, labels, len(names))
+    values = metrics.score(task, labels, said, names, positive)
     ends = {
         **intervals.named_intervals(draws, names),
-        **intervals.of_proportions(
-            {**scorer.proportions(), "prevalence": (hits, np.ones_like(hits))}, feed.groups, names
-        ),
+        **intervals.of_proportions({**scorer.proportions(), "prevalence": (hits, np.ones_like(hits))}, groups, names),
     }
     by_class = {
-        name: intervals.of_auc(values["class_auc"][name], ends["class_auc"][name], hits[:, k], feed.groups)
+        name: intervals.of_auc(values["class_auc"][name], ends["class_auc"][name], hits[:, k], groups)
         for k, name in enumerate(names)
     }
     perfect = values["auc"] in (0, 1)

@@ -34,9 +34,22 @@ def check_encoder(config: Config, where: str) -> None:
 
 
 def load_dataset(config: Config, *, only_test: bool = False) -> data.Dataset:
-    """The data set that the configuration describes; `only_test` draws no splits where it has none."""
+    """The data set that the configuration describes, in its fold if one is configured.
+
+    Args:
+        config: The configuration.
+        only_test: Draw no splits where there are none, and no fold: everything is test then.
+    """
     options = config.data.model_dump(exclude={"reading"})
-    return data.load_dataset(**options, reading=reading(config), only_test=only_test)
+    no_draw = only_test or config.fold is not None
+    found = data.load_dataset(**options, reading=reading(config), only_test=no_draw)
+    return found if only_test else in_fold(config, found)
+
+
+def in_fold(config: Config, dataset: data.Dataset) -> data.Dataset:
+    """A data set in the configured fold; as it is if none is configured."""
+    fold = config.fold
+    return dataset if fold is None else data.in_fold(dataset, fold.number, of=fold.of, seed=fold.seed, val=fold.val)
 
 
 def reading(config: Config) -> data.Reading:

@@ -12,16 +12,26 @@ from pipeline.train.feeding.in_memory import Holdings
 
 
 class Shared:
-    """Each data set is loaded once, each store is opened once, and each image and feature read once."""
+    """Each data set is loaded once, each store is opened once, and each image and feature read once.
+
+    Of the folds of a cross-validation one is held at a time: what was loaded for the last is let go of with it.
+    """
 
     def __init__(self) -> None:
         self.holdings = Holdings()
         self._datasets: dict[str, data.Dataset] = {}
+        self._fold: str | None = None
         self._stores: dict[Path, cache.Store] = {}
 
     def dataset(self, config: Config) -> data.Dataset:
         """The data set of a configuration, loaded once."""
-        key = config.data.model_dump_json()
+        key = config.model_dump_json(include={"data", "fold"})
+        fold = None if config.fold is None else key
+        if fold != self._fold:
+            if self._fold is not None:
+                self._datasets.pop(self._fold, None)
+                self.holdings = Holdings()
+            self._fold = fold
         if key not in self._datasets:
             self._datasets[key] = load_dataset(config)
         return self._datasets[key]

@@ -58,6 +58,7 @@ def study(plan: Study, progress: Progress, *, tables_only: bool = False, replace
         "failed": failed,
         "baseline": plan.baseline,
         "table": table,
+        **({"folds": summary.folds()} if summary.cross_validated else {}),
     }
 
 

@@ -28,8 +28,19 @@ _SEED = "train.seed"
 _TAKEN = {"run": "the study names the folders of its runs", "resources": "no result rests on it (`set` takes it)"}
 
 
+class FoldsConfig(Section):
+    """A cross-validation: how many folds, how they are drawn, and the share of each fold's training part for val."""
+
+    of: Annotated[int, Field(ge=2)]
+    seed: int = 0
+    val: Annotated[float, Field(gt=0, lt=1)] = 0.15
+
+
 class StudyConfig(Section):
-    """A study: `set` changes the experiment `base` for all runs, and each run takes a variant and a grid point."""
+    """A study: `set` changes the experiment `base` for all runs, and each run takes a variant and a grid point.
+
+    With `folds`, a number or a section, each of these is made once for every fold.
+    """
 
     base: Path
     folder: Path
@@ -37,6 +48,7 @@ class StudyConfig(Section):
     variants: Annotated[dict[str, Overrides], Field(min_length=1)]
     grid: Annotated[dict[str, list[Any] | dict[str, Overrides]], Field(default_factory=dict)]
     set_: Annotated[Overrides, Field(alias="set", default_factory=dict)]
+    folds: Annotated[int, Field(ge=2)] | FoldsConfig | None = None
     scores: Annotated[tuple[Score, ...], Field(min_length=1)] = ("auc", "acc")
     keep_weights: bool = True
 
@@ -51,7 +63,7 @@ class Study:
         baseline: The variant that the others are compared with.
         scores: What the tables hold, the most important first.
         keep_weights: Whether runs keep their weights once they are evaluated.
-        runs: In the order in which they are made: all of the first seed, then all of the next.
+        runs: In the order in which they are made: all of the first seed, then all of the next; of a seed fold by fold.
         configs: The configuration of each run, by its name.
     """
 
@@ -87,7 +99,7 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
     extra = [parse_override(text) for text in overrides]
     _check(path, plan)
     runs, configs = [], {}
-    for variant, changes, point in _points(plan):
+    for (variant, changes, point), fold in itertools.product(_points(plan), _folds(plan)):
         values = copy.deepcopy(given)
         for key, value in plan.set_.items():
             set_key(values, key, value, f"{path}: set.{key}")
@@ -99,16 +111,19 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
             for key, value in choice.overrides.items():
                 set_key(values, key, value, f"{path}: grid.{axis}.{key}")
         labels = {_short(axis, plan.grid): choice.label for axis, choice in point.items()}
+        if fold is not None:
+            values["fold"], labels["fold"] = fold, fold["number"]
         where = f"{path}: variant {variant!r}" + "".join(f", {axis} {label!r}" for axis, label in labels.items())
         checked = validate(Config, values, where)
         check_encoder(checked, where)
         named = _run_name(variant, labels, checked)
         configs[named] = checked.model_copy(update={"run": plan.folder / "runs" / named})
-        runs.append(Planned(named, configs[named].run, _cell(variant, labels, checked), checked.train.seed))
+        number = None if fold is None else fold["number"]
+        runs.append(Planned(named, configs[named].run, _cell(variant, labels, checked), checked.train.seed, number))
     _check_names(path, runs)
     _check_stores(path, configs)
     order = {seed: number for number, seed in enumerate(dict.fromkeys(run.seed for run in runs))}
-    runs.sort(key=lambda run: order[run.seed])  # stable: a study that is cut short has whole seeds
+    runs.sort(key=lambda run: (order[run.seed], run.fold or 0))  # stable: one that is cut short has whole seeds
     return Study(plan.folder.name, plan.folder, plan.baseline, plan.scores, plan.keep_weights, tuple(runs), configs)
 
 
@@ -118,6 +133,14 @@ def _points(plan: StudyConfig) -> Iterator[tuple[str, Overrides, dict[str, _Choi
     for chosen in itertools.product(*axes.values()):
         for variant, changes in plan.variants.items():
             yield variant, changes, dict(zip(axes, chosen, strict=True))
+
+
+def _folds(plan: StudyConfig) -> list[Overrides | None]:
+    """What `fold` is in each run of a grid point: once nothing without a cross-validation."""
+    if plan.folds is None:
+        return [None]
+    rule = FoldsConfig(of=plan.folds) if isinstance(plan.folds, int) else plan.folds
+    return [{"number": number, **rule.model_dump()} for number in range(rule.of)]
 
 
 def _choices(axis: str, values: list[Any] | dict[str, Overrides]) -> list[_Choice]:
@@ -151,9 +174,15 @@ def _check(path: Path, plan: StudyConfig) -> None:
                     f"{path}: variants.{variant}.{key}: grid.{set_by_grid[key]} sets it too; leave it to one of them"
                 )
                 raise ConfigError(message)
+    if plan.folds is not None and "fold" in {axis.rsplit(".", 1)[-1] for axis in plan.grid}:
+        message = f"{path}: grid: an axis that is called 'fold' stands beside `folds`; give its key another name"
+        raise ConfigError(message)
     places = {"set": plan.set_, **{f"variants.{name}": changes for name, changes in plan.variants.items()}}
     for place, keys in {**places, "grid": set_by_grid}.items():
         for key in keys:
+            if plan.folds is not None and key.split(".")[0] == "fold":
+                message = f"{path}: {place}.{key}: `folds` sets it for every run; leave it to one of them"
+                raise ConfigError(message)
             if key.split(".")[0] in _TAKEN and (key == "run" or place != "set"):
                 message = f"{path}: {place}.{key}: cannot be chosen here, for {_TAKEN[key.split('.')[0]]}; leave it out"
                 raise ConfigError(message)
@@ -161,8 +190,8 @@ def _check(path: Path, plan: StudyConfig) -> None:
 
 def _check_names(path: Path, runs: Sequence[Planned]) -> None:
     """Refuse two points of the grid that are the same run."""
-    names = Counter((run.name, run.seed) for run in runs)
-    cells = Counter((_text(run.cell), run.seed) for run in runs)
+    names = Counter((run.name, run.seed, run.fold) for run in runs)
+    cells = Counter((_text(run.cell), run.seed, run.fold) for run in runs)
     twice = [name for name, count in names.items() if count > 1] or [cell for cell, n in cells.items() if n > 1]
     if twice:
         message = f"{path}: two runs are {twice[0][0]}; change a variant or an axis of the grid so that each is its own"
@@ -186,7 +215,7 @@ def _check_stores(path: Path, configs: Mapping[str, Config]) -> None:
 
 def _cell(variant: str, labels: Mapping[str, Any], config: Config) -> dict[str, Any]:
     """What a row of the table is about: variant, fraction, backbone, and what else the grid names but the seed."""
-    rest = {axis: label for axis, label in labels.items() if axis not in ("seed", "fraction", "backbone")}
+    rest = {axis: label for axis, label in labels.items() if axis not in ("seed", "fraction", "backbone", "fold")}
     backbone = labels.get("backbone", config.model.backbone)
     return {"variant": variant, "backbone": backbone, **rest, "fraction": config.train.fraction}
 

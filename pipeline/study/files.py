@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.evaluate import plots
+from pipeline.study.folds import MEAN
 from pipeline.study.runs import Row
 from pipeline.study.table import Summary
 from pipeline.train import run_folder
@@ -24,6 +25,7 @@ def write_files(folder: Path, summary: Summary) -> list[Row]:
 
     `results.csv` has a row per run; `table.csv` a row per setting and score; `table.md` and `table.tex` a row per
     setting; `curve.csv` and `curve.png`, only where there are several fractions, the first score over the fraction.
+    Of a cross-validation, `folds.csv` and `folds.md` have a row per fold, and the pooled score.
     """
     results, table = summary.results(), summary.table()
     if not results:
@@ -31,8 +33,14 @@ def write_files(folder: Path, summary: Summary) -> list[Row]:
     missing = len(summary.runs) - len(results)
     run_folder.write_csv(folder / "results.csv", results)
     run_folder.write_csv(folder / "table.csv", table)
-    _write_text(folder / "table.md", as_markdown(table, summary.baseline, missing))
-    _write_text(folder / "table.tex", as_latex(table, summary.baseline, missing))
+    said = legend(summary.baseline, cross_validated=summary.cross_validated)
+    _write_text(folder / "table.md", as_markdown(table, summary.baseline, missing, said))
+    _write_text(folder / "table.tex", as_latex(table, summary.baseline, missing, said))
+    by_fold = summary.folds()
+    if by_fold:
+        run_folder.write_csv(folder / "folds.csv", by_fold)
+        head, *body = fold_lines(by_fold)
+        _write_text(folder / "folds.md", f"{_in_markdown([head, *body])}\n\n{FOLDS_LEGEND}\n")
     curve = [row for row in table if row["score"] == summary.scores[0]]
     if len({row["fraction"] for row in curve}) > 1:
         columns = [*cell_columns(curve), "score", "seeds", "mean", "sd", "low", "high"]
@@ -42,19 +50,21 @@ def write_files(folder: Path, summary: Summary) -> list[Row]:
     return table
 
 
-def as_markdown(table: Sequence[Row], baseline: str, missing: int) -> str:
-    """Spell the table as Markdown, with what its numbers mean and what is not there yet below it."""
-    lines = table_lines(table, baseline, plus_minus=" ± ")
+def as_markdown(table: Sequence[Row], baseline: str, missing: int, said: str | None = None) -> str:
+    """Spell the table as Markdown, with what its numbers mean (`said`) and what is not there yet below it."""
+    return f"{_in_markdown(table_lines(table, baseline))}\n\n{said or legend(baseline)}\n{absence(missing)}"
+
+
+def _in_markdown(lines: Sequence[Sequence[str]]) -> str:
     head, *body = lines
     spelled = [head, ["---"] * len(head), *body]
-    rows = "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in spelled)
-    return f"{rows}\n\n{legend(baseline)}\n{absence(missing)}"
+    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in spelled)
 
 
-def as_latex(table: Sequence[Row], baseline: str, missing: int) -> str:
-    """Spell the table as a `tabular` in the style of the package booktabs."""
+def as_latex(table: Sequence[Row], baseline: str, missing: int, said: str | None = None) -> str:
+    """Spell the table as a `tabular` in the style of the package booktabs, with `said` as comments."""
     head, *body = [[_for_latex(cell) for cell in line] for line in table_lines(table, baseline, plus_minus=" \\pm ")]
-    comments = "".join(f"% {line}\n" for line in f"{legend(baseline)}\n{absence(missing)}".splitlines() if line)
+    comments = "".join(f"% {line}\n" for line in f"{said or legend(baseline)}\n{absence(missing)}".splitlines() if line)
     rows = "".join(" & ".join(line) + " \\\\\n" for line in body)
     return (
         f"{comments}\\begin{{tabular}}{{{'l' * len(head)}}}\n\\toprule\n{' & '.join(head)} \\\\\n\\midrule\n{rows}"
@@ -98,12 +108,27 @@ def table_lines(
 
 
 def spell_mean(row: Row, plus_minus: str = " ± ", *, brief: bool = False) -> str:
-    """Spell mean, standard deviation and interval: `.912 ± .010 [.900, .924]`."""
-    if row["sd"] is None:
-        return f"{row['mean']:.3f}"
-    if brief:
-        return f"{row['mean']:.3f}{plus_minus}{row['sd']:.3f}"
-    return f"{row['mean']:.3f}{plus_minus}{row['sd']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+    """Spell mean, standard deviation and interval, as far as they are known: `.912 ± .010 [.900, .924]`."""
+    sd = "" if row["sd"] is None else f"{plus_minus}{row['sd']:.3f}"
+    ends = "" if row["low"] is None or (brief and sd) else f" [{row['low']:.3f}, {row['high']:.3f}]"
+    return f"{row['mean']:.3f}{sd}{ends}"
+
+
+def fold_lines(rows: Sequence[Row]) -> list[list[str]]:
+    """Cells of the table of folds for people, the head first; columns in which nothing varies are left out.
+
+    Args:
+        rows: See `Summary.folds`.
+    """
+    figures = ("score", "fold", "n", "groups", "value", "low", "high", "sd", "run")
+    cell = [key for key in rows[0] if key not in figures]
+    about = [key for key in cell if key == "variant" or len({str(row[key]) for row in rows}) > 1]
+    lines = [[*about, "score", "fold", "n", "groups", "value [95 %]"]]
+    for row in rows:
+        spelled = spell_mean({**row, "mean": row["value"]})
+        counted = ["", ""] if row["fold"] == MEAN else [str(row["n"]), str(row["groups"])]
+        lines.append([*(_spell(row[key]) for key in about), NAMES[row["score"]], str(row["fold"]), *counted, spelled])
+    return lines
 
 
 def spell_difference(row: Row) -> str:
@@ -117,8 +142,21 @@ def _spell(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def legend(baseline: str) -> str:
+FOLDS_LEGEND = (
+    "Of each fold, and of all samples pooled, each scored by the fold in which it was test: the score [95 % interval "
+    "over groups]. The mean of the folds ± their standard deviation has no interval, for the folds share training "
+    "samples. Pooling compares probabilities of different models, which a mean of the folds does not."
+)
+
+
+def legend(baseline: str, *, cross_validated: bool = False) -> str:
     """Say what the numbers of the table are."""
+    if cross_validated:
+        return (
+            f"Each score is that of all samples pooled, each scored by the fold in which it was test: mean over seeds "
+            f"± standard deviation over seeds [95 % interval over groups]. Differences to {baseline} are paired by "
+            f"seed and sample [95 % interval over seeds and samples; with one seed, over samples alone]."
+        )
     return (
         f"Mean over seeds ± standard deviation [95 % interval of the mean over seeds, on this test set]. "
         f"Differences to {baseline} are paired by seed and test sample [95 % interval over seeds and test samples; "

@@ -34,13 +34,15 @@ class Planned:
         name: Of the run, unique in its study.
         folder: Where it is made.
         cell: What its row of the table is about, by column: variant, backbone, other axes, fraction.
-        seed: The one thing that the runs of a cell differ in.
+        seed: What the runs of a cell differ in.
+        fold: Of a cross-validation, from 0; None without one. The runs of a cell and seed are its folds.
     """
 
     name: str
     folder: Path
     cell: Mapping[str, Any]
     seed: int
+    fold: int | None = None
 
 
 def result_of(planned: Planned) -> Row | None:

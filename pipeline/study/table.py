@@ -16,13 +16,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.evaluate.compare import Predictions, read_predictions, what_differs
-from pipeline.evaluate.intervals import LEVEL, resample
+from pipeline.evaluate.compare import Predictions, what_differs
+from pipeline.evaluate.intervals import LEVEL, interval, resample
 from pipeline.evaluate.metrics import Scorer
+from pipeline.study.folds import pooled, rows_of
 from pipeline.study.runs import Planned, Row, result_of
 
 Floats = npt.NDArray[np.floating[Any]]
 RESAMPLES = 1000
+Trial = tuple[Planned, ...]  # what a seed of a cell is: a run, or its folds in their order
+Drawn = tuple[Predictions, Mapping[str, Floats], Mapping[str, float]]  # what it said, scores of draws, and of the whole
 
 
 @dataclass
@@ -40,82 +43,125 @@ class Summary:
     baseline: str
     scores: Sequence[str]
     resamples: int = RESAMPLES
-    _drawn: dict[str, tuple[Predictions, Mapping[str, Floats]]] = field(default_factory=dict)
+    _drawn: dict[tuple[str, ...], Drawn] = field(default_factory=dict)
+    _by_fold: dict[tuple[str, ...], list[Row]] = field(default_factory=dict)
 
     def results(self) -> list[Row]:
-        """One row per finished run: its cell, `seed`, the scores, `val_auc`, `best_epoch`, `seconds`, `run`."""
+        """One row per finished run: its cell, `seed`, any `fold`, scores, `val_auc`, `best_epoch`, `seconds`, `run`."""
         rows = []
         for planned in self.runs:
             result = result_of(planned)
             if result is not None:
                 figures = {key: result[key] for key in ("val_auc", "best_epoch", "seconds")}
-                rows.append(
-                    {**planned.cell, "seed": planned.seed, **result["scores"], **figures, "run": str(planned.folder)}
-                )
+                which = {"seed": planned.seed} | ({} if planned.fold is None else {"fold": planned.fold})
+                rows.append({**planned.cell, **which, **result["scores"], **figures, "run": str(planned.folder)})
         return rows
+
+    def folds(self) -> list[Row]:
+        """The rows of `folds.rows_of` for each cross-validation of which all folds are done; none without folds."""
+        if not self.cross_validated:
+            return []
+        trials = [trial for members in self._cells().values() for trial in self._done(members).values()]
+        for trial in trials:
+            names = tuple(planned.name for planned in trial)
+            if names not in self._by_fold:
+                self._by_fold[names] = rows_of(trial, self.scores, resamples=self.resamples)
+        return [row for trial in trials for row in self._by_fold[tuple(planned.name for planned in trial)]]
+
+    @property
+    def cross_validated(self) -> bool:
+        """Whether its runs are folds."""
+        return any(planned.fold is not None for planned in self.runs)
+
+    def _cells(self) -> dict[tuple[tuple[str, Any], ...], list[Planned]]:
+        """The runs of each cell."""
+        cells: dict[tuple[tuple[str, Any], ...], list[Planned]] = {}
+        for planned in self.runs:
+            cells.setdefault(tuple(planned.cell.items()), []).append(planned)
+        return cells
+
+    def _done(self, members: Sequence[Planned]) -> dict[int, Trial]:
+        """By seed, the run or all folds of it, where they are done."""
+        trials: dict[int, Trial] = {}
+        for planned in members:
+            trials[planned.seed] = (*trials.get(planned.seed, ()), planned)
+        return {
+            seed: trial for seed, trial in trials.items() if all(result_of(planned) is not None for planned in trial)
+        }
 
     def table(self) -> list[Row]:
         """One row per cell and score.
 
+        A seed of a cross-validation counts once all of its folds are done, by the score of all samples pooled; `low`
+        and `high` are of the interval over groups then, of the mean over seeds, and not over seeds.
+
         Returns:
-            The columns of the cell; `score`; `seeds` done and `missing`; `mean`, `sd`, and `low` and `high` of the 95 %
-            interval of the mean over seeds (Student's t; None for a single seed); `difference` to the baseline, the
-            mean over the seeds that both have, with `difference_low` and `difference_high` (see `paired_interval`),
+            The columns of the cell; `score`; `seeds` done and runs `missing`; `mean`, `sd`, and `low` and `high` of the
+            95 % interval of the mean over seeds (Student's t; None for a single seed); `difference` to the baseline,
+            the mean over the seeds that both have, with `difference_low` and `difference_high` (see `paired_interval`),
             None for the baseline itself, where it has no such run, or where the two were tested on other samples.
         """
-        cells: dict[tuple[tuple[str, Any], ...], list[Planned]] = {}
-        for planned in self.runs:
-            cells.setdefault(tuple(planned.cell.items()), []).append(planned)
+        cells = self._cells()
         rows = []
         for key, members in cells.items():
-            done = {planned.seed: planned for planned in members if result_of(planned) is not None}
-            rivals = {
-                planned.seed: planned
-                for planned in cells.get(tuple((dict(key) | {"variant": self.baseline}).items()), [])
-                if planned.seed in done and result_of(planned) is not None
-            }
+            done = self._done(members)
+            baseline = cells.get(tuple((dict(key) | {"variant": self.baseline}).items()), [])
+            rivals = {seed: trial for seed, trial in self._done(baseline).items() if seed in done}
+            missing = sum(result_of(planned) is None for planned in members)
             for score in self.scores:
-                found = [self._score(planned, score) for planned in done.values()]
+                found = [self._score(trial, score) for trial in done.values()]
                 values = np.array([value for value in found if value is not None])
                 if len(values):
-                    row = {**dict(key), "score": score, "seeds": len(values), "missing": len(members) - len(done)}
-                    lowest = -1.0 if score == "kappa" else 0.0
-                    rows.append({**row, **_over_seeds(values, lowest), **self._difference(done, rivals, score)})
+                    row = {**dict(key), "score": score, "seeds": len(values), "missing": missing}
+                    spread = _over_seeds(values, -1.0 if score == "kappa" else 0.0)
+                    if self.cross_validated:
+                        spread |= self._over_groups(list(done.values()), score)
+                    rows.append({**row, **spread, **self._difference(done, rivals, score)})
         return rows
 
-    def _score(self, planned: Planned, score: str) -> float | None:
-        result = result_of(planned)
+    def _score(self, trial: Trial, score: str) -> float | None:
+        """The score of a run, or of all folds pooled; None where the task has none."""
+        if len(trial) > 1:
+            return self._draws(trial)[2].get(score)
+        result = result_of(trial[0])
         assert result is not None
         value: float | None = result["scores"].get(score)
         return value
 
-    def _difference(self, ours: Mapping[int, Planned], theirs: Mapping[int, Planned], score: str) -> Row:
+    def _over_groups(self, trials: Sequence[Trial], score: str) -> Row:
+        low, high = interval(np.mean([self._draws(trial)[1][score] for trial in trials], axis=0))
+        return {"low": float(low), "high": float(high)}
+
+    def _difference(self, ours: Mapping[int, Trial], theirs: Mapping[int, Trial], score: str) -> Row:
         """Compare a cell with the baseline's, seed by seed and on the same draws of test groups."""
         nothing: Row = {"difference": None, "difference_low": None, "difference_high": None}
-        pairs = [(ours[seed], rival) for seed, rival in theirs.items() if ours[seed] is not rival]
+        pairs = [(ours[seed], rival) for seed, rival in theirs.items() if ours[seed] != rival]
         if not pairs:
             return nothing
         drawn = [(self._draws(first), self._draws(second)) for first, second in pairs]
         tested = drawn[0][0][0]
         if any(what_differs(tested, one[0]) is not None for pair in drawn for one in pair):
             return nothing
-        points = np.array([_points(first, score) - _points(second, score) for first, second in pairs])
+        scores = [(self._score(first, score), self._score(second, score)) for first, second in pairs]
+        points = np.array([one - other for one, other in scores if one is not None and other is not None])
         draws = np.stack([one[1][score] - other[1][score] for one, other in drawn], axis=1)
         low, high = paired_interval(points, draws, groups=len(set(tested.groups)))
         return {"difference": float(points.mean()), "difference_low": low, "difference_high": high}
 
-    def _draws(self, planned: Planned) -> tuple[Predictions, Mapping[str, Floats]]:
-        """Score a run on many draws of test groups, the same draws for every run."""
-        if planned.name not in self._drawn:
-            said = read_predictions(planned.folder)
+    def _draws(self, trial: Trial) -> Drawn:
+        """Score a run, or the folds of a seed pooled, on many draws of test groups, the same draws for all."""
+        names = tuple(planned.name for planned in trial)
+        if names not in self._drawn:
+            said = pooled([planned.folder for planned in trial])
             scorer = Scorer(said.task, said.labels, said.probabilities, said.positive)
 
             def scores(weights: Floats) -> Mapping[str, Floats]:
                 everything = scorer(weights)
                 return {name: everything[name] for name in self.scores if name in everything}
 
-            self._drawn[planned.name] = said, resample(scores, said.groups, resamples=self.resamples)
-        return self._drawn[planned.name]
+            points = {name: float(value[0]) for name, value in scores(np.ones((1, len(said.ids)))).items()}
+            self._drawn[names] = said, resample(scores, said.groups, resamples=self.resamples), points
+        return self._drawn[names]
 
 
 def paired_interval(points: Floats, draws: Floats, *, groups: int) -> tuple[float, float]:
@@ -175,9 +221,3 @@ def _over_seeds(values: Floats, lowest: float) -> Row:
     sd = float(values.std(ddof=1))
     reach = t_point(count - 1) * sd / math.sqrt(count)
     return {"mean": mean, "sd": sd, "low": max(mean - reach, lowest), "high": min(mean + reach, 1.0)}
-
-
-def _points(planned: Planned, score: str) -> float:
-    result = result_of(planned)
-    assert result is not None
-    return float(result["scores"][score])
