@@ -19,8 +19,11 @@ import numpy as np
 from cache.errors import FormatError, StoreError, UntrustedStoreError
 from cache.fingerprint import JSON, Fingerprint, canonical
 
-FORMAT_VERSION = 2
-"""Newest version of the format. A store is of the oldest that can hold it, see `format_version`."""
+FORMAT_VERSION = 3
+"""Newest version of the format, which is the one that is written. Stores of older ones are read, repaired and sent."""
+
+IDS = "id"
+"""From version 3 on the name of the array of ids in a Zarr folder, and of the dimension that they label."""
 
 KEY = "feature_store"
 """Name of the object among the attributes of the root group."""
@@ -104,6 +107,7 @@ class Description:
         shard_rows: Slots in one shard file.
         index: Entries of the index by name, for example `"crc32c/neck"`.
         provenance: Story, not identity: versions, dates, command. Not compared.
+        version: Of the format.
     """
 
     fingerprint: Fingerprint
@@ -113,11 +117,12 @@ class Description:
     shard_rows: int
     index: Mapping[str, IndexEntry]
     provenance: Mapping[str, JSON] = field(default_factory=dict)
+    version: int = FORMAT_VERSION
 
     def to_json(self) -> dict[str, JSON]:
         """The object that is stored, with the SHA-256 of everything else in it as `checksum`."""
         body = {
-            "format_version": format_version(self.taps),
+            "format_version": self.version,
             "fingerprint": self.fingerprint.fields,
             "taps": [{"name": name, "shape": list(t.shape), "dtype": t.dtype} for name, t in self.taps.items()],
             "rows": self.rows,
@@ -134,11 +139,6 @@ class Description:
         return str(self.to_json()["checksum"])
 
 
-def format_version(taps: Mapping[str, TapSpec]) -> int:
-    """Version of the format that a store of these taps has: the oldest one that knows all of what is in it."""
-    return 2 if any(tap.holds_pixels or "@" in name for name, tap in taps.items()) else 1
-
-
 def index_shapes(taps: Mapping[str, TapSpec], rows: int, slots: int) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Element type and shape of every index array of fixed size, by name."""
     return {
@@ -149,8 +149,8 @@ def index_shapes(taps: Mapping[str, TapSpec], rows: int, slots: int) -> dict[str
     }
 
 
-def check_taps(taps: Mapping[str, TapSpec]) -> None:
-    """Refuse names and shapes that no store can hold.
+def check_taps(taps: Mapping[str, TapSpec], version: int = FORMAT_VERSION) -> None:
+    """Refuse names and shapes that no store of a version can hold.
 
     Raises:
         UntrustedStoreError: With the tap and what is wrong with it.
@@ -159,11 +159,14 @@ def check_taps(taps: Mapping[str, TapSpec]) -> None:
         message = f"a store has 1 to {_MAX_TAPS} taps whose names differ in more than case, not {sorted(taps)!r}"
         raise UntrustedStoreError(message)
     for name, tap in taps.items():
-        if not _TAP_NAME.fullmatch(name) or name.lower() in _RESERVED:
+        if not _TAP_NAME.fullmatch(name) or name.lower() in _RESERVED or (version > 2 and name.lower() == IDS):
             message = (
                 f"tap name {name!r}: expected 1 to 64 letters, digits or . _ : @ - that begin with a letter or digit, "
-                f"and none of {sorted(_RESERVED)}"
+                f"and none of {sorted({*_RESERVED, IDS})}"
             )
+            raise UntrustedStoreError(message)
+        if version < 2 and (tap.holds_pixels or "@" in name):
+            message = f"tap {name!r} of type {tap.dtype!r} is none of format version 1"
             raise UntrustedStoreError(message)
         if tap.dtype not in DTYPES:
             message = f"tap {name!r} has type {tap.dtype!r}; stores hold {', '.join(DTYPES)}"
@@ -217,7 +220,7 @@ def parse_description(value: JSON, where: str) -> Description:
             message = f"{where} has format version {version!r}, this software reads 1 to {FORMAT_VERSION}: update it"
             raise FormatError(message)
         taps = {_text(t["name"]): _parse_tap(t) for t in value["taps"]}
-        check_taps(taps)
+        check_taps(taps, version)
         rows, slots, shard_rows = (_whole(value[key]) for key in ("rows", "slots", "shard_rows"))
         if not (0 < rows <= _MAX_ROWS and 0 < slots <= _MAX_ROWS and 0 < shard_rows <= _MAX_SHARD_ROWS):
             message = (
@@ -233,6 +236,7 @@ def parse_description(value: JSON, where: str) -> Description:
             shard_rows=shard_rows,
             index=_parse_index(value["index"], taps, rows, slots),
             provenance=_mapping(value["provenance"]),
+            version=version,
         )
         same = canonical(value) == canonical(description.to_json())
     except (KeyError, TypeError, ValueError, AttributeError, StoreError) as error:

@@ -213,6 +213,15 @@ class Index:
         return tuple(found)
 
 
+def index_of(description: Description, arrays: Mapping[str, npt.NDArray[np.generic]], where: str) -> Index:
+    """An index over arrays in memory."""
+
+    def load(name: str) -> UInt8:
+        return np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8)
+
+    return Index(description, load, where)
+
+
 def describe_entry(array: npt.NDArray[np.generic]) -> IndexEntry:
     """The entry that describes an array of the index."""
     return IndexEntry(array.dtype.name, array.shape, hashlib.sha256(np.ascontiguousarray(array).data).hexdigest())

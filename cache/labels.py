@@ -33,6 +33,10 @@ class Labels:
         """The labels of some rows, in their order."""
         return Labels(self.class_names, tuple(self.labels[i] for i in rows), tuple(self.splits[i] for i in rows))
 
+    def with_blanks(self, count: int) -> Labels:
+        """The labels with those of samples behind the rows that are set aside, which have none and lose none."""
+        return Labels(self.class_names, (*self.labels, *[0] * count), (*self.splits, *[""] * count))
+
     def check(self, rows: int) -> None:
         """Refuse labels that do not fit.
 

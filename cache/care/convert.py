@@ -52,7 +52,7 @@ def convert_store(
             knows how the encoder would have named that; else the source's.
         pseudonym: Gives the id to use instead of an id. Then the digests of the source pixels, the samples set aside
             and whatever provenance might name files stay behind too, and images may not be among the taps.
-        labels: Class names, labels and splits to send along.
+        labels: Class names, labels and splits to send along. None: those of the source; with pseudonyms none.
         shard_mib: See `create_store`.
         progress: Called after each shard.
 
@@ -72,6 +72,8 @@ def convert_store(
     specs = {name: _pooled_spec(store, name, pool) for name in names}
     if pseudonym is not None:
         _refuse_pixels(source, specs)
+    if labels is None and pseudonym is None:
+        labels = store.labels
     if labels is not None:
         labels.check(len(store))
     rows, reasons = _rows(store, pseudonym)
@@ -82,7 +84,7 @@ def convert_store(
         rows=rows,
         provenance=_story(store.provenance, pseudonym is not None),
         shard_mib=shard_mib,
-        labels=labels,
+        labels=None if labels is None else labels.with_blanks(len(rows) - len(store)),
         digests=pseudonym is None and len(store.digests) > 0,
     ) as writer:
         for done, plan in enumerate(writer.pending):

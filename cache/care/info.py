@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cache.description import Description, TapSpec, format_version
+from cache.description import FORMAT_VERSION, Description, TapSpec
 from cache.errors import StoreNotFoundError
 from cache.fingerprint import JSON, Fingerprint
 from cache.formats.hdf5_file import read_header
@@ -82,7 +82,7 @@ def _finished_info(path: Path, kind: str, description: Description) -> StoreInfo
     return StoreInfo(
         path=path,
         format=kind,
-        format_version=format_version(description.taps),
+        format_version=description.version,
         complete=True,
         rows=description.rows,
         slots=description.slots,
@@ -108,7 +108,7 @@ def _partial_info(path: Path) -> StoreInfo:
     return StoreInfo(
         path=path,
         format=kind,
-        format_version=format_version(identity.taps),
+        format_version=FORMAT_VERSION,
         complete=False,
         rows=fields["rows"],
         slots=0,

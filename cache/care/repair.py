@@ -115,7 +115,8 @@ def _plan(path: Path, work: WorkFolder) -> tuple[tuple[Row, ...], Job | None]:
     if not _continues(work, path, identity, plan, source, origins):
         _drop(work)
         work.start(identity, plan, [source], reasons)
-    job = Job(identity, plan, reasons, origins, _labels(opened), opened.index.text("card"), "digest" in old.index)
+    card, digests = opened.index.text("card"), "digest" in old.index
+    job = Job(identity, plan, reasons, origins, _labels(opened), card, digests, old.version)
     return rows, job
 
 
@@ -187,8 +188,7 @@ def _labels(opened: OpenedStore) -> Labels | None:
     if not text:
         return None
     found = parse_labels(load_json(text.encode(), "labels"), opened.description.rows, "labels")
-    blank = len(opened.index.set_aside)
-    return Labels(found.class_names, (*found.labels, *[0] * blank), (*found.splits, *[""] * blank))
+    return found.with_blanks(len(opened.index.set_aside))
 
 
 def _rows(opened: OpenedStore) -> tuple[Row, ...]:

@@ -80,6 +80,7 @@ def _compact(opened: OpenedStore) -> tuple[Description, dict[str, np.ndarray[Any
         shard_rows=old.shard_rows,
         index={name: describe_entry(array) for name, array in arrays.items()},
         provenance=old.provenance,
+        version=old.version,
     )
     return description, arrays, order
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cache.description import KEY, Description, IndexEntry, load_json, parse_description
+from cache.description import KEY, Description, load_json, parse_description
 from cache.errors import FormatError, StoreError
 from cache.fingerprint import canonical
 from cache.index import UInt8
@@ -42,10 +42,20 @@ class Spare:
 
 def encode_spare(description: Description, arrays: Mapping[str, npt.NDArray[Any]], offsets: Mapping[str, int]) -> UInt8:
     """The copy as (bytes,) uint8: magic line, JSON line, arrays in order of their names, SHA-256 of all that."""
-    places = {name: offset for name, offset in offsets.items() if name in description.taps}
-    head = MAGIC + canonical({KEY: description.to_json(), "offsets": places}) + b"\n"
+    head = _head(description, offsets)
     body = b"".join([head, *(np.ascontiguousarray(arrays[name]).tobytes() for name in sorted(description.index))])
     return np.frombuffer(body + hashlib.sha256(body).digest(), np.uint8)
+
+
+def _head(description: Description, offsets: Mapping[str, int]) -> bytes:
+    """The first two lines of the copy."""
+    places = {name: offset for name, offset in offsets.items() if name in description.taps}
+    return MAGIC + canonical({KEY: description.to_json(), "offsets": places}) + b"\n"
+
+
+def spare_bytes(description: Description) -> int:
+    """Size of the copy in a Zarr folder."""
+    return len(_head(description, {})) + sum(e.size_bytes for e in description.index.values()) + _DIGEST_BYTES
 
 
 def decode_spare(data: UInt8, where: str) -> Spare:
@@ -80,8 +90,3 @@ def decode_spare(data: UInt8, where: str) -> Spare:
             raise FormatError(message)
         arrays[name] = part.view(np.dtype(entry.dtype).newbyteorder("<")).reshape(entry.shape)
     return Spare(description, arrays, offsets)
-
-
-def spare_entry(data: UInt8) -> IndexEntry:
-    """The copy as an array of the index, for the metadata of a Zarr folder."""
-    return IndexEntry("uint8", data.shape, hashlib.sha256(data.data).hexdigest())

@@ -9,7 +9,7 @@ from pathlib import Path
 from cache.description import KEY, Description, load_json, parse_description
 from cache.errors import FormatError, StoreNotFoundError, UntrustedStoreError
 from cache.formats.mapped import RowFiles, ZarrRows, folder_inode, read_plain, read_range
-from cache.formats.zarr_layout import CHECKSUM_BYTES, index_chunk_name, index_json, root_json, tap_json
+from cache.formats.zarr_layout import CHECKSUM_BYTES, index_chunk_name, metadata_files, root_json
 from cache.index import Index, UInt8, check_size
 
 MAX_METADATA_BYTES = 1 << 20
@@ -75,10 +75,9 @@ def open_zarr(folder: Path) -> OpenedStore:
     """
     before = folder_inode(folder)
     description = read_root(folder)
-    for name, tap in description.taps.items():
-        check_metadata(folder, folder / name, tap_json(tap, description.slots, description.shard_rows))
-    for name, entry in description.index.items():
-        check_metadata(folder, folder / "index" / name, index_json(entry))
+    metadata = metadata_files(description)
+    for path in (*description.taps, *(f"index/{name}" for name in description.index)):
+        check_metadata(folder, folder / path, metadata[path])
 
     def load(name: str) -> UInt8:
         return load_index(folder, description, name)
@@ -131,7 +130,7 @@ def load_index(folder: Path, description: Description, name: str) -> UInt8:
         FormatError: The file is missing or of another size.
     """
     entry = description.index[name]
-    path = folder / "index" / name / index_chunk_name(entry)
+    path = folder / "index" / name / index_chunk_name(entry.shape)
     try:
         data = read_range(path, 0, entry.size_bytes)
         check_size(entry, path.stat().st_size - CHECKSUM_BYTES, str(path))

@@ -15,29 +15,54 @@ import numpy as np
 import numpy.typing as npt
 from crc32c import crc32c
 
-from cache.description import KEY, Description, IndexEntry, TapSpec
+from cache.description import IDS, KEY, Description, IndexEntry, TapSpec
+from cache.formats.second_copy import SPARE, spare_bytes
 
 Bytes = npt.NDArray[np.uint8]
 
 CHECKSUM_BYTES = 4
 _ABSENT = np.uint64(2**64 - 1)
 _BLOCK_BYTES = 4 << 20
+_GROUP: dict[str, Any] = {"zarr_format": 3, "node_type": "group", "attributes": {}}
 _CRC32C = {"name": "crc32c"}
 _LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
 
 
 def root_json(description: Description) -> bytes:
-    """Content of the root's `zarr.json`."""
-    return _json({"zarr_format": 3, "node_type": "group", "attributes": {KEY: description.to_json()}})
+    """Content of the root's `zarr.json`; from version 3 on it repeats all the others, so that one request opens all."""
+    root = {**_GROUP, "attributes": {KEY: description.to_json()}}
+    if description.version > 2:
+        root["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": _below(description)}
+    return _json(root)
 
 
-def group_json() -> bytes:
-    """Content of the `zarr.json` of a group without attributes."""
-    return _json({"zarr_format": 3, "node_type": "group", "attributes": {}})
+def metadata_files(description: Description) -> dict[str, bytes]:
+    """Content of every other `zarr.json`, by the path of its group or array."""
+    return {path: _json(document) for path, document in _below(description).items()}
 
 
-def tap_json(tap: TapSpec, slots: int, shard_rows: int) -> bytes:
-    """Content of a tap's `zarr.json`: shape (slots, C, h, w), one row an inner chunk, `shard_rows` rows a file."""
+def _below(description: Description) -> dict[str, Any]:
+    """The `zarr.json` of every group and array below the root, by path."""
+    named = description.version > 2
+    spare = IndexEntry("uint8", (spare_bytes(description),), "")
+    found: dict[str, Any] = {"index": _GROUP, "index/crc32c": _GROUP}
+    if named:
+        found[IDS] = _ids_document(description.slots)
+    for name, tap in description.taps.items():
+        found[name] = _tap_document(name, tap, description)
+    for name, entry in {**description.index, SPARE: spare}.items():
+        found[f"index/{name}"] = _index_document(entry, _index_dimensions(name) if named else None)
+    return found
+
+
+def _ids_document(slots: int) -> dict[str, Any]:
+    """The array of ids: variable length UTF-8, one chunk."""
+    codecs = [{"name": "vlen-utf8"}, _CRC32C]
+    return _array([slots], [slots], "string", codecs, "", [IDS])
+
+
+def _tap_document(name: str, tap: TapSpec, description: Description) -> dict[str, Any]:
+    """A tap: shape (slots, C, h, w), one row an inner chunk, `shard_rows` rows a file."""
     sharding = {
         "name": "sharding_indexed",
         "configuration": {
@@ -47,15 +72,40 @@ def tap_json(tap: TapSpec, slots: int, shard_rows: int) -> bytes:
             "index_location": "end",
         },
     }
-    names = ["slot", "channel", "y", "x"]
+    axes = ("channel", "y", "x")
+    names = ["slot", *axes] if description.version < 3 else [IDS, *(f"{name}_{axis}" for axis in axes)]
     fill = 0 if tap.holds_pixels else 0.0
-    return _array_json([slots, *tap.shape], [shard_rows, *tap.shape], tap.dtype, [sharding], fill, names)
+    shape, chunk = [description.slots, *tap.shape], [description.shard_rows, *tap.shape]
+    return _array(shape, chunk, tap.dtype, [sharding], fill, names)
 
 
-def index_json(entry: IndexEntry) -> bytes:
-    """Content of an index array's `zarr.json`: one chunk."""
+def _index_document(entry: IndexEntry, names: list[str] | None) -> dict[str, Any]:
+    """An array of the index: one chunk."""
     fill = 0.0 if entry.dtype == "float32" else 0
-    return _array_json(list(entry.shape), list(entry.shape), entry.dtype, [_LITTLE, _CRC32C], fill, None)
+    return _array(list(entry.shape), list(entry.shape), entry.dtype, [_LITTLE, _CRC32C], fill, names)
+
+
+def _index_dimensions(name: str) -> list[str]:
+    """Names of an index array's dimensions, of which no two have the name but not the size in common."""
+    if name.startswith("crc32c/"):
+        return [IDS]
+    return {"slot": ["row"], "digest": [IDS, "digest_byte"], "extent": [IDS, "extent_axis"]}.get(name, [f"{name}_byte"])
+
+
+def ids_chunk(ids: Sequence[str], slot: npt.NDArray[np.int64], slots: int) -> bytes:
+    """The one chunk of the array of ids, with its checksum: for each slot the first id that lies there, or nothing.
+
+    Args:
+        ids: In row order.
+        slot: (rows,) where each row lies.
+        slots: Places.
+    """
+    names = [b""] * slots
+    for name, at in zip(reversed(ids), reversed(slot.tolist()), strict=True):
+        names[at] = name.encode()
+    sizes = (len(names), *map(len, names))
+    first, *others = (size.to_bytes(4, "little") for size in sizes)
+    return with_checksum(first + b"".join(size + name for size, name in zip(others, names, strict=True)))
 
 
 def shard_name(number: int) -> str:
@@ -63,9 +113,9 @@ def shard_name(number: int) -> str:
     return f"c.{number}.0.0.0"
 
 
-def index_chunk_name(entry: IndexEntry) -> str:
-    """File name of the only chunk of an index array."""
-    return ".".join(["c", *("0" for _ in entry.shape)])
+def index_chunk_name(shape: Sequence[int]) -> str:
+    """File name of the only chunk of an index array of that shape."""
+    return ".".join(["c", *("0" for _ in shape)])
 
 
 def stored_places(present: npt.NDArray[np.bool_], shard_rows: int) -> npt.NDArray[np.int64]:
@@ -135,24 +185,22 @@ def shard_blocks(
     yield memoryview(shard_index(present, row_bytes, shard_rows))
 
 
-def _array_json(
-    shape: list[int], chunk: list[int], dtype: str, codecs: list[Any], fill: float, names: list[str] | None
-) -> bytes:
-    """Content of an array's `zarr.json`."""
-    return _json(
-        {
-            "zarr_format": 3,
-            "node_type": "array",
-            "shape": shape,
-            "data_type": dtype,
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
-            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
-            "fill_value": fill,
-            "codecs": codecs,
-            **({"dimension_names": names} if names else {}),
-            "attributes": {},
-        }
-    )
+def _array(
+    shape: list[int], chunk: list[int], dtype: str, codecs: list[Any], fill: float | str, names: list[str] | None
+) -> dict[str, Any]:
+    """The `zarr.json` of an array."""
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": shape,
+        "data_type": dtype,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+        "fill_value": fill,
+        "codecs": codecs,
+        **({"dimension_names": names} if names else {}),
+        "attributes": {},
+    }
 
 
 def _json(value: dict[str, Any]) -> bytes:

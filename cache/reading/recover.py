@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from cache.description import KEY, Description
@@ -16,7 +15,7 @@ from cache.formats.hdf5_file import read_header
 from cache.formats.mapped import Hdf5Rows, MappedFile, ZarrRows, read_plain, read_range
 from cache.formats.second_copy import MAGIC, SPARE, Spare, decode_spare
 from cache.formats.zarr_folder import MAX_METADATA_BYTES, OpenedStore, load_index, read_root
-from cache.index import Index, UInt8
+from cache.index import Index, UInt8, index_of
 
 
 def recover(path: Path) -> OpenedStore:
@@ -52,7 +51,7 @@ def _recover_zarr(store: Path) -> OpenedStore:
     arrays = _sound_arrays(
         description, lambda name: load_index(store, description, name), lambda: MappedFile(chunk).data, str(store)
     )
-    index = _index(description, arrays, str(store))
+    index = index_of(description, arrays, str(store))
     return OpenedStore(description, index, ZarrRows(store, description.taps, description.shard_rows, index.present))
 
 
@@ -72,7 +71,7 @@ def _recover_hdf5(path: Path) -> OpenedStore:
     def load(name: str) -> UInt8:
         return read_range(path, offsets[f"index/{name}"], description.index[name].size_bytes)
 
-    index = _index(description, _sound_arrays(description, load, tail, str(path)), str(path))
+    index = index_of(description, _sound_arrays(description, load, tail, str(path)), str(path))
     return OpenedStore(description, index, Hdf5Rows(mapped, description.taps, offsets))
 
 
@@ -102,12 +101,3 @@ def _sound_arrays(
                 raise FormatError(message) from None
             arrays[name] = spare.arrays[name]
     return arrays
-
-
-def _index(description: Description, arrays: Mapping[str, npt.NDArray[Any]], where: str) -> Index:
-    """An index over arrays in memory."""
-
-    def load(name: str) -> UInt8:
-        return np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8)
-
-    return Index(description, load, where)

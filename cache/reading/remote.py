@@ -213,7 +213,7 @@ def _open_folder(remote: RemoteFile) -> OpenedStore:
 
     def load(name: str) -> UInt8:
         entry = description.index[name]
-        path = f"index/{name}/{index_chunk_name(entry)}"
+        path = f"index/{name}/{index_chunk_name(entry.shape)}"
         data = np.frombuffer(remote.exactly(path, 0, entry.size_bytes), np.uint8)
         check_size(entry, data.nbytes, f"{remote.url}/{path}")
         return data

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from cache.description import TapSpec, format_version
+from cache.description import FORMAT_VERSION, TapSpec
 from cache.fingerprint import JSON, Fingerprint
 
 _LOAD = """```python
@@ -53,7 +53,7 @@ def render_card(
         "fingerprint": fingerprint.digest(),
         "rows": rows,
         "taps": list(taps),
-        "feature_store_format": format_version(taps),
+        "feature_store_format": FORMAT_VERSION,
     }
     lines = [f"{key}: {json.dumps(value)}" for key, value in front.items()]
     total = rows * sum(tap.row_bytes for tap in taps.values()) / 2**20

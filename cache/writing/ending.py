@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cache.description import Description
+from cache.description import IDS, Description
 from cache.durable import sync_folder, write_file
 from cache.errors import IncompleteRowsError
-from cache.formats.second_copy import SPARE, encode_spare, spare_entry
-from cache.formats.zarr_layout import group_json, index_chunk_name, index_json, root_json, tap_json, with_checksum
-from cache.index import Row, describe_entry, encode_ids, encode_json
+from cache.formats.second_copy import SPARE, encode_spare
+from cache.formats.zarr_layout import ids_chunk, index_chunk_name, metadata_files, root_json, with_checksum
+from cache.index import Row, describe_entry, encode_ids, encode_json, index_of
 from cache.writing.partial import WorkFolder
 from cache.writing.plan import NOWHERE, Plan
 from cache.writing.same_work import Identity
@@ -22,7 +22,9 @@ from cache.writing.same_work import Identity
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 
-def finish_store(work: WorkFolder, identity: Identity, slots: int, shard_rows: int, arrays: Arrays) -> None:
+def finish_store(
+    work: WorkFolder, identity: Identity, slots: int, shard_rows: int, arrays: Arrays, version: int
+) -> None:
     """Complete the Zarr folder in `work.store`, whose shards are all there; the root comes last.
 
     Args:
@@ -31,6 +33,7 @@ def finish_store(work: WorkFolder, identity: Identity, slots: int, shard_rows: i
         slots: Places in each tap's array.
         shard_rows: Slots in a shard.
         arrays: The index by name.
+        version: Of the format.
 
     Raises:
         NoSpaceError: The disk is full.
@@ -43,6 +46,7 @@ def finish_store(work: WorkFolder, identity: Identity, slots: int, shard_rows: i
         shard_rows=shard_rows,
         index={name: describe_entry(array) for name, array in arrays.items()},
         provenance=identity.provenance,
+        version=version,
     )
     _write_files(work.store, store_files(description, arrays), work.scratch("metadata"))
     root = root_json(description)
@@ -54,18 +58,19 @@ def finish_store(work: WorkFolder, identity: Identity, slots: int, shard_rows: i
 
 
 def store_files(description: Description, arrays: Arrays) -> dict[str, bytes]:
-    """Content of every file of a Zarr folder but its root and its shards, by path in the folder."""
-    spare = encode_spare(description, arrays, {})
-    entries = {**description.index, SPARE: spare_entry(spare)}
-    files = {
-        f"{name}/zarr.json": tap_json(tap, description.slots, description.shard_rows)
-        for name, tap in description.taps.items()
-    }
-    files |= {"index/zarr.json": group_json(), "index/crc32c/zarr.json": group_json()}
-    for name, entry in entries.items():
-        array = spare if name == SPARE else arrays[name]
-        files[f"index/{name}/zarr.json"] = index_json(entry)
-        files[f"index/{name}/{index_chunk_name(entry)}"] = with_checksum(np.ascontiguousarray(array).tobytes())
+    """Content of every file of a Zarr folder but its root and its shards, by path in the folder.
+
+    Raises:
+        UntrustedStoreError: The arrays are none that a store can have.
+    """
+    files = {f"{path}/zarr.json": content for path, content in metadata_files(description).items()}
+    stored = {**{name: arrays[name] for name in description.index}, SPARE: encode_spare(description, arrays, {})}
+    for name, array in stored.items():
+        chunk = f"index/{name}/{index_chunk_name(array.shape)}"
+        files[chunk] = with_checksum(np.ascontiguousarray(array).tobytes())
+    if description.version > 2:
+        index = index_of(description, arrays, "the index")
+        files[f"{IDS}/c.0"] = ids_chunk(index.ids, index.slot, description.slots)
     if "card" in arrays:
         files["README.md"] = arrays["card"].tobytes()
     return files

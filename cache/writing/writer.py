@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cache.description import MAX_STORY_BYTES, TapSpec, check_taps, load_json
+from cache.description import FORMAT_VERSION, MAX_STORY_BYTES, TapSpec, check_taps, load_json
 from cache.durable import recover_swap, swap, sync_folder
 from cache.errors import FormatError, IncompleteRowsError, StoreError, StoreNotFoundError
 from cache.fingerprint import JSON, Fingerprint, canonical
@@ -117,6 +117,7 @@ class Job:
         labels: Class names, labels and splits, in the order of the rows.
         card: Text of the card, if it is not to be made anew.
         digests: Whether the store tells the digests of its pixels.
+        version: Of the format.
     """
 
     identity: Identity
@@ -126,6 +127,7 @@ class Job:
     labels: Labels | None = None
     card: str = ""
     digests: bool = True
+    version: int = FORMAT_VERSION
 
 
 class StoreWriter:
@@ -219,7 +221,7 @@ class StoreWriter:
             arrays["labels"] = encode_json(job.labels.select(stored).to_json())
         card = job.card or render_card(identity.fingerprint, identity.taps, len(stored), identity.provenance)
         arrays["card"] = np.frombuffer(card.encode(), np.uint8)
-        finish_store(self._work, identity, job.plan.slots, job.plan.shard_rows, arrays)
+        finish_store(self._work, identity, job.plan.slots, job.plan.shard_rows, arrays, job.version)
 
     def _give_name(self) -> None:
         """The one step that makes the store exist."""

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 import cache
+from cache.description import parse_description
+from cache.formats.zarr_layout import root_json
 from tests.cache.making import files
 
 Tree = Any
@@ -24,6 +26,15 @@ def sign(value: Tree) -> Tree:
     """The object with the checksum that its other keys call for."""
     body = {key: item for key, item in value.items() if key != "checksum"}
     return {**body, "checksum": hashlib.sha256(spell(body)).hexdigest()}
+
+
+def _root(description: Tree) -> bytes:
+    """A root that fits its description, where a store can have that description."""
+    try:
+        return root_json(parse_description(description, "a forged root"))
+    except cache.StoreError:
+        root = {"zarr_format": 3, "node_type": "group", "attributes": {"feature_store": description}}
+        return (json.dumps(root, indent=2, sort_keys=True) + "\n").encode()
 
 
 class Forged:
@@ -46,9 +57,7 @@ class Forged:
     def write_description(self, description: Tree) -> None:
         """Put a description in place; the second copy is left out of the game."""
         if self.path.is_dir():
-            root = {"zarr_format": 3, "node_type": "group", "attributes": {"feature_store": description}}
-            text = json.dumps(root, indent=2, sort_keys=True) + "\n"
-            self._put("zarr.json", text.encode())
+            self._put("zarr.json", _root(description))
         else:
             self.write_header({**self.header(), "feature_store": description})
 

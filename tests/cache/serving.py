@@ -24,6 +24,8 @@ class Handler(SimpleHTTPRequestHandler):
         content = path.read_bytes()
         if asked and self.server.ranges:  # type: ignore[attr-defined]
             first, last = asked.removeprefix("bytes=").split("-")
+            if not first:  # the last bytes
+                first, last = str(len(content) - int(last)), str(len(content) - 1)
             part = content[int(first) : int(last) + 1]
             self.send_response(206)
             self.send_header("Content-Range", f"bytes {first}-{int(first) + len(part) - 1}/{len(content)}")

@@ -67,7 +67,7 @@ def test_plain_libraries_find_the_fingerprint(path: Path) -> None:
         with h5py.File(path, "r") as file:
             described = json.loads(file.attrs["feature_store"])
     assert described["fingerprint"] == FINGERPRINT.fields
-    assert described["format_version"] == 1
+    assert described["format_version"] == cache.FORMAT_VERSION
 
 
 def test_plain_libraries_notice_a_flipped_bit_in_a_row(path: Path) -> None:

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 import cache
-from cache.description import IndexEntry
+from cache.description import parse_description
 from cache.formats import mapped
-from cache.formats.zarr_layout import index_json
+from cache.formats.zarr_layout import metadata_files
 from tests.cache.forging import Forged, Tree, exercise, sign
 from tests.cache.making import FORMATS, build, feature, rows
 
@@ -74,7 +74,7 @@ DESCRIPTIONS = {
     "strange index": change("index", "../../x", to={"shape": [1], "sha256": "00"}),
     "long ids": change("index", "ids", "shape", to=[10**15]),
     "digest as list": change("index", "ids", "sha256", to=[]),
-    "version": change("format_version", to=3),
+    "version": change("format_version", to=4),
     "no version": lambda tree: tree.pop("format_version"),
     "extra key": change("command", to="rm -rf /"),
     "provenance": change("provenance", to=[]),
@@ -214,7 +214,9 @@ def test_holes_are_not_read(claimed: int, tmp_path: Path) -> None:
     description = forged.description()
     description["index"]["ids"]["shape"] = [claimed]
     forged.write_description(sign(description))
-    (forged.path / "index/ids/zarr.json").write_bytes(index_json(IndexEntry("uint8", (claimed,), "00")))
+    (forged.path / "index/ids/zarr.json").write_bytes(
+        metadata_files(parse_description(sign(description), ""))["index/ids"]
+    )
     os.truncate(forged.path / "index/ids/c.0", claimed + 4)
     build(tmp_path / "store.h5", rows(range(6)))
     single = Forged(tmp_path / "store.h5")

@@ -11,9 +11,15 @@ import cache
 from tests.cache.making import FINGERPRINT, SHARD_MIB, begin, row, rows, write
 
 _FIRST_TAPS = {"neck": cache.TapSpec(4, 3, 3, "float16"), "late": cache.TapSpec(2, 2, 3, "float32")}
+_ALL_TAPS = {
+    **_FIRST_TAPS,
+    "neck@hflip": cache.TapSpec(4, 3, 3, "float16"),
+    "image": cache.TapSpec(3, 5, 5, "uint8"),
+}
 TAPS = {  # by version of the format
     1: _FIRST_TAPS,
-    2: {**_FIRST_TAPS, "neck@hflip": cache.TapSpec(4, 3, 3, "float16"), "image": cache.TapSpec(3, 5, 5, "uint8")},
+    2: _ALL_TAPS,
+    3: _ALL_TAPS,
 }
 HERE = Path(__file__).parent
 FIRST = rows(range(7))
@@ -24,8 +30,9 @@ STORY = {"license": "CC0-1.0", "data_set": "made of noise", "created": "2025-01-
 LABELS = cache.Labels(("round", "lobed"), (0, 1, 0, 1, 0, 0, 1, 1), ("train",) * 6 + ("val", "test"))
 
 
-def main(folder: Path = HERE, version: int = cache.FORMAT_VERSION) -> None:
-    """Write both formats into a folder."""
+def main(folder: Path = HERE) -> None:
+    """Write both formats into a folder, in the newest version."""
+    version = cache.FORMAT_VERSION
     taps = TAPS[version]
     for suffix in ("zarr", "h5"):
         path = folder / f"version-{version}.{suffix}"
