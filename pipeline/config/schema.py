@@ -262,13 +262,17 @@ class ModelConfig(Section):
     """The classifier of stage two."""
 
     backbone: str
-    """A ResNet, Swin or other model of torchvision, or `timm:NAME` (extra `timm`)."""
+    """A ResNet, Swin or other model of torchvision, `timm:NAME` (extra `timm`), or `none`: a linear classifier of
+    `fuse` alone, which reads no image.
+    """
     weights: str = "none"
     """`none`, `imagenet` (fetched by `prepare`), or a file."""
     image_px: Annotated[int, Field(ge=16)] = 224
     """Side of the square image that the classifier sees."""
     gates: tuple[Gate, ...] = ()
     """Which tap gates which stage; none is the plain classifier."""
+    fuse: tuple[str, ...] = ()
+    """Late fusion: taps whose features, pooled per channel, the last layer reads beside the backbone's own."""
     slca: SlcaConfig = SlcaConfig()
     """Options of every gate."""
 
@@ -415,8 +419,8 @@ class Config(Section):
 
     @property
     def reads_store(self) -> bool:
-        """Whether some gate reads features; `own` makes them from the classifier's own."""
-        return any(gate.tap != "own" for gate in self.model.gates)
+        """Whether a gate or late fusion reads features; `own` makes them from the classifier's own."""
+        return bool(self.model.fuse) or any(gate.tap != "own" for gate in self.model.gates)
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:

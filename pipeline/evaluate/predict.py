@@ -95,14 +95,16 @@ def predict(
         msg = f"The model in {str(folder)!r} needs the taps {list(taps)}: give the encoder of its features."
         raise RunError(msg)
     for batch in _batches(images, batch_size):
-        pixels = torch.stack([squared(image, classifier.options.image_px) for image in batch]).to(where)
+        pixels = None
+        if classifier.options.reads_images:
+            pixels = torch.stack([squared(image, classifier.options.image_px) for image in batch]).to(where)
         features: dict[str, Tensor] = {}
         extents = None
         if taps and encoder is not None and fingerprint is not None:
             features, extents = _encode(encoder, batch, str(fingerprint.fields.get("dtype", "float32")))
         with autocast(description.training["precision"], where):
             logits = classifier(
-                standardise(pixels.float()),
+                None if pixels is None else standardise(pixels.float()),
                 {tap: features[tap].to(where) for tap in taps},
                 None if extents is None else extents.to(where),
             )

@@ -18,7 +18,7 @@ from PIL import Image as Pillow
 from cache import Store
 from pipeline.data import Dataset, Split
 from pipeline.data.dataset import positives
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, RunError
 from pipeline.evaluate import metrics
 from pipeline.explain import heat as heat_maps
 from pipeline.explain import localise
@@ -115,6 +115,12 @@ def explain(
         DataError: An image or a mask cannot be read, or which mask is whose is not clear.
     """
     machine = machine or Machine()
+    if not run_folder.load_description(folder).model.reads_images:
+        msg = (
+            f"The run {str(folder)!r} classifies pooled features and looks at no image, so there is no place that it "
+            f"looked at: explain a run with a backbone."
+        )
+        raise RunError(msg)
     trained = Trained(folder, dataset, store, machine=machine, allow_missing=allow_missing, progress=progress)
     feed = trained.feed(split)
     if not len(feed):

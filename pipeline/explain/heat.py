@@ -6,9 +6,10 @@ with five gates of 16 x 16 cells are 51 MB, and at 224 px they would be 10 GB.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from pipeline.model.classifier import Classifier
 from pipeline.model.geometry import sample_gate
 from pipeline.model.tasks import Head, losses, probabilities
-from pipeline.model.uses import OWN
+from pipeline.model.uses import OWN, Seen
 from pipeline.progress import Progress, silent
 from pipeline.train.feeding.feed import Feed
 from pipeline.train.forward import outputs
@@ -141,7 +142,8 @@ def look(
                 gates[number].append(gate.float().mean(dim=1, keepdim=True).cpu())
                 visible[number].append(None if extents is None else extents.cpu())
             assert seen.last_stage is not None
-            cams.append(grad_cam(classifier.backbone.head, head, seen.last_stage, p.argmax(dim=1)).cpu())
+            net = partial(classifier.head, seen=Seen(batch.features, batch.extents))
+            cams.append(grad_cam(net, head, seen.last_stage, p.argmax(dim=1)).cpu())
             progress("look", sum(map(len, said)), len(feed))
     return Heat(
         np.concatenate(said),
@@ -176,7 +178,7 @@ def untrained_gates(classifier: Classifier, feed: Feed, *, seed: int, batch_size
     return {name: CoarseMaps(torch.cat(gates[name]), _joined(visible[name])) for name in chosen}
 
 
-def grad_cam(net: nn.Module, head: Head, last_stage: Tensor, classes: Tensor) -> Tensor:
+def grad_cam(net: Callable[[Tensor], Tensor], head: Head, last_stage: Tensor, classes: Tensor) -> Tensor:
     """Find the places of the last stage that speak for a class: gradient-weighted class activation mapping.
 
     With the maps x_k (h, w) that the classifier's head sees and y the score of the class,
@@ -188,7 +190,7 @@ def grad_cam(net: nn.Module, head: Head, last_stage: Tensor, classes: Tensor) ->
     score of its own, so y is its log-probability there, and the class's output elsewhere.
 
     Args:
-        net: The head, (B, C, h, w) to (B, outputs).
+        net: From the last stage to the outputs, (B, C, h, w) to (B, outputs).
         head: What the outputs mean.
         last_stage: x (B, C, h, w).
         classes: (B,) int64.
@@ -228,7 +230,7 @@ def _watched(classifier: Classifier) -> Iterator[_Seen]:
         seen.last_stage = given[0]
 
     handles = [slca.register_forward_hook(watch(number)) for number, slca in enumerate(classifier.gates)]
-    handles.append(classifier.backbone.head.register_forward_pre_hook(keep_last))
+    handles.append(classifier.backbone.head[0].register_forward_pre_hook(keep_last))
     try:
         yield seen
     finally:

@@ -21,7 +21,9 @@ STAGES = ("stem", "stage1", "stage2", "stage3", "stage4")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of values in 0..1, red green blue; torchvision's and timm's own
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-Parts = tuple[list[nn.Module], nn.Module]  # the modules of STAGES, each (B, C, H, W) to (B, C', H', W'), and the head
+NONE = "none"  # the name of no backbone at all: a linear layer on what the uses of taps give it
+
+Parts = tuple[list[nn.Module], nn.Sequential]  # the modules of STAGES, each (B, C, H, W) to (B, C', H', W'), the head
 
 
 class Backbone(nn.Module):
@@ -30,7 +32,7 @@ class Backbone(nn.Module):
     Attributes:
         name: As in `BACKBONES`.
         stages: The five modules of `STAGES`, each (B, C, H, W) to (B, C', H', W').
-        head: (B, C_4, H, W) to (B, outputs).
+        head: (B, C_4, H, W) to (B, outputs); its last layer is linear, and what that reads is the embedding.
         widths: Channels after each of `STAGES`.
     """
 
@@ -48,6 +50,17 @@ class Backbone(nn.Module):
         logits: Tensor = self.head(images)
         return logits
 
+    def embed(self, x: Tensor) -> Tensor:
+        """Turn the last stage's output (B, C_4, H, W) into the embedding (B, E): the head but for its last layer."""
+        for layer in _layers(self.head)[:-1]:
+            x = layer(x)
+        return x
+
+    def classify(self, embedding: Tensor) -> Tensor:
+        """Turn an embedding, with what stands beside it, into outputs: (B, E + beside) to (B, outputs)."""
+        outputs: Tensor = _layers(self.head)[-1](embedding)
+        return outputs
+
     @torch.no_grad()
     def _measure_widths(self) -> tuple[int, ...]:
         training = self.training
@@ -62,25 +75,32 @@ class Backbone(nn.Module):
         return tuple(widths)
 
 
-def build_backbone(name: str, outputs: int, weights: str | Path = "none") -> Backbone:
+def build_backbone(name: str, outputs: int, weights: str | Path = "none", *, beside: int = 0) -> Backbone:
     """Build a backbone with a head of `outputs` numbers.
 
     Args:
-        name: One of `BACKBONES`, or `timm:` and a model of the timm extra that offers `features_only`.
+        name: One of `BACKBONES`; `timm:` and a model of the timm extra that offers `features_only`; or `none`.
         outputs: Numbers per image; a head of another size in the weights is left out and starts anew.
         weights: `"none"` for a random start, `"imagenet"` for the library's own file, or a local file in the library's
             key layout (`.safetensors`, or a `.pth` without code).
+        beside: Numbers that the head reads beside the embedding. Their weights start at zero: so does the classifier,
+            as if they were not there.
 
     Raises:
         ConfigError: No such backbone, or ImageNet weights that are not there.
         CheckpointError: The file is not of this backbone.
     """
+    if name == NONE:
+        return Backbone(name, ([], nn.Sequential(_zero_linear(beside, outputs))))
     if name.startswith(TIMM):
         net, cut = _build_timm(name, outputs)
     elif name in BACKBONES:
         net, cut = _build_torchvision(name, outputs)
     else:
-        msg = f"There is no backbone {name!r}: choose one of {', '.join(BACKBONES)}, or 'timm:NAME' (an extra)."
+        msg = (
+            f"There is no backbone {name!r}: choose one of {', '.join(BACKBONES)}, 'timm:NAME' (an extra), or 'none' "
+            f"for a classifier of features alone."
+        )
         raise ConfigError(msg)
     if str(weights) == "imagenet":
         weights = imagenet_file(name)
@@ -92,7 +112,10 @@ def build_backbone(name: str, outputs: int, weights: str | Path = "none") -> Bac
             raise ConfigError(msg)
     if str(weights) != "none":
         load_weights(net, Path(weights))
-    return Backbone(name, cut(net))
+    stages, head = cut(net)
+    if beside:
+        _widen(head, beside)
+    return Backbone(name, (stages, head))
 
 
 def standardise(images: Tensor) -> Tensor:
@@ -102,6 +125,36 @@ def standardise(images: Tensor) -> Tensor:
         for of in (IMAGENET_MEAN, IMAGENET_STD)
     )
     return (images - mean) / std
+
+
+def _layers(head: nn.Sequential) -> list[nn.Module]:
+    """The layers of a head one after the other, those of sequences inside it too; the last is linear."""
+    layers: list[nn.Module] = []
+    for layer in head:
+        layers += _layers(layer) if isinstance(layer, nn.Sequential) else [layer]
+    return layers
+
+
+def _widen(head: nn.Sequential, beside: int) -> None:
+    """Let the last layer of a head read more numbers, to which it gives no weight yet."""
+    while isinstance(head[-1], nn.Sequential):
+        head = head[-1]
+    narrow = head[-1]
+    assert isinstance(narrow, nn.Linear), "every backbone here ends in a linear layer"
+    given = narrow.in_features
+    wide = _zero_linear(given + beside, narrow.out_features)
+    with torch.no_grad():
+        wide.weight[:, :given] = narrow.weight
+        wide.bias.copy_(narrow.bias)
+    head[-1] = wide
+
+
+def _zero_linear(given: int, outputs: int) -> nn.Linear:
+    """A linear layer that starts at zero, and draws nothing from the seed of the others."""
+    layer = nn.Linear(given, outputs, device="meta").to_empty(device="cpu")
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
 
 
 def _build_torchvision(name: str, outputs: int) -> tuple[Any, Callable[[Any], Parts]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,17 +10,18 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.errors import ConfigError
-from pipeline.model.backbones import STAGES, build_backbone
+from pipeline.model.backbones import NONE, STAGES, build_backbone
+from pipeline.model.pooled import Pooled
 from pipeline.model.slca import Mix
 from pipeline.model.uses import OWN, Gates, Seen, Shape, Use
 
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """What a classifier is made of; `gates=()` makes the plain classifier.
+    """What a classifier is made of; without `gates` and `fuse` it is the plain classifier.
 
     Attributes:
-        backbone: A name that `build_backbone` knows.
+        backbone: A name that `build_backbone` knows; `"none"` for a classifier of pooled features alone.
         weights: `"none"`, `"imagenet"` or a local file.
         image_px: Side of the square image that the backbone sees.
         gates: Pairs (tap, stage); the tap `"own"` is the stage itself. The gates of several taps on one stage are
@@ -31,6 +32,7 @@ class ModelOptions:
         mix: `"residual"` for x + x * A, `"multiply"` for x * A.
         gain: Factor on the first weights of SLCA's W1; above 1, gates start as clear maps.
         identity_start: Start as the plain classifier, bit for bit.
+        fuse: Late fusion: taps whose pooled features the head reads beside the backbone's embedding (see `Pooled`).
     """
 
     backbone: str = "resnet18"
@@ -45,11 +47,25 @@ class ModelOptions:
     mix: Mix = "residual"
     gain: float = 1.0
     identity_start: bool = False
+    fuse: tuple[str, ...] = ()
 
     @property
     def taps(self) -> tuple[str, ...]:
-        """The taps that must come from a store, each once, in the order of the gates."""
-        return tuple(dict.fromkeys(tap for tap, _ in self.gates if tap != OWN))
+        """The taps that must come from a store, each once: those of the gates in their order, then those of `fuse`."""
+        return tuple(dict.fromkeys([*(tap for tap, _ in self.gates if tap != OWN), *self.fuse]))
+
+    @property
+    def kind(self) -> str:
+        """The classifier in a few words, to begin a sentence."""
+        if not self.reads_images:
+            return f"A linear classifier of the pooled features of {' and '.join(self.fuse)}"
+        fused = f" with late fusion of {' and '.join(self.fuse)}" if self.fuse else ""
+        return f"A {'gated' if self.gates else 'plain'} {self.backbone}{fused}"
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether the classifier looks at images at all."""
+        return self.backbone != NONE
 
 
 class Classifier(nn.Module):
@@ -57,27 +73,31 @@ class Classifier(nn.Module):
 
     Args:
         options: What to build.
-        taps: (C, h, w) of each stored tap that the gates name.
+        taps: (C, h, w) of each stored tap that its uses name.
         outputs: Numbers per image (see `pipeline.model.tasks`).
 
     Attributes:
         options: What was built.
-        taps: (C, h, w) of each stored tap that the gates read.
+        taps: (C, h, w) of each stored tap that its uses read.
         backbone: The classifier without them.
         gates: One `SLCA` per pair of `options.gates`.
+        pooled: What the head reads beside the embedding; None without `options.fuse`.
 
     Raises:
-        ConfigError: A gate names a stage or a tap that does not exist, or twice the same pair.
+        ConfigError: A use names a stage or a tap that does not exist, or the same twice, or nothing is left to read.
         CheckpointError: The backbone's weights are not its own.
     """
 
     def __init__(self, options: ModelOptions, taps: Mapping[str, Shape], outputs: int) -> None:
         super().__init__()
         _check_gates(options, taps)
+        _check_fused(options, taps)
         self.options = options
         self.taps = {tap: taps[tap] for tap in options.taps}
-        self.backbone = build_backbone(options.backbone, outputs, options.weights)
-        widths = dict(zip(STAGES, self.backbone.widths, strict=True))
+        self.pooled = Pooled({tap: taps[tap] for tap in options.fuse}) if options.fuse else None
+        beside = 0 if self.pooled is None else self.pooled.size
+        self.backbone = build_backbone(options.backbone, outputs, options.weights, beside=beside)
+        widths = dict(zip(STAGES, self.backbone.widths, strict=False))
         self.gates = Gates(
             options.gates,
             taps,
@@ -93,11 +113,11 @@ class Classifier(nn.Module):
     @property
     def uses(self) -> tuple[Use, ...]:
         """What the classifier does with taps, in the order in which it is done."""
-        return (self.gates,)
+        return (self.gates,) if self.pooled is None else (self.gates, self.pooled)
 
     def forward(
         self,
-        images: Tensor,
+        images: Tensor | None,
         features: Mapping[str, Tensor],
         extents: Tensor | None = None,
         affine: Tensor | None = None,
@@ -105,7 +125,8 @@ class Classifier(nn.Module):
         """Classify images, with what each use makes of the taps.
 
         Args:
-            images: (B, 3, image_px, image_px) float32, normalised; drawn through `affine` already.
+            images: (B, 3, image_px, image_px) float32, normalised; drawn through `affine` already. None without a
+                backbone.
             features: Tap to (B, C, h, w), of the images before `affine`.
             extents: (B, 2) float32, the part of the features' grid that is image; None where all of it is.
             affine: (B, 2, 3) float32, the map that the images went through (`pipeline.model.geometry`); None for none.
@@ -113,16 +134,27 @@ class Classifier(nn.Module):
         Returns:
             (B, outputs) logits.
         """
-        seen = Seen(features, extents, affine)
-        x = images
+        return self._classify(images, Seen(features, extents, affine), self.uses)
+
+    def head(self, last_stage: Tensor | None, seen: Seen) -> Tensor:
+        """Turn what the last stage gave, (B, C_4, H, W), into logits (B, outputs); None without a backbone."""
+        embedding = None if last_stage is None else self.backbone.embed(last_stage)
         for use in self.uses:
-            x = use.on_images(x, seen)
-        for name, stage in zip(STAGES, self.backbone.stages, strict=True):
-            x = stage(x)
-            for use in self.uses:
-                x = use.on_stage(name, x, seen)
-        logits: Tensor = self.backbone.head(x)
-        return logits
+            embedding = use.on_embedding(embedding, seen)
+        assert embedding is not None, "checked when it was built"
+        return self.backbone.classify(embedding)
+
+    def _classify(self, images: Tensor | None, seen: Seen, uses: Sequence[Use]) -> Tensor:
+        """What `forward` does, with some of the uses on image and stages."""
+        x = images
+        if x is not None:
+            for use in uses:
+                x = use.on_images(x, seen)
+            for name, stage in zip(STAGES, self.backbone.stages, strict=False):
+                x = stage(x)
+                for use in uses:
+                    x = use.on_stage(name, x, seen)
+        return self.head(x, seen)
 
     def gate_maps(self, features: Mapping[str, Tensor], extents: Tensor | None, size: tuple[int, int]) -> list[Tensor]:
         """Compute the gates of stored taps over the images, for a person to look at.
@@ -138,7 +170,7 @@ class Classifier(nn.Module):
         return self.gates.maps(Seen(features, extents), size)
 
     def parameter_counts(self) -> dict[str, int]:
-        """Count the parameters: `backbone` (its head included), `slca`, and of these `trainable`."""
+        """Count the parameters: `backbone` (its head included, whatever that reads), `slca`, of these `trainable`."""
         return {
             "backbone": sum(p.numel() for p in self.backbone.parameters()),
             "slca": sum(p.numel() for p in self.gates.parameters()),
@@ -154,12 +186,13 @@ class Classifier(nn.Module):
         device = next(self.parameters()).device
         training = self.training
         self.eval()
-        image = torch.zeros(1, 3, self.options.image_px, self.options.image_px, device=device)
-        features = {tap: torch.zeros(1, *shape, device=device) for tap, shape in self.taps.items()}
+        side = self.options.image_px
+        image = torch.zeros(1, 3, side, side, device=device) if self.options.reads_images else None
+        seen = Seen({tap: torch.zeros(1, *shape, device=device) for tap, shape in self.taps.items()})
         counts = []
-        for net, inputs in ((self.backbone, (image,)), (self, (image, features))):
+        for uses in ([use for use in self.uses if use is not self.gates], self.uses):
             with FlopCounterMode(display=False) as counter:
-                net(*inputs)
+                self._classify(image, seen, uses)
             counts.append(int(counter.get_total_flops()))
         self.train(training)
         return {"backbone": counts[0], "slca": counts[1] - counts[0]}
@@ -179,4 +212,26 @@ def _check_gates(options: ModelOptions, taps: Mapping[str, Shape]) -> None:
         raise ConfigError(msg)
     if options.image_px < 1:
         msg = f"image_px is {options.image_px!r}: give the side of the classifier's image in pixels."
+        raise ConfigError(msg)
+
+
+def _check_fused(options: ModelOptions, taps: Mapping[str, Shape]) -> None:
+    for tap in options.fuse:
+        if tap not in taps:
+            known = ", ".join(taps) or "none"
+            msg = f"fuse names the tap {tap!r}, which the store does not hold; it holds: {known}."
+            raise ConfigError(msg)
+    if len(set(options.fuse)) != len(options.fuse):
+        msg = f"fuse names a tap twice ({', '.join(options.fuse)}): list each once."
+        raise ConfigError(msg)
+    if options.reads_images:
+        return
+    if options.gates or options.weights != "none":
+        what = (
+            "gates have no stage to sit on" if options.gates else f"there is nothing to load {options.weights!r} into"
+        )
+        msg = f"The backbone is 'none', so {what}: leave them out, or choose a backbone."
+        raise ConfigError(msg)
+    if not options.fuse:
+        msg = "The backbone is 'none' and fuse is empty, so there is nothing to classify: name taps in fuse."
         raise ConfigError(msg)

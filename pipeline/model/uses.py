@@ -1,7 +1,8 @@
 """Uses of taps: how a classifier takes what a frozen encoder saw. SLCA's gates are the first; each is useful alone.
 
-A use has a hook for each place where it may act: the image that the backbone sees (an overlay), and the output of a
-stage (a gate). `pipeline.model.classifier` puts a backbone and its uses together.
+A use has a hook for each place where it may act: the image that the backbone sees (an overlay), the output of a stage
+(a gate), and the vector that the head reads (late fusion). `pipeline.model.classifier` puts a backbone and its uses
+together.
 """
 
 from __future__ import annotations
@@ -46,6 +47,10 @@ class Use:
     def on_stage(self, stage: str, x: Tensor, seen: Seen) -> Tensor:
         """Change the output (B, C_stage, H, W) of a stage."""
         return x
+
+    def on_embedding(self, embedding: Tensor | None, seen: Seen) -> Tensor | None:
+        """Change the vector (B, E) that the head's linear layer reads; None where there is no backbone to give one."""
+        return embedding
 
 
 class Gates(nn.ModuleList, Use):

@@ -115,8 +115,8 @@ def _of_encoder(description: Description, untrained: bool) -> list[str]:
     kind = encoder_kind(description, untrained)
     if kind == "masks":
         return [
-            "The gates were given the known lesion masks in place of an encoder's features. No new image has such a "
-            "mask: this is what a perfect map could bring, and not a classifier to use."
+            "The classifier was given the known lesion masks in place of an encoder's features. No new image has such "
+            "a mask: this is what a perfect map could bring, and not a classifier to use."
         ]
     if kind == "untrained":
         return ["The encoder's weights are drawn from a seed and not trained: nothing here is evidence about SAM."]

@@ -243,7 +243,9 @@ def _preprocessing(description: run_folder.Description, reading: data.Reading) -
     fields = description.fingerprint.fields if description.fingerprint is not None else {}
     return {
         "reading": data.reading_rules(reading),
-        "classifier": {
+        "classifier": None
+        if not description.model.reads_images
+        else {
             "colours": "RGB, 0 to 255",
             "resize": f"to {side} x {side} px whatever the shape, bilinear with antialiasing, rounded",
             "mean": [255 * value for value in IMAGENET_MEAN],

@@ -50,9 +50,12 @@ def render_card(
         "auc": round(figures["auc"], 4),
     }
     gates = ", ".join(f"`{tap}` on `{stage}`" for tap, stage in model.gates) or "none"
-    built = f"A `{model.backbone}` that tells {_names(description.class_names)} apart. Gates: {gates}."
+    what = f"A `{model.backbone}`" if model.reads_images else "A linear classifier of pooled features"
+    built = f"{what} that tells {_names(description.class_names)} apart. Gates: {gates}."
+    if model.fuse:
+        built += f" Pooled features that its last layer reads: {', '.join(f'`{tap}`' for tap in model.fuse)}."
     if fields:
-        built += f" They read features of the frozen encoder `{fields['encoder']}`, which is not in this folder."
+        built += f" It reads features of the frozen encoder `{fields['encoder']}`, which is not in this folder."
     parts = [
         "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items()), "---"]),
         f"# A classifier of {_text(facts['name'])}",

@@ -37,32 +37,38 @@ class Served(nn.Module):
         head: What its outputs mean.
 
     Attributes:
-        inputs: Names of what `forward` takes, in order: `images` (B, 3, S, S) float32, whole numbers in 0..255; where
-            there are gates of stored taps `extents` (B, 2), the part of the features' grid that is image; and each tap.
+        inputs: Names of what `forward` takes, in order: `images` (B, 3, S, S) float32, whole numbers in 0..255, where
+            the classifier looks at any; where it reads stored taps `extents` (B, 2), the part of the features' grid
+            that is image; and each tap.
     """
 
     def __init__(self, classifier: Classifier, head: Head) -> None:
         super().__init__()
         self.classifier, self.head = classifier, head
-        self.inputs = ("images", *(("extents",) if classifier.taps else ()), *classifier.taps)
+        seen = ("images",) if classifier.options.reads_images else ()
+        self.inputs = (*seen, *(("extents",) if classifier.taps else ()), *classifier.taps)
         self.eval()
 
-    def forward(self, images: Tensor, *features: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor) -> Tensor:
         """Give probabilities (B, K) float32."""
+        images = standardise(inputs[0]) if self.classifier.options.reads_images else None
+        features = inputs[0 if images is None else 1 :]
         extents = features[0] if features else None
         maps = dict(zip(self.classifier.taps, features[1:], strict=True)) if features else {}
-        return probabilities(self.head, self.classifier(standardise(images), maps, extents))
+        return probabilities(self.head, self.classifier(images, maps, extents))
 
     def example(self, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
         """Draw inputs of the right shapes from a seed."""
         random = torch.Generator().manual_seed(seed)
         side = self.classifier.options.image_px
-        images = torch.randint(0, 256, (batch, 3, side, side), generator=random).float()
+        images: tuple[Tensor, ...] = ()
+        if self.classifier.options.reads_images:
+            images = (torch.randint(0, 256, (batch, 3, side, side), generator=random).float(),)
         if not self.classifier.taps:
-            return (images,)
+            return images
         extents = 0.5 + 0.5 * torch.rand(batch, 2, generator=random)
         maps = (torch.randn(batch, *shape, generator=random) for shape in self.classifier.taps.values())
-        return images, extents, *maps
+        return *images, extents, *maps
 
 
 def write_onnx(folder: Path, path: Path) -> dict[str, Any]:
@@ -106,7 +112,7 @@ def _exported(served: Served, folder: Path) -> bytes:
         raise ConfigError(needs_extra("Writing ONNX", "onnx")) from error
     inputs = served.example(2)
     free = {0: torch.export.Dim("batch", min=1)}
-    sizes = (free, (free,) * (len(inputs) - 1)) if served.classifier.taps else (free,)
+    sizes = ((free,) * len(inputs),)
     try:
         # strict: sizes that the code reads with `len` stay free, where a looser trace would freeze them without a word
         program = torch.export.export(served, inputs, dynamic_shapes=sizes, strict=True)

@@ -25,13 +25,14 @@ def machine(config: Config) -> Machine:
 
 
 def model_options(config: Config) -> ModelOptions:
-    """What to build: the backbone, and its gates."""
+    """What to build: the backbone, and what it does with taps."""
     model = config.model
     return ModelOptions(
         backbone=model.backbone,
         weights=model.weights,
         image_px=model.image_px,
         gates=tuple((gate.tap, gate.stage) for gate in model.gates),
+        fuse=model.fuse,
         **to_dict(model.slca),
     )
 

@@ -57,7 +57,8 @@ def _compared(config: Config, held: Any) -> Iterator[Said]:
     by_tap = isinstance(asked["pool"], Mapping) and isinstance(held.get("pool"), Mapping)
     if not by_tap:
         yield "encoder.pool", asked["pool"], held.get("pool")
-    for tap in dict.fromkeys(gate.tap for gate in config.model.gates if gate.tap in asked["taps"]):
+    used = dict.fromkeys([*(gate.tap for gate in config.model.gates), *config.model.fuse])
+    for tap in (tap for tap in used if tap in asked["taps"]):
         yield f"encoder.taps: {tap}", asked["taps"][tap], held.get("taps", {}).get(tap)
         if by_tap:
             yield f"encoder.pool: {tap}", asked["pool"][tap], held["pool"].get(tap)

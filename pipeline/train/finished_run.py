@@ -41,7 +41,7 @@ class Trained:
         Args:
             folder: A finished run.
             dataset: The data set it was trained on, or another one with the same classes.
-            store: Its features; may be None for a classifier without gates.
+            store: Its features; may be None for a classifier that reads none.
             machine: What to compute on.
             allow_missing: Feed the samples that the store has, where it lacks some.
             holdings: Images and features that others have loaded; None to share nothing.
@@ -75,7 +75,7 @@ class Trained:
             split,
             self._store,
             taps=self.classifier.options.taps,
-            image_px=self.classifier.options.image_px,
+            image_px=self.classifier.options.image_px if self.classifier.options.reads_images else None,
             device=self._device,
             place=self._machine.place,
             workers=self._machine.workers,

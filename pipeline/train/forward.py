@@ -61,8 +61,10 @@ def infer(
 
 def outputs(classifier: Classifier, batch: Batch, precision: str) -> Tensor:
     """Give the classifier's outputs (B, outputs) for a batch without augmentation."""
-    images = standardise(sample_image(batch.images, None, classifier.options.image_px))
-    with autocast(precision, batch.images.device):
+    images = batch.images
+    if images is not None:
+        images = standardise(sample_image(images, None, classifier.options.image_px))
+    with autocast(precision, batch.labels.device):
         logits: Tensor = classifier(images, batch.features, batch.extents)
     return logits
 

@@ -51,10 +51,15 @@ def identity_of(
     return {
         "data": data_identity(dataset, read),
         "features": None if read is None else of_features(read.fingerprint).fields,
-        "model": asdict(model),
+        "model": _without_new_defaults(asdict(model)),
         "train": asdict(options),
         "augmentation": asdict(augmentation),
     }
+
+
+def _without_new_defaults(model: dict[str, Any]) -> dict[str, Any]:
+    """Leave out keys that came later where they change nothing: a run of an earlier version is the same run."""
+    return {key: value for key, value in model.items() if key != "fuse" or value}
 
 
 def data_identity(dataset: Dataset, store: Store | None) -> dict[str, Any]:

@@ -150,8 +150,10 @@ class Loop:
         if views is not None:
             features, extents = views.features(features, self.classifier.options.taps), views.extents(extents)
             on_image = views.on_image(affine)
-        images = sample_image(batch.images, on_image, self.classifier.options.image_px)
-        images = standardise(augmentation.relight(images, draws.light)).contiguous(memory_format=self._layout)
+        images = batch.images
+        if images is not None:
+            images = sample_image(images, on_image, self.classifier.options.image_px)
+            images = standardise(augmentation.relight(images, draws.light)).contiguous(memory_format=self._layout)
         with autocast(options.precision, self.feed.device):
             logits = self._forward(images, features, extents, affine)
         loss = losses(
@@ -242,7 +244,7 @@ def _freeze(classifier: Classifier, names: tuple[str, ...]) -> list[nn.Module]:
             msg = f"freeze names {name!r}: choose from {', '.join(known)}."
             raise ConfigError(msg)
     wanted = STAGES if "backbone" in names else names
-    parts = [part for name, part in zip(STAGES, classifier.backbone.stages, strict=True) if name in wanted]
+    parts = [part for name, part in zip(STAGES, classifier.backbone.stages, strict=False) if name in wanted]
     for part in parts:
         part.requires_grad_(False)
     return parts

@@ -159,6 +159,7 @@ def load_description(folder: Path) -> Description:
             raise RunError(msg)
         model = values.pop("model")
         model["gates"] = tuple((tap, stage) for tap, stage in model["gates"])
+        model["fuse"] = tuple(model.get("fuse", ()))
         fingerprint = values.pop("fingerprint")
         return Description(
             model=ModelOptions(**model),

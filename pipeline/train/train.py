@@ -26,6 +26,7 @@ from pipeline.train import identity, parallel, run_folder
 from pipeline.train.augment import Augmentation, view_taps
 from pipeline.train.feeding.feed import Feed, Place, check_taps
 from pipeline.train.feeding.in_memory import Holdings
+from pipeline.train.feeding.pooling import pool_rows
 from pipeline.train.forward import infer
 from pipeline.train.history import Journal
 from pipeline.train.loop import Loop
@@ -91,7 +92,7 @@ def train(
 
     Args:
         dataset: Images, labels and splits.
-        store: Features; may be None if `model` has no gate that reads one.
+        store: Features; may be None if `model` reads none.
         folder: The run; made if it is not there.
         model: What to train.
         options: How to train it.
@@ -109,9 +110,14 @@ def train(
     """
     augmentation, machine = augmentation or Augmentation(), machine or Machine()
     if model.taps and store is None:
-        msg = f"The gates {list(model.gates)!r} read features: name a store, or set gates to []."
+        uses = (
+            f"gates {list(model.gates)!r} and fuse {list(model.fuse)!r}"
+            if model.fuse
+            else f"gates {list(model.gates)!r}"
+        )
+        msg = f"The {uses} read features: name a store, or set gates{' and fuse' if model.fuse else ''} to []."
         raise ConfigError(msg)
-    among: dict[Split, list[int]] = {"train": _training_part(dataset, options), "val": dataset.indices("val")}
+    among: dict[Split, list[int]] = {"train": training_part(dataset, options), "val": dataset.indices("val")}
     for split, indices in among.items():
         metrics.check_labels(dataset.task, np.asarray(dataset.labels)[indices], dataset.class_names, split)
     wanted = _what_to_feed(model, augmentation)
@@ -148,6 +154,8 @@ def train(
             )
             for split, taps, image_px in wanted
         )
+        if classifier.pooled is not None and store is not None:
+            classifier.pooled.fit(pool_rows(store, train_feed.rows, model.fuse, progress=progress))
         loop = _build_loop(classifier, options, augmentation, machine, train_feed, dataset, team)
         journal = Journal(folder, tensorboard=machine.tensorboard)
         figures = _run_epochs(loop, val_feed, dataset, journal, options, progress)
@@ -191,7 +199,7 @@ def _begin(folder: Path, settings: Mapping[str, Any], dataset: Dataset, *, repla
         raise
 
 
-def _training_part(dataset: Dataset, options: TrainOptions) -> list[int]:
+def training_part(dataset: Dataset, options: TrainOptions) -> list[int]:
     """Choose the training samples, `fraction` of them: positions in the data set, ascending."""
     indices = dataset.indices("train")
     samples = [dataset.samples[i] for i in indices]
@@ -204,9 +212,11 @@ def _training_part(dataset: Dataset, options: TrainOptions) -> list[int]:
     return [i for i, is_chosen in zip(indices, chosen, strict=True) if is_chosen]
 
 
-def _what_to_feed(model: ModelOptions, augmentation: Augmentation) -> list[tuple[Split, tuple[str, ...], int]]:
+def _what_to_feed(model: ModelOptions, augmentation: Augmentation) -> list[tuple[Split, tuple[str, ...], int | None]]:
     """Say which taps and which image side each split needs: training those of its views, and room to crop."""
     views = view_taps(model.taps, augmentation.views)
+    if not model.reads_images:
+        return [("train", (*model.taps, *views), None), ("val", model.taps, None)]
     detailed_px = round(model.image_px * (1 + augmentation.margin))
     return [("train", (*model.taps, *views), detailed_px), ("val", model.taps, model.image_px)]
 
@@ -272,10 +282,10 @@ def _run_epochs(
         shown = {key: row[key] for key in ("train_loss", "val_loss", "val_auc", "seconds")}
         shown["best_epoch"] = journal.best["epoch"]
         progress("epoch", epoch + 1, options.epochs, **shown)
-    return {**journal.best, **_costs(loop.classifier)}
+    return {**journal.best, **costs(loop.classifier)}
 
 
-def _costs(classifier: Classifier) -> Row:
+def costs(classifier: Classifier) -> Row:
     """Count parameters and operations, and the share that SLCA adds to the backbone's."""
     parameters, flops = classifier.parameter_counts(), classifier.flop_counts()
     return {

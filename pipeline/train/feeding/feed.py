@@ -4,8 +4,9 @@ A split's features and decoded images live on the device if they fit there, else
 the store's mapped shards ahead of the step. Reading ahead hides the disk but costs a thread; on the CPU, where that
 thread would take a core from the step, what is in memory is gathered in the step's own thread.
 
-A store that holds images of the very side that is wanted spares decoding. An image is always one of a file resized
-once, never a stored one resized again. What a file holds by now goes unnoticed then, until stage one runs again.
+A store that holds images of the very side that is wanted spares decoding, and a classifier of features alone reads
+none. An image is always one of a file resized once, never a stored one resized again. What a file holds by now goes
+unnoticed then, until stage one runs again.
 """
 
 from __future__ import annotations
@@ -43,14 +44,14 @@ class Batch:
 
     Attributes:
         positions: (B,) int64 on the CPU, places of the samples in the feed.
-        images: (B, 3, S, S) uint8.
+        images: (B, 3, S, S) uint8; None where none are fed.
         features: Tap to (B, C, h, w) in the stored dtype.
         extents: (B, 2) float32, the part of the features' grid that is image; None where all of it is.
         labels: (B,) or (B, K) int64.
     """
 
     positions: Tensor
-    images: Tensor
+    images: Tensor | None
     features: dict[str, Tensor]
     extents: Tensor | None
     labels: Tensor
@@ -67,7 +68,7 @@ def check_taps(store: Store, taps: Sequence[str]) -> None:
     if absent:
         msg = (
             f"{str(store.path)!r} holds no tap {absent[0]!r}, only {', '.join(features)}: extract it (encoder.taps), "
-            f"or change the {'views' if '@' in absent[0] else 'gates'}."
+            f"or change the {'views' if '@' in absent[0] else 'gates or model.fuse'}."
         )
         raise RunError(msg)
 
@@ -80,7 +81,8 @@ class Feed:
         split: The split to feed.
         store: Where features come from; None for the plain classifier.
         taps: The taps to read.
-        image_px: Side to which images are resized once, with smoothing.
+        image_px: Side to which images are resized once, with smoothing; None to feed features alone, whose images are
+            then never read.
         device: Where batches go.
         place: Where data wait: chosen from the sizes, or forced.
         workers: Decoding threads.
@@ -94,6 +96,7 @@ class Feed:
         labels: (n,) or (n, K) int64.
         classes: K, how many there are.
         groups: Group of each sample.
+        rows: (n,) int64, the row of each sample in the store; zeros without one.
         images_stored: Whether images come from the store: it has them in the very side that is wanted.
         description: One line: how many samples, how large, where they wait.
         waited_seconds: Time that `batches` kept its caller waiting, in total.
@@ -109,7 +112,7 @@ class Feed:
         store: Store | None,
         *,
         taps: Sequence[str],
-        image_px: int,
+        image_px: int | None,
         device: torch.device,
         place: Place = "auto",
         workers: int = 2,
@@ -123,7 +126,7 @@ class Feed:
         self._store = store if taps else None
         self._taps = tuple(taps)
         self._all = dataset.indices(split) if among is None else list(among)
-        self._indices, self._rows = self._match(allow_missing, progress)
+        self._indices, self.rows = self._match(allow_missing, progress)
         self.images_stored = self._store_has_images()
         self._digests = self._stored_digests()
         samples = [dataset.samples[i] for i in self._indices]
@@ -160,7 +163,8 @@ class Feed:
     def _in_turn(self, order: Sequence[Tensor]) -> Iterator[Batch]:
         for positions in order:
             at = self._held_at[positions.to(self._target, non_blocking=True)]
-            yield self._batch(positions, self._images[at], {tap: self._features[tap][at] for tap in self._taps})
+            images = None if self._images is None else self._images[at]
+            yield self._batch(positions, images, {tap: self._features[tap][at] for tap in self._taps})
 
     def _streamed(self, order: Sequence[Tensor]) -> Iterator[Batch]:
         largest = max((len(positions) for positions in order), default=0)
@@ -177,11 +181,11 @@ class Feed:
                 images, features = buffers.send(len(positions))
                 yield self._batch(positions, images, features)
 
-    def _batch(self, positions: Tensor, images: Tensor, features: Mapping[str, Tensor]) -> Batch:
+    def _batch(self, positions: Tensor, images: Tensor | None, features: Mapping[str, Tensor]) -> Batch:
         at = positions.to(self.device, non_blocking=True)  # waiting for a copy would be waiting for the step before
         return Batch(
             positions=positions,
-            images=images.to(self.device, non_blocking=True),
+            images=None if images is None else images.to(self.device, non_blocking=True),
             features={tap: feature.to(self.device, non_blocking=True) for tap, feature in features.items()},
             extents=None if self._extents is None else self._extents[at],
             labels=self._label_tensor[at],
@@ -193,6 +197,7 @@ class Feed:
         Raises:
             RunError: Its pixels are not those that the store's features were made from.
         """
+        assert self._image_px is not None
         image = self._dataset.read(self._indices[position])  # (H, W, 3)
         if self._store is not None or not self._digests[position].any():
             self._see(position, pixel_digest(image))
@@ -205,7 +210,7 @@ class Feed:
     def read_features(self, positions: npt.NDArray[np.int64], out: Mapping[str, npt.NDArray[np.generic]]) -> None:
         """Read what is stored of samples into `out`: tap to (B, C, h, w)."""
         if self._store is not None:
-            self._store.read(self._rows[positions], taps=tuple(out), out=out)
+            self._store.read(self.rows[positions], taps=tuple(out), out=out)
 
     def shapes(self) -> dict[str, tuple[tuple[int, int, int], torch.dtype]]:
         """Give shape (C, h, w) and dtype of each tap."""
@@ -270,13 +275,13 @@ class Feed:
     def _read_extents(self) -> Tensor | None:
         if self._store is None:
             return None
-        extents = torch.from_numpy(np.asarray(self._store.extents)[self._rows])
+        extents = torch.from_numpy(np.asarray(self._store.extents)[self.rows])
         return None if bool((extents == 1).all()) else extents.to(self.device)
 
     def _bytes(self) -> tuple[int, int]:
         """Count the bytes of all images and of all features."""
         features = sum(c * h * w * dtype.itemsize for (c, h, w), dtype in self.shapes().values())
-        return len(self) * 3 * self._image_px**2, len(self) * features
+        return len(self) * 3 * (self._image_px or 0) ** 2, len(self) * features
 
     def _choose(self, place: Place) -> Place:
         if place != "auto":
@@ -289,7 +294,9 @@ class Feed:
 
     def _lacking_bytes(self, target: torch.device) -> int:
         """Count the bytes that are not held yet on a device."""
-        held = [self._holdings.images(self._dataset, self.split, self._image_px, target)]
+        held = []
+        if self._image_px is not None:
+            held.append(self._holdings.images(self._dataset, self.split, self._image_px, target))
         if self._store is not None:
             held += [self._holdings.features(self._dataset, self.split, self._store, tap, target) for tap in self._taps]
         return sum(len(one.lacking(self._at)) * one.row_bytes for one in held)
@@ -307,23 +314,27 @@ class Feed:
     def _origin(self) -> str:
         """Say where images come from, if there is a choice."""
         side = None if self._store is None else stored_px(self._store.taps)
+        if self._image_px is None:
+            return " (not read)"
         if side is None:
             return ""
         if self.images_stored:
             return " (from the store)"
         return f" (decoded, as the store's have {side} px and {self._image_px} px are wanted)"
 
-    def _hold_images(self, progress: Progress) -> Tensor:
+    def _hold_images(self, progress: Progress) -> Tensor | None:
         """Read or decode the images that are not held yet; returns all that are held."""
+        if self._image_px is None:
+            return None
         held = self._holdings.images(self._dataset, self.split, self._image_px, self._target)
         lacking = self._positions(held)
         if self.images_stored:
             self._take_stored_images(held, lacking)
             lacking = lacking[:0]
 
-        def decode(position: int) -> tuple[bytes, Tensor]:
+        def decode(position: int, side: int = self._image_px) -> tuple[bytes, Tensor]:
             image = self._dataset.read(self._indices[position])
-            return pixel_digest(image), squared(image, self._image_px)
+            return pixel_digest(image), squared(image, side)
 
         with ThreadPoolExecutor(self._workers, "decode") as pool:
             decoded = ahead(decode, lacking.tolist(), pool, depth=4 * self._workers)
@@ -337,11 +348,12 @@ class Feed:
     def _take_stored_images(self, held: Held, lacking: npt.NDArray[np.int64], chunk: int = 256) -> None:
         """Fill what is held from the store, with the digests of the pixels that its images were made from."""
         assert self._store is not None
+        assert self._image_px is not None
         digests = self._store.digests
         for start in range(0, len(lacking), chunk):
             positions = lacking[start : start + chunk]
             read = torch.empty((len(positions), 3, self._image_px, self._image_px), dtype=torch.uint8)
-            rows = self._rows[positions]
+            rows = self.rows[positions]
             self._store.read(rows, taps=(IMAGE,), out={IMAGE: read.numpy()})
             held.put(self._at[positions], read, (digests[row].tobytes() for row in rows))
 
@@ -355,7 +367,7 @@ class Feed:
             for start in range(0, len(lacking), chunk):
                 positions = lacking[start : start + chunk]
                 read = torch.empty((len(positions), *shape), dtype=dtype)
-                self._store.read(self._rows[positions], taps=(tap,), out={tap: read.numpy()})
+                self._store.read(self.rows[positions], taps=(tap,), out={tap: read.numpy()})
                 held.put(self._at[positions], read)
             features[tap] = held.values
         return features
@@ -365,10 +377,10 @@ class Feed:
         return np.searchsorted(self._at, held.lacking(self._at))
 
     def _stored_digests(self) -> npt.NDArray[np.uint8]:
-        """Digests (n, 32) of the pixels that stored images were made from; zeros where images are yet to be read."""
-        if self.images_stored:
-            assert self._store is not None
-            return np.array(self._store.digests[self._rows])
+        """Digests (n, 32) of the pixels that what is stored was made from; zeros where images are yet to be read."""
+        store = self._store
+        if store is not None and len(store.digests) and (self.images_stored or self._image_px is None):
+            return np.array(store.digests[self.rows])
         return np.zeros((len(self._indices), 32), np.uint8)
 
     def _see(self, position: int, digest: bytes) -> None:
@@ -377,7 +389,7 @@ class Feed:
         if self._store is None:
             return
         recorded = self._store.digests  # none in a copy with pseudonyms
-        if len(recorded) and digest != recorded[self._rows[position]].tobytes():
+        if len(recorded) and digest != recorded[self.rows[position]].tobytes():
             msg = (
                 f"The features of sample {self.ids[position]!r} in {str(self._store.path)!r} were made from other "
                 f"pixels: run `pipeline extract` again, which encodes what has changed."
@@ -392,7 +404,9 @@ class _Buffers:
         self._feed = feed
         self._pinned = feed.device.type == "cuda"
         side = feed._image_px
-        self.images = torch.empty(rows, 3, side, side, dtype=torch.uint8, pin_memory=self._pinned)
+        self.images = None
+        if side is not None:
+            self.images = torch.empty(rows, 3, side, side, dtype=torch.uint8, pin_memory=self._pinned)
         self.features = {
             tap: torch.empty((rows, *shape), dtype=dtype, pin_memory=self._pinned)
             for tap, (shape, dtype) in feed.shapes().items()
@@ -403,17 +417,21 @@ class _Buffers:
         """Read a batch, once the copy of the last one has left."""
         if self._sent is not None:
             self._sent.synchronize()
-        stored = {**self.features, **({IMAGE: self.images} if self._feed.images_stored else {})}
-        decoded = () if self._feed.images_stored else decoders.map(self._feed.decode, positions.tolist())
-        count = len(positions)
+        images, count, stored = self.images, len(positions), dict(self.features)
+        decoded: Iterator[Tensor] = iter(())
+        if images is not None and self._feed.images_stored:
+            stored[IMAGE] = images
+        elif images is not None:
+            decoded = decoders.map(self._feed.decode, positions.tolist())
         self._feed.read_features(positions.numpy(), {tap: part[:count].numpy() for tap, part in stored.items()})
         for place, image in enumerate(decoded):
-            self.images[place] = image
+            assert images is not None
+            images[place] = image
 
-    def send(self, count: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def send(self, count: int) -> tuple[Tensor | None, dict[str, Tensor]]:
         """Start copying the batch to the device; on the CPU, lend the memory until the next but one batch."""
         device = self._feed.device
-        images = self.images[:count].to(device, non_blocking=True)
+        images = None if self.images is None else self.images[:count].to(device, non_blocking=True)
         features = {tap: part[:count].to(device, non_blocking=True) for tap, part in self.features.items()}
         if self._pinned:
             self._sent = torch.cuda.Event()  # type: ignore[no-untyped-call]
