@@ -19,6 +19,7 @@ import click
 
 from pipeline.cli import pages
 from pipeline.cli.config import config
+from pipeline.cli.doctor import doctor
 from pipeline.cli.explain import explain
 from pipeline.cli.init import init
 from pipeline.cli.options import configured, load, refuse_url
@@ -309,6 +310,7 @@ def predict(
 
 cli.add_command(init)
 cli.add_command(config)
+cli.add_command(doctor)
 cli.add_command(explain)
 cli.add_command(export)
 cli.add_command(report)
