@@ -100,6 +100,8 @@ def evaluated(report: Report) -> None:
     patients = report["bootstrap"]["groups"]
     of = f" of {patients} patients" if patients < n else ""
     say(f"{report['run']} on {report['split']}: {n} images{of}; intervals of 95 %")
+    if report.get("data_changed"):
+        say(f"The data are not those of the training any more. {report['data_changed']}")
     say("")
     scores = [f"{_SCORES[key]} {with_interval(report[key], ends.get(key))}" for key in _SCORES if key in report]
     for left in range(0, len(scores), 2):

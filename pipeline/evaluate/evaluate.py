@@ -20,6 +20,7 @@ from pipeline.train.feeding.feed import Feed
 from pipeline.train.feeding.in_memory import Holdings
 from pipeline.train.finished_run import Trained
 from pipeline.train.forward import infer
+from pipeline.train.identity import data_changed
 from pipeline.train.train import Machine
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -46,6 +47,8 @@ def evaluate(
     and `decision_curve.csv`, one row per point, the last two with intervals; for people the first three as PNG,
     `loss.png` and, where a sample has one class, `confusion.png`.
 
+    Scores of other images that the folder has (the data set has grown since) are kept in `earlier`.
+
     Args:
         folder: A finished run.
         dataset: The data set it was trained on, or another one with the same classes.
@@ -64,7 +67,8 @@ def evaluate(
         What `metrics.json` holds: `positive`, the class that is looked for, if one is; the scores of `metrics.score`;
         `prevalence`, the share of each class; `intervals`, by score `low` and `high`; `operating_points`, by point and
         class the threshold, the shares of `operating.PointScorer` with the decisions that they rest on, and the counts;
-        `subgroups`, see `by_subgroup`, at the first of the points; and what the run is.
+        `subgroups`, see `by_subgroup`, at the first of the points; what the run is; and `data_changed`, in words, where
+        the data set is not that of the training any more.
 
     Raises:
         RunError: No finished run, other classes, or features of another fingerprint.
@@ -97,9 +101,10 @@ def evaluate(
     if dataset.indices("val"):
         chosen_on, guessed = score_split("val")
         thresholds = {point: _thresholds(point, task, chosen_on, guessed, names) for point in points}
-    return leave_scores(
-        folder, folder, dataset, feed, said, thresholds, about={"split": split}, resamples=resamples, seed=seed
-    )
+    changed = data_changed(folder, dataset)
+    about = {"split": split, **({"data_changed": changed} if changed else {})}
+    run_folder.keep_earlier(folder, {feed.ids[i]: (feed.pixel_digest(i) or b"").hex() for i in range(len(feed))})
+    return leave_scores(folder, folder, dataset, feed, said, thresholds, about=about, resamples=resamples, seed=seed)
 
 
 def leave_scores(

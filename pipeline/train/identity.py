@@ -69,13 +69,25 @@ def data_identity(dataset: Dataset, store: Store | None) -> dict[str, Any]:
         dataset: The samples.
         store: Whose rows are read; None if none are, and then the pixels are not looked at.
     """
-    told = store is not None and len(store.digests) > 0
     return {
         "samples_sha256": _samples_sha256(dataset),
-        "pixels_sha256": hashlib.sha256(store.digests.tobytes()).hexdigest() if store is not None and told else None,
+        "pixels_sha256": None if store is None else _pixels_sha256(dataset, store),
         "task": dataset.task,
         "class_names": list(dataset.class_names),
     }
+
+
+def _pixels_sha256(dataset: Dataset, store: Store) -> str | None:
+    """A digest of the pixels behind a store's rows of a data set, wherever the rows lie and whatever else is there.
+
+    None where the store does not tell; of all its rows where it knows the samples by other names.
+    """
+    digests = store.digests
+    if not len(digests):
+        return None
+    row_of = {name: row for row, name in enumerate(store.ids)}
+    rows = [row_of[sample.id] for sample in dataset.samples if sample.id in row_of]
+    return hashlib.sha256((digests[rows] if rows else digests).tobytes()).hexdigest()
 
 
 def recorded_identity(folder: Path) -> dict[str, Any]:
@@ -185,6 +197,13 @@ def what_changed(folder: Path, dataset: Dataset) -> str:
         told.append(f"the data set had {before} images and has {len(dataset)}")
     said = "; ".join(told)
     return f"{said[0].upper()}{said[1:]}. {_how_drawn(dataset) if moved else ''}".rstrip()
+
+
+def data_changed(folder: Path, dataset: Dataset) -> str:
+    """What is otherwise in a data set than it was when a run was trained on it; empty where all is as it was."""
+    if recorded_identity(folder)["data"]["samples_sha256"] == _samples_sha256(dataset):
+        return ""
+    return what_changed(folder, dataset) or "The data set has other samples, labels or splits than in training."
 
 
 def _how_drawn(dataset: Dataset) -> str:

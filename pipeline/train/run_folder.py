@@ -44,6 +44,7 @@ from pipeline.weights import TORN
 _VERSION = 1
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")  # what a spreadsheet runs, or text that has been quoted already
 _QUOTED = re.compile(r"'+[=+\-@\t\r]")
+_EARLIER = "earlier"
 _LONGEST = 80  # characters of a setting in a message
 _OF_TRAINING = ("last.pt", "samples.csv", "model.*", "best-*.safetensors", "history.*")
 _OF_EVALUATION = ("metrics.json", "predictions.csv", "roc.*", "precision_recall.*", "reliability.*",
@@ -259,6 +260,31 @@ def begin(folder: Path, settings: Mapping[str, Any], *, replace: bool) -> None:
             for old in folder.glob(pattern):
                 old.unlink()
     write_json(file, wanted.fields)
+
+
+def keep_earlier(folder: Path, tested: Mapping[str, str]) -> None:
+    """Put what `evaluate` has found on other images aside, in the first free `earlier/N`, before it writes anew.
+
+    Args:
+        folder: The run.
+        tested: Digest of the pixels by id, of the images that are scored now; empty digests agree with any.
+    """
+    file = folder / "predictions.csv"
+    if not file.is_file():
+        return
+    before = {row["id"]: row.get("pixels_sha256") or "" for row in read_csv(file)}
+    if before.keys() == tested.keys() and all(
+        not (a and b) or a == b for a, b in ((before[name], tested[name]) for name in tested)
+    ):
+        return
+    number = 1
+    while (folder / _EARLIER / str(number)).exists():
+        number += 1
+    aside = folder / _EARLIER / str(number)
+    aside.mkdir(parents=True)
+    for pattern in _OF_EVALUATION:
+        for old in folder.glob(pattern):
+            old.rename(aside / old.name)
 
 
 def brief(value: object) -> str:
