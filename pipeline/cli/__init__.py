@@ -23,6 +23,7 @@ from pipeline.cli.doctor import doctor
 from pipeline.cli.explain import explain
 from pipeline.cli.init import init
 from pipeline.cli.options import configured, load, refuse_url
+from pipeline.cli.probe import probe
 from pipeline.cli.report import export, report
 from pipeline.cli.runs import runs
 from pipeline.cli.store import store
@@ -313,6 +314,7 @@ cli.add_command(config)
 cli.add_command(doctor)
 cli.add_command(explain)
 cli.add_command(export)
+cli.add_command(probe)
 cli.add_command(report)
 cli.add_command(runs)
 cli.add_command(store)

@@ -96,19 +96,25 @@ def draw_reliability(path: Path, steps: Sequence[Mapping[str, float]], error: fl
 
 
 def draw_history(path: Path, history: Sequence[Mapping[str, Any]], *, best_epoch: int) -> None:
-    """Draw the losses of each epoch, the AUC on val, and the epoch that was kept."""
+    """Draw the losses of each epoch, the AUC on val, and the epoch that was kept.
+
+    The history of a probe has a row for each strength of its penalty instead.
+    """
     from matplotlib.ticker import MaxNLocator
 
+    step, kept = "epoch", f"epoch {best_epoch}"
+    if "c" in history[0]:
+        step, kept = "penalty, from strong to weak", f"C = {history[best_epoch - 1]['c']:g}"
     epochs = [row["epoch"] for row in history]
     with _figure(path, width_in=6.4, height_in=3.0, panels=2) as (left, right):
         left.plot(epochs, [row["train_loss"] for row in history], **_line(0), label="train")
         left.plot(epochs, [row["val_loss"] for row in history], **_line(1), label="val")
-        left.set(xlabel="epoch", ylabel="loss")
+        left.set(xlabel=step, ylabel="loss")
         left.set_ylim(bottom=0)
         right.plot(epochs, [row["val_auc"] for row in history], **_line(1), label="val")
-        right.set(xlabel="epoch", ylabel="AUC", ylim=(min(0.5, *(row["val_auc"] for row in history)), 1.01))
+        right.set(xlabel=step, ylabel="AUC", ylim=(min(0.5, *(row["val_auc"] for row in history)), 1.01))
         for axes in (left, right):
-            axes.axvline(best_epoch, color="#999999", linewidth=0.8, linestyle="--", label=f"kept: epoch {best_epoch}")
+            axes.axvline(best_epoch, color="#999999", linewidth=0.8, linestyle="--", label=f"kept: {kept}")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         left.figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
 
@@ -129,6 +135,33 @@ def draw_confusion(path: Path, counts: Sequence[Sequence[int]], class_names: Seq
         axes.set_xticks(ticks, class_names, rotation=30, ha="right")
         axes.set_yticks(ticks, class_names)
         axes.set(xlabel="predicted", ylabel="true")
+
+
+def draw_probe(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Draw the AUC of each tap and method on val and on test, best on val first, the chosen one in bold.
+
+    Args:
+        path: The PNG file.
+        rows: Of the table that `pipeline.evaluate.probe` makes.
+    """
+    with _figure(path, width_in=6.4, height_in=1.1 + 0.26 * len(rows)) as (axes,):
+        for number, (split, marker) in enumerate((("val", "o"), ("test", "D"))):
+            scored = [(place, row[split]) for place, row in enumerate(rows) if row[split] is not None]
+            if not scored:
+                continue
+            at = [place + (number - 0.5) * 0.3 for place, _ in scored]
+            low, high = ([found["intervals"]["auc"][end] for _, found in scored] for end in ("low", "high"))
+            axes.hlines(at, low, high, color=_COLOURS[number], alpha=0.5, linewidth=1.5)
+            axes.plot(
+                [found["auc"] for _, found in scored], at, marker, color=_COLOURS[number], markersize=4, label=split
+            )
+        names = [f"{row['tap']}, {row['method']}" for row in rows]
+        axes.set_yticks(range(len(rows)), names, fontsize=8)
+        for label, row in zip(axes.get_yticklabels(), rows, strict=True):
+            label.set_fontweight("bold" if row["chosen"] else "normal")
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_xlabel("AUC; bars: 95 % intervals")
+        axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=2, fontsize=8)
 
 
 def draw_plane(

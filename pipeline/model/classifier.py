@@ -55,14 +55,6 @@ class ModelOptions:
         return tuple(dict.fromkeys([*(tap for tap, _ in self.gates if tap != OWN), *self.fuse]))
 
     @property
-    def kind(self) -> str:
-        """The classifier in a few words, to begin a sentence."""
-        if not self.reads_images:
-            return f"A linear classifier of the pooled features of {' and '.join(self.fuse)}"
-        fused = f" with late fusion of {' and '.join(self.fuse)}" if self.fuse else ""
-        return f"A {'gated' if self.gates else 'plain'} {self.backbone}{fused}"
-
-    @property
     def reads_images(self) -> bool:
         """Whether the classifier looks at images at all."""
         return self.backbone != NONE

@@ -49,7 +49,10 @@ def commands(
             f"than it was trained on (not the same: {', '.join(others)})."
         )
         return Commands(why_none=why)
-    overrides = list(_overrides(config, sections(settings)))
+    depends = sections(settings)
+    if made_by_probe(settings):
+        del depends["model"]  # which the probe chooses
+    overrides = list(_overrides(config, depends))
     if str(config["run"]) != str(folder):
         overrides.append(f"run={folder}")
     words = [*arguments, *(word for override in overrides for word in ("--set", override))]
@@ -83,10 +86,15 @@ def _knows(encoder: Mapping[str, Any], features: Mapping[str, Any]) -> str:
     return encoders.weights_sha256(file) if file.is_file() else str(features["weights_sha256"])
 
 
+def made_by_probe(settings: Mapping[str, Any]) -> bool:
+    """Whether `pipeline probe` made a run, from its settings: it has a solver, and no epochs."""
+    return "solver" in settings["train"]
+
+
 def sections(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What a run depends on, under the keys that the configuration has for it."""
-    model = dict(settings["model"])
-    own = {key: model.pop(key) for key in ("backbone", "weights", "image_px")}
+    model = {"fuse": [], **settings["model"]}
+    own = {key: model.pop(key) for key in ("backbone", "weights", "image_px", "fuse")}
     gates = [{"tap": tap, "stage": stage} for tap, stage in model.pop("gates")]
     return {
         "model": {**own, "gates": gates, "slca": model},

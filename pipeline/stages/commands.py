@@ -18,6 +18,7 @@ from pipeline.config.schema import Config, DemoData, load_config, to_dict
 from pipeline.evaluate import evaluate as test_set
 from pipeline.evaluate import external, operating
 from pipeline.evaluate import predict as on_the_fly
+from pipeline.evaluate import probe as features_alone
 from pipeline.explain import explain as pictures
 from pipeline.extract import extract as stage_one
 from pipeline.extract.changes import count_changes, rows_of
@@ -138,6 +139,41 @@ def train(config: Config, progress: Progress, *, replace: bool = False, shared: 
             progress=progress,
         )
     return {"run": str(report.folder), "data": list(report.feeds), **report.metrics}
+
+
+def probe(
+    config: Config,
+    progress: Progress,
+    *,
+    folder: Path | None = None,
+    taps: Sequence[str] = (),
+    replace: bool = False,
+    shared: Shared | None = None,
+) -> Report:
+    """What stored features are worth by themselves; the tap that val chooses becomes a run.
+
+    Args:
+        config: The configuration; its `model` plays no part.
+        progress: Called as it goes on.
+        folder: The run; beside the configured one by default, with `-probe` behind its name.
+        taps: Those to look at; all by default.
+        replace: Start over where the folder holds a run with other settings.
+        shared: Data sets and stores that are open already.
+    """
+    dataset = load_dataset(config) if shared is None else shared.dataset(config)
+    with _features(config, True, shared) as store:
+        assert store is not None
+        check_store(config, store)
+        return features_alone.probe(
+            dataset,
+            store,
+            folder or config.run.with_name(f"{config.run.name}-probe"),
+            taps=taps,
+            options=train_options(config),
+            allow_missing=config.train.allow_missing,
+            replace=replace,
+            progress=progress,
+        )
 
 
 def evaluate(
@@ -283,7 +319,7 @@ def report(
     folder = folder or config.run
     settings = identity.recorded_identity(folder)
     points = evidence.read_figures(folder, run_folder.load_description(folder))["operating_points"]
-    names: dict[str, list[str]] = {name: [] for name in COMMANDS if settings["features"] or name != "extract"}
+    names = _that_made(settings, folder)
     if tuple(points) != operating.POINTS:
         names["evaluate"] = [word for point in points for word in ("--point", point)]
     found = evidence.collect(
@@ -307,6 +343,18 @@ def _today() -> str:
     given = os.environ.get("SOURCE_DATE_EPOCH", "")
     when = datetime.fromtimestamp(int(given), UTC) if given.isdecimal() else datetime.now(UTC)
     return when.date().isoformat()
+
+
+def _that_made(settings: Report, folder: Path) -> dict[str, list[str]]:
+    """The commands that gave a run and its page, in order, each with options of its own."""
+    names: dict[str, list[str]] = {name: [] for name in COMMANDS if settings["features"] or name != "extract"}
+    if settings["model"]["backbone"] == "none":
+        del names["explain"]  # there is no image to explain
+    if not reproduce.made_by_probe(settings):
+        return names
+    taps = [word for tap in settings["train"]["candidates"] for word in ("--tap", tap)]
+    own = {"train": ("probe", ["--run", str(folder), *taps])}
+    return dict(own.get(name, (name, options)) for name, options in names.items())
 
 
 def export(config: Config, progress: Progress, folder: Path, target: Path, *, onnx: bool = False) -> Report:

@@ -10,6 +10,7 @@ from pipeline.config.schema import Config
 from pipeline.errors import ConfigError, RunError
 from pipeline.progress import Progress
 from pipeline.stages import commands
+from pipeline.stages.arguments import model_options
 from pipeline.stages.commands import Report
 from pipeline.stages.loaded import Shared
 from pipeline.stages.store_check import check_store
@@ -18,6 +19,7 @@ from pipeline.study.files import write_files
 from pipeline.study.runs import Planned, Row, alone, forget_result, result_from, result_of, work_through
 from pipeline.study.table import Summary
 from pipeline.train import run_folder
+from pipeline.train.feeding.feed import check_taps
 from pipeline.train.identity import data_identity, recorded_identity
 
 TABLES_EVERY_SECONDS = 30.0  # while runs are made, so that a study that is killed leaves tables
@@ -70,23 +72,24 @@ def prepare(plan: Study, progress: Progress) -> Report:
     report: Report = {}
     plan.folder.mkdir(parents=True, exist_ok=True)
     with alone(plan.folder / "preparing", plan.folder):
-        for config in _distinct(plan):
-            commands.prepare(config, progress, encoder=config.reads_store)
-            if config.reads_store:
+        for config, reads_store in _distinct(plan):
+            commands.prepare(config, progress, encoder=reads_store)
+            if reads_store:
                 made = commands.extract(config, progress)
                 report[made["store"]] = {key: made[key] for key in ("rows", "encoded", "reused")}
     return report
 
 
-def _distinct(plan: Study) -> Iterator[Config]:
-    """One configuration for each combination of data, encoder, store and weights that runs read."""
+def _distinct(plan: Study) -> Iterator[tuple[Config, bool]]:
+    """One configuration for each combination of data, encoder, store and weights that runs read; whether of a store."""
     seen = set()
-    for config in plan.configs.values():
-        what = config.model_dump_json(include={"data", "encoder", "store"} if config.reads_store else {"data"})
+    for name, config in plan.configs.items():
+        reads_store = plan.reads_store(name)
+        what = config.model_dump_json(include={"data", "encoder", "store"} if reads_store else {"data"})
         key = (what, config.model.backbone, config.model.weights)
         if key not in seen:
             seen.add(key)
-            yield config
+            yield config, reads_store
 
 
 def _make_runs(plan: Study, summary: Summary, progress: Progress, *, replace: bool) -> dict[str, str]:
@@ -94,7 +97,10 @@ def _make_runs(plan: Study, summary: Summary, progress: Progress, *, replace: bo
 
     def make(planned: Planned, tell: Progress) -> Row:
         config = plan.configs[planned.name]
-        commands.train(config, tell, replace=replace, shared=shared)
+        if plan.commands[planned.name] == "probe":
+            commands.probe(config, tell, folder=planned.folder, replace=replace, shared=shared)
+        else:
+            commands.train(config, tell, replace=replace, shared=shared)
         metrics = commands.evaluate(config, tell, shared=shared)
         return result_from(metrics, run_folder.read_history(planned.folder))
 
@@ -118,18 +124,11 @@ def _make_runs(plan: Study, summary: Summary, progress: Progress, *, replace: bo
 
 def _check_inputs(plan: Study, shared: Shared) -> None:
     """Refuse at once what would fail hours later: no data set, no store, or a store without a tap."""
-    for config in plan.configs.values():
+    for name, config in plan.configs.items():
         shared.dataset(config)
-        if config.reads_store:
+        if plan.reads_store(name):
             check_store(config, shared.store(config))
-        for gate in config.model.gates if config.reads_store else ():
-            held = shared.store(config).taps
-            if gate.tap != "own" and gate.tap not in held:
-                message = (
-                    f"{str(config.store.path)!r} holds no tap {gate.tap!r}, only {', '.join(held)}: "
-                    f"change the gates, or encoder.taps and extract again"
-                )
-                raise RunError(message)
+            check_taps(shared.store(config), model_options(config).taps)
 
 
 def _look_for_stale(plan: Study, shared: Shared, *, replace: bool) -> None:
@@ -138,7 +137,7 @@ def _look_for_stale(plan: Study, shared: Shared, *, replace: bool) -> None:
     for planned in plan.runs:
         if result_of(planned) is not None:
             config = plan.configs[planned.name]
-            store = shared.store(config) if config.reads_store else None
+            store = shared.store(config) if plan.reads_store(planned.name) else None
             then = recorded_identity(planned.folder)["data"]
             if then != data_identity(shared.dataset(config), store):
                 stale.append(planned)

@@ -24,7 +24,9 @@ from pipeline.study.runs import Planned
 
 Overrides = dict[str, Any]  # dotted key of the experiment to its value
 Score = Literal["auc", "ap", "acc", "balanced_acc", "f1", "kappa", "ece", "brier"]
+Command = Literal["train", "probe"]
 _SEED = "train.seed"
+_COMMAND = "command"  # key of a variant: what makes its runs
 _TAKEN = {"run": "the study names the folders of its runs", "resources": "no result rests on it (`set` takes it)"}
 
 
@@ -39,7 +41,8 @@ class FoldsConfig(Section):
 class StudyConfig(Section):
     """A study: `set` changes the experiment `base` for all runs, and each run takes a variant and a grid point.
 
-    With `folds`, a number or a section, each of these is made once for every fold.
+    With `folds`, a number or a section, each of these is made once for every fold. A variant sets keys, and with
+    `command: probe` has its runs made by the probe, whatever the model.
     """
 
     base: Path
@@ -65,6 +68,7 @@ class Study:
         keep_weights: Whether runs keep their weights once they are evaluated.
         runs: In the order in which they are made: all of the first seed, then all of the next; of a seed fold by fold.
         configs: The configuration of each run, by its name.
+        commands: What makes each run, by its name.
     """
 
     name: str
@@ -74,6 +78,11 @@ class Study:
     keep_weights: bool
     runs: tuple[Planned, ...]
     configs: Mapping[str, Config]
+    commands: Mapping[str, Command]
+
+    def reads_store(self, name: str) -> bool:
+        """Whether a run reads features: a probe always does."""
+        return self.commands[name] == "probe" or self.configs[name].reads_store
 
 
 @dataclass(frozen=True)
@@ -98,7 +107,9 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
     given = read_yaml(plan.base)
     extra = [parse_override(text) for text in overrides]
     _check(path, plan)
-    runs, configs = [], {}
+    runs: list[Planned] = []
+    configs: dict[str, Config] = {}
+    commands: dict[str, Command] = {}
     for (variant, changes, point), fold in itertools.product(_points(plan), _folds(plan)):
         values = copy.deepcopy(given)
         for key, value in plan.set_.items():
@@ -106,7 +117,8 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
         for key, value, said in extra:
             set_key(values, key, value, said)
         for key, value in changes.items():
-            set_key(values, key, value, f"{path}: variants.{variant}.{key}")
+            if key != _COMMAND:
+                set_key(values, key, value, f"{path}: variants.{variant}.{key}")
         for axis, choice in point.items():
             for key, value in choice.overrides.items():
                 set_key(values, key, value, f"{path}: grid.{axis}.{key}")
@@ -114,17 +126,24 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
         if fold is not None:
             values["fold"], labels["fold"] = fold, fold["number"]
         where = f"{path}: variant {variant!r}" + "".join(f", {axis} {label!r}" for axis, label in labels.items())
+        command: Command = changes.get(_COMMAND, "train")
+        if command == "probe":
+            values["model"] = {"backbone": "none"}  # the probe chooses what it reads
         checked = validate(Config, values, where)
         check_encoder(checked, where)
         named = _run_name(variant, labels, checked)
         configs[named] = checked.model_copy(update={"run": plan.folder / "runs" / named})
+        commands[named] = command
         number = None if fold is None else fold["number"]
         runs.append(Planned(named, configs[named].run, _cell(variant, labels, checked), checked.train.seed, number))
     _check_names(path, runs)
-    _check_stores(path, configs)
     order = {seed: number for number, seed in enumerate(dict.fromkeys(run.seed for run in runs))}
     runs.sort(key=lambda run: (order[run.seed], run.fold or 0))  # stable: one that is cut short has whole seeds
-    return Study(plan.folder.name, plan.folder, plan.baseline, plan.scores, plan.keep_weights, tuple(runs), configs)
+    study = Study(
+        plan.folder.name, plan.folder, plan.baseline, plan.scores, plan.keep_weights, tuple(runs), configs, commands
+    )
+    _check_stores(path, study)
+    return study
 
 
 def _points(plan: StudyConfig) -> Iterator[tuple[str, Overrides, dict[str, _Choice]]]:
@@ -168,6 +187,9 @@ def _check(path: Path, plan: StudyConfig) -> None:
                 raise ConfigError(message)
             set_by_grid[key] = axis
     for variant, changes in plan.variants.items():
+        if changes.get(_COMMAND, "train") not in ("train", "probe"):
+            message = f"{path}: variants.{variant}.command: got {changes[_COMMAND]!r}, expected 'train' or 'probe'"
+            raise ConfigError(message)
         for key in changes:
             if key in set_by_grid:
                 message = (
@@ -198,11 +220,11 @@ def _check_names(path: Path, runs: Sequence[Planned]) -> None:
         raise ConfigError(message)
 
 
-def _check_stores(path: Path, configs: Mapping[str, Config]) -> None:
+def _check_stores(path: Path, study: Study) -> None:
     """Refuse two runs that mean different features by the same store."""
     makers: dict[Path, tuple[str, str]] = {}
-    for name, config in configs.items():
-        if config.reads_store:
+    for name, config in study.configs.items():
+        if study.reads_store(name):
             wanted = config.model_dump_json(include={"data", "encoder", "store"})
             first, known = makers.setdefault(config.store.path, (name, wanted))
             if known != wanted:

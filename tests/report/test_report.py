@@ -77,7 +77,7 @@ def test_figures_are_those_of_the_run(gated: Case, page: Page) -> None:
     low, high = (figures["intervals"]["class_auc"][last][end] for end in ("low", "high"))
     assert f"AUC {figures['class_auc'][last]:.3f} (95 % interval {low:.3f} to {high:.3f}); chance is 0.5." in alts
     assert f"Expected calibration error {figures['ece']:.3f}." in alts
-    assert f"highest, {figures['val_auc']:.3f}, after epoch {figures['best_epoch']} of 3" in alts
+    assert f"highest, {figures['val_auc']:.3f}, at epoch {figures['best_epoch']} of 3" in alts
     right = sum(figures["confusion"][k][k] for k in range(2))
     assert f"{right} of 12 images are classified rightly." in page.text
 

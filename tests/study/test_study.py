@@ -206,7 +206,7 @@ def test_weights_can_be_left_out(studied, fresh, monkeypatch):
     ("change", "kind", "message"),
     [
         (("features/mask.zarr", "features/none.zarr"), Exception, "none.zarr"),
-        (("{tap: mask, stage", "{tap: neck, stage"), RunError, "holds no tap 'neck', only mask: change the gates"),
+        (("{tap: mask, stage", "{tap: neck, stage"), RunError, "holds no tap 'neck', only mask: extract it"),
     ],
 )
 def test_what_would_fail_later_is_refused_before_the_first_run(fresh, monkeypatch, change, kind, message):

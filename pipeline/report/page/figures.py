@@ -141,6 +141,7 @@ def calibration(evidence: Evidence) -> Markup:
 def loss(evidence: Evidence) -> Markup:
     """Draw the losses of each epoch."""
     rows, kept = evidence.history, evidence.figures["best_epoch"]
+    step, steps, mark = _steps(evidence)
     lines = [
         Line(name, [(row["epoch"], row[f"{name}_loss"]) for row in rows], [2.5] * len(rows))
         for name in ("train", "val")
@@ -148,24 +149,25 @@ def loss(evidence: Evidence) -> Markup:
     top = max(y for line in lines for _, y in line.points) * 1.05
     first, last = rows[0], rows[-1]
     finding = (
-        f"Over {len(rows)} epochs the training loss went from {first['train_loss']:.3f} to "
+        f"Over {len(rows)} {steps} the training loss went from {first['train_loss']:.3f} to "
         f"{last['train_loss']:.3f} and the validation loss from {first['val_loss']:.3f} to {last['val_loss']:.3f}."
     )
-    drawn = chart(lines, _epochs(evidence), Axis("loss", 0, top or 1), alt=f"Loss by epoch. {finding}", mark=kept)
-    return framed(drawn, legend(["train", "val"], mark=f"kept: epoch {kept}"), "Loss by epoch", finding)
+    drawn = chart(lines, _epochs(evidence), Axis("loss", 0, top or 1), alt=f"Loss by {step}. {finding}", mark=kept)
+    return framed(drawn, legend(["train", "val"], mark=f"kept: {mark}"), f"Loss by {step}", finding)
 
 
 def val_auc(evidence: Evidence) -> Markup:
     """Draw the AUC on val after each epoch."""
     rows, kept = evidence.history, evidence.figures["best_epoch"]
+    step, steps, mark = _steps(evidence)
     line = Line("val", [(row["epoch"], row["val_auc"]) for row in rows], [2.5] * len(rows))
     low = min(0.5, *(y for _, y in line.points))
     finding = (
-        f"The AUC on val was highest, {evidence.figures['val_auc']:.3f}, after epoch {kept} of {len(rows)}, "
-        f"whose weights were kept; after the last epoch it was {rows[-1]['val_auc']:.3f}."
+        f"The AUC on val was highest, {evidence.figures['val_auc']:.3f}, at {mark} of {len(rows)} {steps}, "
+        f"whose weights were kept; at the last one it was {rows[-1]['val_auc']:.3f}."
     )
-    drawn = chart([line], _epochs(evidence), Axis("AUC", low, 1.0), alt=f"AUC on val by epoch. {finding}", mark=kept)
-    return framed(drawn, legend(["val"], mark=f"kept: epoch {kept}"), "AUC on val by epoch", finding)
+    drawn = chart([line], _epochs(evidence), Axis("AUC", low, 1.0), alt=f"AUC on val by {step}. {finding}", mark=kept)
+    return framed(drawn, legend(["val"], mark=f"kept: {mark}"), f"AUC on val by {step}", finding)
 
 
 def confusion(evidence: Evidence) -> Markup | None:
@@ -233,7 +235,15 @@ def _setting(row: Mapping[str, str]) -> str:
 
 def _epochs(evidence: Evidence) -> Axis:
     last = evidence.history[-1]["epoch"]
-    return Axis("epoch", 1, max(last, 2), whole=True)
+    return Axis(_steps(evidence)[0], 1, max(last, 2), whole=True)
+
+
+def _steps(evidence: Evidence) -> tuple[str, str, str]:
+    """What a row of the history is called, what several are, and which one was kept: a probe has penalties."""
+    kept = evidence.figures["best_epoch"]
+    if "c" in evidence.history[0]:
+        return "penalty, strong to weak", "penalties", f"C = {evidence.history[kept - 1]['c']:g}"
+    return "epoch", "epochs", f"epoch {kept}"
 
 
 def _spelled(values: dict[str, float]) -> str:

@@ -20,6 +20,8 @@ _IDENTITY = {
     "dtype": "type of the stored numbers",
 }
 _RECIPE = {
+    "solver": "solver",
+    "c": "C (inverse strength of the penalty)",
     "epochs": "epochs",
     "batch_size": "batch",
     "optimiser": "optimiser",
@@ -56,9 +58,10 @@ def model(evidence: Evidence) -> Iterator[Markup]:
     parameters, flops = metrics["parameters"], metrics["flops"]
     gates = ", ".join(f"{tap} on {stage}" for tap, stage in model.gates) or "none"
     rows = [
-        ("backbone", f"{model.backbone}, first weights: {model.weights}"),
-        ("image", f"{model.image_px} x {model.image_px} px"),
+        ("backbone", f"{model.backbone}, first weights: {model.weights}" if model.reads_images else "none"),
+        ("image", f"{model.image_px} x {model.image_px} px" if model.reads_images else "not looked at"),
         ("gates (tap on stage)", gates),
+        *([("pooled features (taps)", ", ".join(model.fuse))] if model.fuse else []),
         ("parameters", f"{parameters['backbone']:,} of the backbone, {parameters['slca']:,} of the gates"),
         ("operations", f"{flops['backbone'] / 1e9:.3g} G of the backbone, {flops['slca'] / 1e9:.3g} G of the gates"),
         ("training", ", ".join(f"{_RECIPE[key]} {text_of(training[key])}" for key in _RECIPE if key in training)),
@@ -81,7 +84,8 @@ def costs(evidence: Evidence) -> Iterator[Markup]:
         rows.append(("stage one (features)", "not recorded"))
     seconds = sum(row["seconds"] for row in evidence.history)
     epochs, device = len(evidence.history), came.get("device", "a device that was not recorded")
-    rows.append(("stage two (training)", f"{span(seconds)} for {epochs} epochs on {device}"))
+    steps = "penalties" if "c" in evidence.history[0] else "epochs"
+    rows.append(("stage two (training)", f"{span(seconds)} for {epochs} {steps} on {device}"))
     if evidence.store is not None:
         rows.append(("store", size(evidence.store.bytes_on_disk)))
     rows.append(("energy", "not measured"))

@@ -59,8 +59,16 @@ def _question(evidence: Evidence) -> Iterator[str]:
     }.get(description.task, f"tell {listed(names)} apart")
     asked = f"How well does a {model.backbone} {what} on {evidence.data['name']}"
     if description.fingerprint is not None:
-        encoder = description.fingerprint.fields.get("encoder", "a frozen encoder")
-        yield f"{asked}, when gates made from features of the frozen encoder {encoder} weigh its feature maps? "
+        encoder = f"the frozen encoder {description.fingerprint.fields.get('encoder', '')}".rstrip()
+        ways = []
+        if any(tap in description.taps for tap, _ in model.gates):
+            ways.append(f"gates made from features of {encoder} weigh its feature maps")
+        if model.fuse:
+            ways.append(f"its last layer also reads pooled features of {encoder}")
+        if model.reads_images:
+            yield f"{asked}, when {' and '.join(ways)}? "
+        else:
+            yield f"How well do pooled features of {encoder} alone {what} on {evidence.data['name']}? "
     elif model.gates:
         yield f"{asked} with gates made from its own feature maps? "
     else:

@@ -1,0 +1,363 @@
+"""What stored features are worth by themselves: each tap, and all together, under two simple classifiers.
+
+Logistic regression and nearest neighbours on pooled, standardised features, in seconds and without an image. Val
+chooses how strong the penalty is, how many neighbours vote, and which tap becomes a run: the linear classifier, in a
+folder like that of any other. Figures on test are there to describe the taps; none of them chooses anything.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cache import Store
+from pipeline.data import Dataset, Split
+from pipeline.errors import RunError
+from pipeline.evaluate import metrics, plots
+from pipeline.evaluate.evaluate import scores_with_intervals
+from pipeline.image_tap import of_features
+from pipeline.model.classifier import Classifier, ModelOptions
+from pipeline.model.pooled import standard
+from pipeline.model.tasks import Head, head_of, losses, outputs_of, probabilities
+from pipeline.progress import Progress, silent
+from pipeline.train import identity, run_folder
+from pipeline.train.augment import Augmentation
+from pipeline.train.feeding.feed import Feed, check_taps
+from pipeline.train.feeding.pooling import pool_rows
+from pipeline.train.logistic import STRENGTHS, Layer, fit_path
+from pipeline.train.optimise import TrainOptions
+from pipeline.train.train import costs, training_part
+
+ALL = "all"  # what the table calls all taps together
+NEIGHBOURS = (1, 3, 5, 10, 20, 50, 100)  # votes to choose from: our choice
+Method = Literal["logistic regression", "nearest neighbours"]
+Row = dict[str, Any]
+Floats = npt.NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """One setting of a classifier on some taps, and what it says: of val, and of test where there is one.
+
+    Attributes:
+        setting: `c` or `k`.
+        said: (n, K) probabilities, by split.
+        history: What a run records of it.
+        layer: Of the regression; None for neighbours.
+    """
+
+    setting: Mapping[str, float]
+    said: Mapping[Split, Floats]
+    history: Row
+    layer: Layer | None = None
+
+
+def probe(
+    dataset: Dataset,
+    store: Store,
+    folder: Path,
+    *,
+    taps: Sequence[str] = (),
+    options: TrainOptions | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+    allow_missing: bool = False,
+    replace: bool = False,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Score each tap of a store and all of them together, and leave the one that val chooses as a run.
+
+    Writes, beside what a run has, `probe.json`, `probe.csv` and `probe.png`: the table.
+
+    Args:
+        dataset: Labels and splits; its images are not read.
+        store: Features.
+        folder: The run; made if it is not there.
+        taps: Those to look at; all that the store holds by default.
+        options: Of these `fraction` and `seed` choose the training samples, and `loss` and `class_weights` count; the
+            rest is for training by gradient.
+        resamples: Draws of groups for the intervals.
+        seed: Of the draws.
+        allow_missing: Leave out samples that the store lacks.
+        replace: Start over where the folder holds a run with other settings.
+        progress: Called as it goes on.
+
+    Returns:
+        `run`, its folder; `chosen`, the taps that val chose; `samples` by split; `table`, a row per tap and method in
+        the order of AUC on val: `taps`, `method`, its `setting`, `val` and `test` (see `metrics.score`, with
+        `intervals`; None where there is no test split), whether it is `chosen`; and `plot`.
+
+    Raises:
+        RunError: The store lacks samples or a tap, a feature is not finite, or the folder holds another run.
+        DataError: AUC is not defined on a split.
+    """
+    options = options or TrainOptions()
+    held = [tap for tap, spec in store.taps.items() if not spec.holds_pixels]
+    names = tuple(dict.fromkeys(taps)) or tuple(held)
+    check_taps(store, names)
+    if not names:
+        msg = f"{str(store.path)!r} holds no features, only images: extract some (encoder.taps)."
+        raise RunError(msg)
+    feeds = _feeds(dataset, store, names, options, allow_missing, progress)
+    samples = _Samples(dataset, store, feeds, head_of(dataset.task, options.loss), options)
+    candidates = {tap: (tap,) for tap in names} | ({ALL: names} if len(names) > 1 else {})
+    rows: list[Row] = []
+    best: tuple[tuple[float, float], _Tried, Sequence[_Tried], tuple[str, ...]] | None = None
+    for done, (name, several) in enumerate(candidates.items(), start=1):
+        pooled = samples.pooled(several, progress)
+        path = list(samples.regressions(pooled))
+        chosen = max(path, key=_rank)
+        rows.append(samples.row(name, several, "logistic regression", chosen, resamples, seed))
+        if best is None or _rank(chosen) > best[0]:
+            best = _rank(chosen), chosen, path, several
+        neighbours = max(samples.neighbours(pooled), key=_rank)
+        rows.append(samples.row(name, several, "nearest neighbours", neighbours, resamples, seed))
+        progress("probe", done, len(candidates), tap=name, val_auc=chosen.history["val_auc"])
+    assert best is not None
+    _, chosen, chosen_path, several = best
+    for row in rows:
+        row["chosen"] = row["taps"] == list(several) and row["method"] == "logistic regression"
+    rows.sort(key=lambda row: -row["val"]["auc"])
+    model = ModelOptions(backbone="none", gates=(), fuse=several)
+    training = {
+        "solver": "logistic regression",
+        "candidates": list(names),
+        **chosen.setting,
+        **{key: getattr(options, key) for key in ("seed", "fraction", "loss", "class_weights")},
+        "precision": "float32",
+    }
+    _write_run(samples, folder, model, training, chosen, chosen_path, replace=replace)
+    return _write_table(folder, samples, rows, several)
+
+
+class _Samples:
+    """The samples of a probe: labels, and pooled features on demand."""
+
+    def __init__(
+        self, dataset: Dataset, store: Store, feeds: Mapping[Split, Feed], head: Head, options: TrainOptions
+    ) -> None:
+        self.dataset, self.store, self.feeds, self.head, self.options = dataset, store, feeds, head, options
+        self.classes = len(dataset.class_names)
+        self._pooled: dict[tuple[str, Split], Tensor] = {}
+
+    def pooled(self, taps: Sequence[str], progress: Progress) -> dict[Split, Tensor]:
+        """Standardised features (n, D) float32 of some taps by split, as the run will compute them."""
+        raw = {split: self.raw(split, taps, progress) for split in self.feeds}
+        mean, scale = (part.float() for part in standard(raw["train"]))
+        return {split: (values - mean) / scale for split, values in raw.items()}
+
+    def raw(self, split: Split, taps: Sequence[str], progress: Progress = silent) -> Tensor:
+        """Pooled features (n, D) of a split as they are; of each tap they are read once."""
+        for tap in taps:
+            if (tap, split) not in self._pooled:
+                self._pooled[tap, split] = pool_rows(self.store, self.feeds[split].rows, (tap,), progress=progress)
+        return torch.cat([self._pooled[tap, split] for tap in taps], dim=1)
+
+    def regressions(self, pooled: Mapping[Split, Tensor]) -> Iterator[_Tried]:
+        """Fit every strength of the penalty, the strongest first."""
+        train, labels = pooled["train"].double().numpy(), self.feeds["train"].labels
+        fits = fit_path(self.head, train, labels, class_weights=self.options.class_weights)
+        began = time.perf_counter()
+        for number, (strength, layer) in enumerate(zip(STRENGTHS, fits, strict=True), start=1):
+            weight, bias = (torch.from_numpy(part).float() for part in layer)
+            outputs = {split: F.linear(x, weight, bias) for split, x in pooled.items()}
+            said = {split: probabilities(self.head, z.double()).numpy() for split, z in outputs.items()}
+            costs_of = {
+                split: float(losses(self.head, z, torch.from_numpy(self.feeds[split].labels)).mean())
+                for split, z in outputs.items()
+            }
+            history = {
+                "epoch": number,
+                "c": strength,
+                "train_loss": costs_of["train"],
+                **self._on_val(said["val"], costs_of["val"]),
+                "seconds": time.perf_counter() - began,
+            }
+            yield _Tried({"c": strength}, said, history, layer)
+            began = time.perf_counter()
+
+    def neighbours(self, pooled: Mapping[Split, Tensor]) -> Iterator[_Tried]:
+        """Let the nearest training samples vote, by the angle between standardised features."""
+        from sklearn.neighbors import NearestNeighbors  # half a second, for those who ask
+
+        votes = metrics.one_hot(self.dataset.task, self.feeds["train"].labels, self.classes).astype(np.float64)
+        counts = sorted({min(k, len(votes)) for k in NEIGHBOURS})
+        search = NearestNeighbors(n_neighbors=counts[-1], metric="cosine", algorithm="brute")
+        search.fit(pooled["train"].numpy())
+        nearest = {
+            split: search.kneighbors(x.numpy(), return_distance=False)
+            for split, x in pooled.items()
+            if split != "train"
+        }
+        for k in counts:
+            said: dict[Split, Floats] = {split: votes[some[:, :k]].mean(axis=1) for split, some in nearest.items()}
+            yield _Tried({"k": k}, said, self._on_val(said["val"], 1 / k))  # of equal AUCs the one of more votes
+
+    def _on_val(self, said: Floats, loss: float) -> Row:
+        feed, task = self.feeds["val"], self.dataset.task
+        found = metrics.score(task, feed.labels, said, self.dataset.class_names, self.dataset.positive_class)
+        return {"val_loss": loss, "val_auc": found["auc"], "val_acc": found["acc"]}
+
+    def row(
+        self, name: str, taps: Sequence[str], method: Method, tried: _Tried, resamples: int, seed: int
+    ) -> dict[str, Any]:
+        """One row of the table."""
+        scored = {
+            split: self._scored(split, said, resamples, seed) for split, said in tried.said.items() if split != "train"
+        }
+        return {
+            "tap": name,
+            "taps": list(taps),
+            "method": method,
+            "setting": dict(tried.setting),
+            "val": scored["val"],
+            "test": scored.get("test"),
+        }
+
+    def _scored(self, split: Split, said: Floats, resamples: int, seed: int) -> dict[str, Any]:
+        of, feed = self.dataset, self.feeds[split]
+        return scores_with_intervals(
+            of.task,
+            feed.labels,
+            feed.groups,
+            said,
+            of.class_names,
+            of.positive_class,
+            resamples=resamples,
+            seed=seed,
+        )
+
+
+def _rank(tried: _Tried) -> tuple[float, float]:
+    """The rule by which an epoch is chosen: the highest AUC on val, and of equal ones the lowest loss."""
+    return tried.history["val_auc"], -tried.history["val_loss"]
+
+
+def _feeds(
+    dataset: Dataset,
+    store: Store,
+    taps: Sequence[str],
+    options: TrainOptions,
+    allow_missing: bool,
+    progress: Progress,
+) -> dict[Split, Feed]:
+    """The samples of each split, checked; nothing of them is read yet."""
+    among: dict[Split, list[int]] = {"train": training_part(dataset, options), "val": dataset.indices("val")}
+    if dataset.indices("test"):
+        among["test"] = dataset.indices("test")
+    for split, indices in among.items():
+        metrics.check_labels(dataset.task, np.asarray(dataset.labels)[indices], dataset.class_names, split)
+    return {
+        split: Feed(
+            dataset,
+            split,
+            store,
+            taps=taps,
+            image_px=None,
+            device=torch.device("cpu"),
+            place="stream",  # rows are read as they are pooled
+            allow_missing=allow_missing,
+            among=indices,
+            progress=progress,
+        )
+        for split, indices in among.items()
+    }
+
+
+def _write_run(
+    samples: _Samples,
+    folder: Path,
+    model: ModelOptions,
+    training: Mapping[str, Any],
+    chosen: _Tried,
+    path: Sequence[_Tried],
+    *,
+    replace: bool,
+) -> None:
+    """Leave the chosen classifier as a run: the files that `train` leaves."""
+    dataset, store = samples.dataset, samples.store
+    settings = {
+        **identity.identity_of(dataset, store, model, TrainOptions(), Augmentation()),
+        "train": {key: value for key, value in training.items() if key not in (*chosen.setting, "precision")},
+        "augmentation": {},
+    }
+    run_folder.begin(folder, settings, replace=replace)
+    if (folder / "model.json").is_file():
+        return  # the same run, made before
+    shapes = {tap: (spec.channels, spec.height, spec.width) for tap in model.fuse for spec in (store.taps[tap],)}
+    classifier = Classifier(model, shapes, outputs_of(samples.head, samples.classes))
+    assert classifier.pooled is not None
+    assert chosen.layer is not None
+    classifier.pooled.fit(samples.raw("train", model.fuse))
+    weight, bias = (torch.from_numpy(part).float() for part in chosen.layer)
+    layer = classifier.backbone.head[-1]
+    layer.load_state_dict({"weight": weight, "bias": bias})
+    history = [tried.history for tried in path]
+    val = samples.feeds["val"]
+    figures = {
+        "epoch": chosen.history["epoch"],
+        "val": {
+            "loss": chosen.history["val_loss"],
+            **metrics.score(dataset.task, val.labels, chosen.said["val"], dataset.class_names, dataset.positive_class),
+        },
+        **costs(classifier),
+    }
+    identity.record_samples(folder, (samples.feeds["train"], val))
+    run_folder.write_json(folder / "history.json", history)
+    run_folder.write_csv(folder / "history.csv", history)
+    run_folder.save_weights(folder / "model.safetensors", classifier.state_dict())
+    run_folder.save_description(
+        folder,
+        run_folder.Description(
+            model=model,
+            task=dataset.task,
+            head=samples.head,
+            class_names=dataset.class_names,
+            taps=classifier.taps,
+            fingerprint=of_features(store.fingerprint),
+            training=training,
+            metrics=figures,
+            provenance=identity.of_training(
+                dataset, store, history, settings=settings, trained_on=len(samples.feeds["train"]), device="cpu"
+            ),
+        ),
+    )
+
+
+def _write_table(folder: Path, samples: _Samples, rows: Sequence[Row], chosen: Sequence[str]) -> dict[str, Any]:
+    """Leave the table for programs, for spreadsheets and as a picture."""
+    found = {
+        "run": str(folder),
+        "chosen": list(chosen),
+        "samples": {split: len(feed) for split, feed in samples.feeds.items()},
+        "table": list(rows),
+        "plot": str(folder / "probe.png"),
+    }
+    run_folder.write_json(folder / "probe.json", {key: found[key] for key in ("chosen", "samples", "table")})
+    run_folder.write_csv(folder / "probe.csv", [_flat(row) for row in rows])
+    plots.draw_probe(folder / "probe.png", rows)
+    return found
+
+
+def _flat(row: Row) -> dict[str, object]:
+    """A row of the table for a spreadsheet: scores of the whole, with the interval of each on test."""
+    flat: dict[str, object] = {key: row[key] for key in ("tap", "method", "chosen")}
+    flat["setting"] = ", ".join(f"{name} = {value:g}" for name, value in row["setting"].items())
+    for split in ("val", "test"):
+        for score in ("auc", "ap", "acc", "balanced_acc", "f1", "kappa", "ece", "brier"):
+            found = row[split]
+            if found is not None and score in found:
+                flat[f"{split}_{score}"] = found[score]
+                flat[f"{split}_{score}_low"], flat[f"{split}_{score}_high"] = (
+                    found["intervals"][score][end] for end in ("low", "high")
+                )
+    return flat
