@@ -182,7 +182,7 @@ def test_tensorboard_gets_a_file_per_epoch(scene, tmp_path):
 
 def test_tensorboard_is_asked_for_before_an_epoch_is_lost(scene, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(ConfigError, match="needs the extra of that name: install it with"):
+    with pytest.raises(ConfigError, match="needs the extra 'tensorboard'"):
         do(scene, None, tmp_path, model=PLAIN, machine=Machine(tensorboard=True))
     assert not (tmp_path / "history.csv").exists()
 
