@@ -14,7 +14,7 @@ import torch
 
 from pipeline import encoders
 from pipeline.data import Image, pixels_of
-from pipeline.errors import CheckpointError, ConfigError
+from pipeline.errors import ConfigError
 
 TAPS = ("patch", "early", "middle", "late", "neck")
 
@@ -33,19 +33,21 @@ def features(
 ) -> dict[str, npt.NDArray[np.float32]]:
     """Encode one image, as stage one would before it pools and rounds.
 
-    The longer side of the image fills the encoder's square input. Of a wide image only the upper part of each map is
-    image, height / width of it; of a tall one only the left part. The rest is padding.
+    SAM and its kin are given the image with its longer side filling their square input: of a wide one only the upper
+    part of each map is image then, height / width of it; of a tall one only the left part. The rest is padding. SAM 2
+    is given the image squeezed to a square, and its maps are image all over.
 
     Args:
         image: A file, an image of Pillow's, or an array: uint8 (H, W) or (H, W, 3).
         encoder: A name that `encoder.name` of a configuration takes, or a published checkpoint of one such as
             `medsam_vit_b`.
-        checkpoint: File of weights. None: where `pipeline prepare` puts the published ones; nothing is downloaded here.
+        checkpoint: File of weights, or what else `encoder.checkpoint` of a configuration takes. None: the published
+            ones, where `pipeline prepare` puts them; nothing is downloaded here.
         taps: What is wanted of it.
         input_px: Side of its input, px; None is what it was made for.
         pool: Side of a local average, in cells; 1 for the whole map, and `encoder.pool` for what a store holds.
         precision: Type of the matrix products.
-        preprocessing: What the weights were trained with; None is what is known of published ones, and else `"sam"`.
+        preprocessing: What the weights were trained with; None is what is known of the published ones.
         device: As torch names it; `"auto"` is a GPU where there is one.
 
     Returns:
@@ -57,7 +59,15 @@ def features(
         CheckpointError: The weights are not there; the message says how to have them.
     """
     pixels = pixels_of(image)
-    name, file, known = _named(encoder, checkpoint)
+    named = encoder if checkpoint is None else str(checkpoint)
+    published = encoders.PUBLISHED.get(encoder)
+    name = encoder if published is None else published.architecture
+    if encoders.family_of(name).reads != "image":
+        message = f"the encoder {name!r} reads masks and not images: choose another one"
+        raise ConfigError(message)
+    if preprocessing is None and named in encoders.PUBLISHED:
+        preprocessing = encoders.PUBLISHED[named].preprocessing
+    file = encoders.present_weights(name, Path(named))
     status = file.stat()
     loaded = _load(
         name,
@@ -67,7 +77,7 @@ def features(
         input_px,
         pool,
         precision,
-        preprocessing or known,
+        preprocessing,
         ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device,
     )
     return _encode(loaded, pixels)
@@ -89,7 +99,7 @@ def _load(
     input_px: int | None,
     pool: int,
     precision: str,
-    preprocessing: str,
+    preprocessing: str | None,
     device: str,
 ) -> encoders.Encoder:
     """Load an encoder, or give the last one if it is the same; `stamp` tells files of one name apart."""
@@ -103,34 +113,3 @@ def _load(
         preprocessing=preprocessing,
         device=device,
     )
-
-
-def _named(encoder: str, checkpoint: str | os.PathLike[str] | None) -> tuple[str, Path, str]:
-    """The architecture, its file of weights, which is there, and what they were trained with.
-
-    Raises:
-        ConfigError: There is no such encoder, or it reads no images.
-        CheckpointError: The file is not there.
-    """
-    published = encoders.PUBLISHED.get(encoder)
-    name, known = (encoder, "sam") if published is None else (published.architecture, published.preprocessing)
-    if encoders.family_of(name).reads != "image":
-        message = f"the encoder {name!r} reads masks and not images: choose another one"
-        raise ConfigError(message)
-    if checkpoint is not None:
-        file, remedy = Path(checkpoint), "check the path"
-    elif published is not None:
-        file = encoders.checkpoint_path(encoder)
-        remedy = (
-            f"fetch them ( `pipeline.encoders.fetch_checkpoint({encoder!r})` or `pipeline prepare`, or put them there"
-        )
-    else:
-        message = (
-            f"there are no published weights of {encoder!r}: give checkpoint=, a file of them, or choose one of "
-            f"{', '.join(encoders.PUBLISHED)}"
-        )
-        raise CheckpointError(message)
-    if not file.is_file():
-        message = f"the weights of {encoder!r} are not at {str(file)!r}: {remedy}"
-        raise CheckpointError(message)
-    return name, file, known

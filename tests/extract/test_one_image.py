@@ -81,9 +81,9 @@ def test_the_encoder_is_kept_for_the_next_image(weights: Path, tmp_path: Path, m
 @pytest.mark.parametrize(
     ("encoder", "options", "kind", "said"),
     [
-        ("medsam_vit_b", {}, CheckpointError, r"not at '.*user/weights/medsam_vit_b\.pth': fetch them"),
-        ("sam_demo", {}, CheckpointError, "no published weights of 'sam_demo': give checkpoint="),
-        ("sam_demo", {"checkpoint": "nowhere.pth"}, CheckpointError, "not at 'nowhere.pth': check the path"),
+        ("medsam_vit_b", {}, CheckpointError, r"'medsam_vit_b' are not here: run `pipeline prepare`"),
+        ("sam_demo", {}, CheckpointError, "no file 'sam_demo'"),
+        ("sam_demo", {"checkpoint": "nowhere.pth"}, CheckpointError, r"no file 'nowhere\.pth'"),
         ("sam_huge", {}, ConfigError, "no encoder 'sam_huge'; valid"),
         ("mask", {}, ConfigError, "reads masks and not images"),
     ],
