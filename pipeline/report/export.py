@@ -262,11 +262,14 @@ def _checked(fields: Mapping[str, Any], checkpoint: Path | None) -> Path:
     what = f"the {name} weights with the SHA-256 {wanted}"
     if checkpoint is None:
         known = (n for n, published in encoders.PUBLISHED.items() if published.digest == f"sha256:{wanted}")
-        places = [path for path in map(encoders.checkpoint_path, known) if path.is_file()]
+        own = encoders.weights_file(name, Path(name))  # where a family keeps those of that name
+        there = [path for path in (*map(encoders.checkpoint_path, known), own) if path.is_file()]
+        places = [path for path in there if encoders.weights_sha256(path) == wanted]
         if not places:
             msg = f"The model reads features of a frozen encoder: give {what} with --checkpoint FILE."
             raise CheckpointError(msg)
-        checkpoint = places[0]
+        return places[0]
+    checkpoint = encoders.weights_file(name, checkpoint)
     found = encoders.weights_sha256(checkpoint)
     if found != wanted:
         msg = f"{checkpoint} has the SHA-256 {found}; the model was trained with other weights: give {what}."

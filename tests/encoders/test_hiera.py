@@ -109,7 +109,8 @@ def batch(encoder: hiera.HieraEncoder, count: int = 2) -> tuple[Tensor, Tensor]:
 def test_pixels_are_those_of_the_official_processor_bit_for_bit(folder: Path, shape: tuple[int, int]) -> None:
     image = image_like(*shape)
     image.flags.writeable = False  # as decoders give it
-    processor = transformers.Sam2ImageProcessor(size={"height": 256, "width": 256})
+    kind = getattr(transformers, "Sam2ImageProcessor", None) or transformers.Sam2ImageProcessorFast  # before 5
+    processor = kind(size={"height": 256, "width": 256})
     prepared = build(folder).prepare(image)
     assert prepared.size == (256, 256)  # squeezed, so that every cell is image
     theirs = processor(image.copy(), input_data_format="channels_last", return_tensors="pt")["pixel_values"]
@@ -361,6 +362,16 @@ def test_without_the_extra_its_name_is_said(folder: Path, monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ConfigError, match="'sam2_test' needs the extra 'sam2'"):
         build(folder)
+
+
+def test_a_folder_of_the_video_model_is_read_as_the_hub_has_it(tmp_path: Path, folder: Path, official: Any) -> None:
+    config = transformers.Sam2VideoConfig(vision_config=SMALL.settings, memory_attention_num_layers=1)
+    video = transformers.Sam2VideoModel(config)
+    video.vision_encoder.load_state_dict(official.vision_encoder.state_dict())
+    video.save_pretrained(tmp_path)
+    encoder, whole = build(tmp_path), build(folder)
+    for tap, found in encoder.encode(*batch(encoder)).items():
+        assert torch.equal(found, whole.encode(*batch(whole))[tap])
 
 
 def test_weights_of_the_vision_encoder_alone_do(folder: Path, tmp_path: Path, official: Any) -> None:

@@ -110,9 +110,9 @@ def test_the_fingerprint_is_narrowed_to_what_is_read(tmp_path: Path, gated: Case
     fields = json.loads((tmp_path / "out/model.json").read_text())["fingerprint"]
     assert set(fields["taps"]) == {"early", "neck"}
     described = json.loads((tmp_path / "out/model.json").read_text())
-    described["fingerprint"] = fields | {"weights_sha256": "0" * 64}
+    described["fingerprint"] = fields | {"encoder": "sam_demo", "weights_sha256": "0" * 64}
     (tmp_path / "out/model.json").write_text(json.dumps(described))
-    with pytest.raises(CheckpointError, match="give the random weights with the SHA-256"):
+    with pytest.raises(CheckpointError, match="give the sam_demo weights with the SHA-256"):
         export.load_export(tmp_path / "out")
 
 
