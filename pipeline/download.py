@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import http.client
 import re
@@ -10,12 +11,13 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, naming
 from pipeline.progress import Progress, silent
 
 TIMEOUT_SECONDS = 30.0
 ATTEMPTS = 4  # each goes on where the last one stopped
 _BLOCK_BYTES = 1 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def fetch(url: str, path: Path, *, digest: str, error: type[PipelineError], progress: Progress = silent) -> None:
@@ -78,6 +80,8 @@ def _fill(url: str, part: Path, progress: Progress) -> str:
             elif answer.code < http.HTTPStatus.INTERNAL_SERVER_ERROR:
                 return reason
         except (OSError, http.client.HTTPException) as failure:
+            if getattr(failure, "errno", None) in _FULL:
+                raise  # of the disk, not of the network
             reason = str(getattr(failure, "reason", None) or failure)
             if not part.exists():
                 return reason  # nothing has ever come from there: most likely there is no network
@@ -95,7 +99,7 @@ def _continue(url: str, part: Path, progress: Progress) -> bool:
             message = "the server continued at another place"
             raise http.client.HTTPException(message)
         total = have + int(answer.headers.get("Content-Length", 0))
-        with part.open("ab" if have else "wb") as file:
+        with naming(part), part.open("ab" if have else "wb") as file:
             while block := answer.read(_BLOCK_BYTES):
                 file.write(block)
                 have += len(block)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 
 class PipelineError(Exception):
     """Root of the errors that a person can act on; the command line prints it as one line.
@@ -29,6 +33,22 @@ class CheckpointError(PipelineError):
 
 class RunError(PipelineError):
     """A training run cannot start, continue or be read."""
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Say which file it was where the system refuses to write without a name: a full disk tells none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+    except RuntimeError as error:
+        said = error.__context__
+        if not isinstance(said, OSError):
+            raise
+        raise OSError(said.errno, said.strerror, str(path)) from error  # torch's writer had put it into other words
 
 
 def needs_extra(what: str, extra: str) -> str:

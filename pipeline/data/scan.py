@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.data import Dataset, pixel_digest
-from pipeline.errors import DataError
+from pipeline.errors import DataError, naming
 from pipeline.overlap import ahead, threads
 from pipeline.progress import Progress, silent
 
@@ -193,6 +193,6 @@ def _remember(stamps: Stamps, digests: Digests, memory: Path) -> None:
     order = np.argsort(stamps)
     memory.parent.mkdir(parents=True, exist_ok=True)
     partial = memory.with_name(f"{memory.name}.{os.getpid()}.partial")
-    with partial.open("wb") as file:
+    with naming(memory), partial.open("wb") as file:
         np.savez(file, keys=stamps[order], digests=digests[order])
     partial.replace(memory)

@@ -12,6 +12,8 @@ from typing import IO
 import torch
 from torch import Tensor, nn
 
+from pipeline.errors import naming
+
 
 def draw(module: nn.Module, generator: torch.Generator) -> nn.Module:
     """Give a module random weights on the CPU, without touching torch's global generator.
@@ -31,7 +33,7 @@ def draw(module: nn.Module, generator: torch.Generator) -> nn.Module:
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file beside its name, then rename: a reader sees the old file or the whole new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+    with naming(path), tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         try:
             write(file)
             file.flush()

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from cache import Fingerprint
-from pipeline.errors import RunError
+from pipeline.errors import RunError, naming
 from pipeline.model.classifier import Classifier, ModelOptions
 from pipeline.model.tasks import Head, Task, outputs_of
 from pipeline.model.uses import Shape
@@ -82,7 +82,7 @@ class Description:
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Open a file whose name never shows anything but the whole content, whatever kills the process."""
     scratch = path.with_name(path.name + ".partial")
-    with scratch.open("wb") as file:
+    with naming(path), scratch.open("wb") as file:
         yield file
         file.flush()
         os.fsync(file.fileno())

@@ -183,6 +183,37 @@ def test_no_space_left(work: Path) -> None:
     assert succeed(work, "extract", "-c", "tiny.yaml", "--set", "encoder.pool=1")["rows"] == 48
 
 
+@pytest.mark.parametrize(
+    ("command", "limit", "named"),
+    [
+        (("prepare", "--set", "data.path=data/more"), 600, "data/more"),
+        (("prepare", "--set", "encoder.checkpoint=weights/more.pth"), 60_000, "weights/more.pth"),
+        (("extract",), 200, "features/demo.zarr.seen.npz"),
+        (("train", "--set", "model.gates=[]"), 60_000, "runs/demo/"),
+    ],
+)
+def test_a_full_disk_is_told_with_the_file_that_did_not_fit(
+    work: Path, command: tuple[str, ...], limit: int, named: str
+) -> None:
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", *command, "-c", "tiny.yaml"],
+        cwd=work,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=limited,
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert named in line
+    assert "make " in line
+
+
 @pytest.mark.parametrize("device", ["cuda", "tpu"])
 def test_a_device_that_is_not_there(work: Path, device: str) -> None:
     if device == "cuda" and torch.cuda.is_available():
