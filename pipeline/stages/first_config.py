@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+import cache
 from pipeline import data, encoders
 from pipeline.config import commented
 from pipeline.config.check import validate
@@ -91,7 +92,7 @@ def propose(source: str, given: Given, target: Path | None = None, ask: Ask = si
     """Look at data and write a configuration for them that runs; no file is ever overwritten.
 
     Args:
-        source: A folder, a CSV table, a MedMNIST archive or its name, or `demo`.
+        source: A folder, a CSV table, a MedMNIST archive or its name, a store with labels, or `demo`.
         given: What is known already.
         target: File to write; None is `configs/NAME.yaml`, by the name of the data.
         ask: Called where a guess may be wrong.
@@ -107,17 +108,19 @@ def propose(source: str, given: Given, target: Path | None = None, ask: Ask = si
     path = target or Path("configs") / f"{draft.name}.yaml"
     _refuse_existing(path)
     _describe(source, given, ask, draft)
-    _choose_method(given, draft)
+    if draft.values["data"]["layout"] != "store":  # which names its encoder
+        _choose_method(given, draft)
     config = validate(Config, draft.values, "the configuration that was made")
     _look(config, draft)
     validate(Config, draft.values, "the configuration that was made")
     _write(path, commented.as_yaml(draft.values, draft.beside, _head(source)))
-    commands = [f"pipeline {command} -c {path}" for command in ("prepare", "extract", "train", "evaluate", "report")]
+    steps = ("probe", "train") if draft.values["data"]["layout"] == "store" else ("prepare", "extract", "train")
+    commands = [f"pipeline {command} -c {path}" for command in (*steps, "evaluate", "report")]
     return {
         "config": str(path),
         "source": source,
         **draft.report,
-        "encoder": draft.values["encoder"]["name"],
+        "encoder": config.encoder.name,
         "notes": draft.notes,
         "next": commands,
     }
@@ -155,7 +158,9 @@ def _head(source: str) -> str:
 def _describe(source: str, given: Given, ask: Ask, draft: _Draft) -> None:
     """Find out what the source is, and write the section `data`."""
     path = Path(source)
-    if path.is_dir():
+    if _is_store(path):
+        _describe_store(path, draft)
+    elif path.is_dir():
         _describe_folder(path, given, ask, draft)
     elif path.suffix.lower() == ".csv" or (path.is_file() and path.suffix != ".npz"):
         _describe_table(path, given, ask, draft)
@@ -166,10 +171,40 @@ def _describe(source: str, given: Given, ask: Ask, draft: _Draft) -> None:
         _describe_archive(path, given, draft)
     else:
         message = (
-            f"{source!r} is no folder, no CSV table and no MedMNIST set: name a folder with a sub-folder for each "
-            f"class, a table with a row per image, `demo`, or one of {', '.join(SETS)}"
+            f"{source!r} is no folder, no CSV table, no store and no MedMNIST set: name a folder with a sub-folder for "
+            f"each class, a table with a row per image, `demo`, or one of {', '.join(SETS)}"
         )
         raise ConfigError(message)
+
+
+def _is_store(path: Path) -> bool:
+    """Whether a path is that of a store, by its name."""
+    return path.suffix in (".zarr", ".h5", ".hdf5") and path.exists()
+
+
+def _describe_store(path: Path, draft: _Draft) -> None:
+    """A store that somebody sent: its features are the input, and no image is read.
+
+    Raises:
+        ConfigError: No labels travel with it.
+    """
+    with cache.open_store(path) as store:
+        labels, taps, rows = store.labels, list(store.taps), len(store)
+        features = [name for name in taps if not store.taps[name].holds_pixels]
+    if labels is None:
+        message = (
+            f"{path}: no labels travel with this store: ask whoever sent it for `pipeline store push --with-labels`, "
+            f"or name a folder or a table of the images"
+        )
+        raise ConfigError(message)
+    tap = "neck" if "neck" in features else features[-1]
+    draft.values["data"] = {"layout": "store", "path": str(path)}
+    draft.values["model"] = {"backbone": "none", "fuse": [tap]}
+    draft.beside["model.backbone"] = "no image is read: a linear classifier of stored features"
+    draft.beside["model.fuse"] = f"taps that it reads, of {', '.join(features)}"
+    draft.values["train"] = {"epochs": 100, "batch_size": 32, "lr": 1e-3, "seed": 0}
+    draft.values["run"] = f"runs/{draft.name}"
+    draft.report["rows"] = rows
 
 
 def _describe_archive(path: Path, given: Given, draft: _Draft) -> None:
@@ -341,6 +376,9 @@ def _weights_of(name: str) -> str:
 def _look(config: Config, draft: _Draft) -> None:
     """Look at the data set itself, where it is here, and fit sizes to it."""
     if not Path(str(draft.values["data"]["path"])).exists():
+        return
+    if draft.values["data"]["layout"] == "store":
+        draft.report |= {"images": draft.report["rows"], "counts": asdict(count(load_dataset(config)))}
         return
     dataset = _drawn_evenly(config, draft)
     _name_positive(dataset, draft)

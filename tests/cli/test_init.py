@@ -182,7 +182,7 @@ def test_the_demo_and_medmnist_need_no_data_yet(tmp_path: Path, monkeypatch: pyt
     report = propose("bloodmnist", Given(size_px=64, encoder="sam_vit_h"))
     config = load_config(Path(report["config"]))
     assert (str(config.data.path), config.encoder.name) == ("data/bloodmnist_64.npz", "sam_vit_h")
-    with pytest.raises(ConfigError, match="'nothing' is no folder, no CSV table and no MedMNIST set"):
+    with pytest.raises(ConfigError, match="'nothing' is no folder, no CSV table, no store and no MedMNIST set"):
         propose("nothing", Given())
     with pytest.raises(ConfigError, match="--encoder: there is no encoder 'sam'"):
         propose("pathmnist", Given(encoder="sam"))
