@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,9 @@ def peak_memory(device: str) -> Iterator[list[float]]:
     peak.append(max(0, max(samples) - before) * 4096 / 2**20)
 
 
-def build(architecture: Architecture, state: dict[str, Tensor], input_px: int, device: str) -> dict[str, Encoder]:
+def build(
+    architecture: Architecture, state: dict[str, Tensor], input_px: int, device: str, precisions: Iterable[str]
+) -> dict[str, Encoder]:
     """Our encoder in each precision, all five taps."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "weights.pth"
@@ -107,7 +109,7 @@ def build(architecture: Architecture, state: dict[str, Tensor], input_px: int, d
                 precision=precision,
                 device=device,
             )
-            for precision in PRECISIONS
+            for precision in precisions
         }
 
 
@@ -127,13 +129,19 @@ def errors(
 
 @torch.no_grad()
 def measure(
-    model: str, input_px: int, batch: int, rounds: int, device: str, matmul_side: int | None = None
+    model: str,
+    input_px: int,
+    batch: int,
+    rounds: int,
+    device: str,
+    matmul_side: int | None = None,
+    precisions: Iterable[str] = tuple(PRECISIONS),
 ) -> dict[str, Any]:
     """All figures of one model on one device."""
     architecture = ARCHITECTURES[model]
     state = seeded_state(architecture)
     official = official_encoder(architecture, state, input_px).to(device)
-    encoders = build(architecture, state, input_px, device)
+    encoders = build(architecture, state, input_px, device, precisions)
     prepared = next(iter(encoders.values())).prepare(image_like(input_px * 3 // 4, input_px))
     pixels = prepared.pixels.expand(batch, -1, -1, -1).to(device)
     sizes = torch.tensor([prepared.size] * batch)
@@ -164,7 +172,7 @@ def measure(
             }
             for name in runs
         },
-        "fp32_error": error["float32"], "bf16_error": error["bfloat16"],
+        "fp32_error": error.get("float32"), "bf16_error": error.get("bfloat16"),
     }  # fmt: skip
 
 
@@ -178,8 +186,9 @@ def summary(figures: dict[str, Any]) -> dict[str, Any]:
         }
     else:
         best = {
-            "cpu_fp32_speedup": variants["float32"]["speedup"],
-            "cpu_bf16_speedup": variants["bfloat16"]["speedup"],
+            f"cpu_{short}_speedup": variants[precision]["speedup"]
+            for short, precision in (("fp32", "float32"), ("bf16", "bfloat16"))
+            if precision in variants
         }
     return {**best, **figures}
 

@@ -32,7 +32,7 @@ import torch
 
 from pipeline.cli.memory import keep_freed_memory
 from pipeline.encoders import ARCHITECTURES
-from pipeline.extract.batch_size import BatchSize
+from pipeline.extract.batch_size import BatchSize, out_of_memory
 from pipeline.extract.extract import extract
 from pipeline.train.run_folder import write_json
 from tests.benchmarks import encoder, train
@@ -109,13 +109,19 @@ def gpu_tests(setting: Setting) -> Figures:
     return {**figures, "failures": failures}
 
 
-def against_official(model: str) -> Callable[[Setting], Figures]:
-    """A step: an encoder beside the official code and the machine's matrix products."""
+def against_official(model: str, precisions: tuple[str, ...]) -> Callable[[Setting], Figures]:
+    """A step: an encoder beside the official code, which is float32, and the machine's matrix products."""
 
     def run(setting: Setting) -> Figures:
-        if setting.small:
-            return encoder.summary(encoder.measure("sam_demo", 256, 1, 1, setting.device, matmul_side=256))
-        return encoder.summary(encoder.measure(model, ARCHITECTURES[model].input_px, 8, 3, setting.device))
+        name, batch, rounds, side = ("sam_demo", 1, 1, 256) if setting.small else (model, 8, 3, None)
+        px = ARCHITECTURES[name].input_px
+        while True:
+            try:
+                return encoder.summary(encoder.measure(name, px, batch, rounds, setting.device, side, precisions))
+            except RuntimeError as error:  # of the official code, which takes gigabytes an image
+                if not out_of_memory(error) or batch == 1:
+                    raise
+            batch //= 2
 
     return run
 
@@ -180,8 +186,8 @@ def training(setting: Setting) -> Figures:
 STEPS = {  # the most important first
     "machine": Step(machine, 60),
     "tests": Step(gpu_tests, 150),
-    "encoder_vit_h": Step(against_official("sam_vit_h"), 180),
-    "encoder_vit_b": Step(against_official("sam_vit_b"), 90),
+    "encoder_vit_h": Step(against_official("sam_vit_h", ("bfloat16",)), 180),
+    "encoder_vit_b": Step(against_official("sam_vit_b", ("float32", "bfloat16")), 120),
     "device_busy": Step(device_busy, 90),
     "training": Step(training, 150),
     "batch_search": Step(batch_search, 180),
