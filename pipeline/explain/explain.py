@@ -24,7 +24,7 @@ from pipeline.explain import heat as heat_maps
 from pipeline.explain import localise
 from pipeline.explain.heat import GRAD_CAM, MEAN, Heat
 from pipeline.explain.localise import Masks
-from pipeline.explain.pictures import Case, HeatMap, draw_case, draw_sheet
+from pipeline.explain.pictures import Case, HeatMap, draw_case, draw_sheet, draw_strip
 from pipeline.model.classifier import Classifier
 from pipeline.model.tasks import Task
 from pipeline.progress import Progress, silent
@@ -37,6 +37,7 @@ FOLDER = "explain"
 _DRAWN_PX = 512  # longer sides are drawn smaller
 _LAID_PX = 256  # longest side of a heat map over an image
 _SHEET = "sheet.png"
+_STRIPS = "strips"  # folder of what is on the sheet, sample by sample and without words
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -82,9 +83,9 @@ def explain(
 ) -> dict[str, Any]:
     """Draw where a finished run looked, and score it where masks say where the lesion is.
 
-    Leaves in `folder / "explain"`, which is replaced as a whole: a PNG file per picture; `sheet.png`; `explain.json`,
-    what is returned; and with masks `localisation.csv`, a row per map and score, and `localisation_samples.csv`, a row
-    per sample and map.
+    Leaves in `folder / "explain"`, which is replaced as a whole: a PNG file per picture; `sheet.png`, and in `strips`
+    what is on it, sample by sample; `explain.json`, what is returned; and with masks `localisation.csv`, a row per map
+    and score, and `localisation_samples.csv`, a row per sample and map.
 
     The gates' colours span each map's lowest to highest value over the whole split, so that pictures can be compared
     and a gate that hardly varies shows how little; Grad-CAM has no unit and spans each image's own.
@@ -105,7 +106,8 @@ def explain(
 
     Returns:
         `split`; `weights_sha256` of the model; `images`, by picture `id`, `true`, `predicted`, `probability`, `file`
-        and `alt`; `sheet`, its `file`, `alt`, `hits` and `misses`; `ranges`, by map its lowest and highest value over
+        and `alt`; `sheet`, its `file`, `alt`, `hits`, `misses` and `strips`, by heading
+        pictures with the `colours` of their maps; `ranges`, by map its lowest and highest value over
         the split; `localisation`, what `localise.summarise` gives, with `untrained_auc`, by gate that of newly drawn
         weights from five seeds, and `left_out`, images without a lesion; or None without masks.
 
@@ -224,15 +226,28 @@ class _Pictures:
             f"{len(misses)} worst of {wrong} misses, each as the image with {' and '.join(kinds)} below it."
         )
         shown = {"hits": [self.ids[i] for i in hits], "misses": [self.ids[i] for i in misses]}
-        return {"file": _SHEET, "alt": alt, **shown}
+        strips = {heading: self._strips(folder, some, kinds) for heading, some in cases.items()}
+        return {"file": _SHEET, "alt": alt, **shown, "strips": strips}
 
-    def _alt(self, case: Case) -> str:
+    def _strips(self, folder: Path, cases: Sequence[Case], kinds: Sequence[str]) -> list[dict[str, Any]]:
+        """Draw samples one by one; what is said of each, and the colours of its maps."""
+        (folder / _STRIPS).mkdir(exist_ok=True)
+        found = []
+        for case in cases:
+            file = f"{_STRIPS}/strip_{file_name(case.name)}"
+            draw_strip(folder / file, case)
+            said = {"id": case.name, "true": case.true, "predicted": case.predicted, "probability": case.probability}
+            colours = {one.title: {"low": one.low, "high": one.high} for one in case.maps}
+            found.append({**said, "file": file, "alt": self._alt(case, kinds), "colours": colours})
+        return found
+
+    def _alt(self, case: Case, kinds: Sequence[str] = ()) -> str:
         """One sentence for who cannot see the picture."""
         outline = "" if case.mask is None else ", the lesion outlined"
         return (
             f"Image {case.name} of the {self.split} split{outline}: its class is {case.true}, the classifier "
             f"said {case.predicted} with probability {case.probability:.2f}; beside it heat maps of "
-            f"{', '.join(self.heat.names)}."
+            f"{', '.join(kinds or self.heat.names)}."
         )
 
 

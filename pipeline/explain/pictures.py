@@ -121,6 +121,25 @@ def draw_sheet(path: Path, blocks: Mapping[str, Sequence[Case]], *, columns: int
                 part.text(0.01, 0.35, empty, fontsize=9, color="#555555", ha="left", parse_math=False)
 
 
+def draw_strip(path: Path, case: Case) -> None:
+    """Draw an image and its maps below each other without a word, for pages that set the words beside it.
+
+    Args:
+        path: The PNG file.
+        case: What to draw.
+    """
+    panels = 1 + len(case.maps)
+    aspect = _aspect([case])
+    gap = 0.03  # of a panel's height
+    height_in = _CELL_IN * aspect * (panels + gap * (panels - 1))
+    with drawing(path, width_in=_CELL_IN, height_in=height_in) as figure:
+        figure.set_layout_engine("none")
+        share = 1 / (panels + gap * (panels - 1))
+        for number, one in enumerate((None, *case.maps)):
+            axes = figure.add_axes((0, 1 - share * (number * (1 + gap) + 1), 1, share))
+            _show(axes, case, one)
+
+
 def _draw_block(part: SubFigure, cases: Sequence[Case], columns: int, kinds: int) -> None:
     grid = part.add_gridspec(1 + kinds, columns + 1, width_ratios=[_CELL_IN] * columns + [0.09])
     for column, case in enumerate(cases):

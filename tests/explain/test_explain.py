@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ QUICKLY = {"resamples": 200, "count": 2}
 
 
 def digests(folder):
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_an_oracle_gate_finds_the_lesion_and_grad_cam_of_noise_does_not(lesions, lesion_store, oracle_run):
@@ -70,7 +71,7 @@ def test_the_folder_holds_what_the_report_says(lesions, lesion_store, gated_run)
     assert json.loads((folder / "explain.json").read_text()) == found
     files = {image["file"] for image in found["images"]}
     tables = {"sheet.png", "explain.json", "localisation.csv", "localisation_samples.csv"}
-    assert {path.name for path in folder.iterdir()} == files | tables
+    assert {path.name for path in folder.iterdir()} == files | tables | {"strips"}
     for name in {*files, "sheet.png"}:
         with Image.open(folder / name) as picture:
             assert min(picture.size) > 380
@@ -80,6 +81,19 @@ def test_the_folder_holds_what_the_report_says(lesions, lesion_store, gated_run)
         assert f"said {image['predicted']} with probability {image['probability']:.2f}" in image["alt"]
         assert "early → stage1, neck → stage4, mean of the gates, Grad-CAM" in image["alt"]
     assert "Contact sheet of the test images" in found["sheet"]["alt"]
+    hits, misses = found["sheet"]["strips"].values()
+    assert [[strip["id"] for strip in block] for block in (hits, misses)] == [
+        found["sheet"][name] for name in ("hits", "misses")
+    ]
+    for strip in hits + misses:
+        assert strip["colours"]["mean of the gates"] == found["ranges"]["mean of the gates"]
+        assert strip["colours"]["Grad-CAM"]["low"] == 0
+        assert strip["alt"].endswith("beside it heat maps of mean of the gates, Grad-CAM.")
+        with Image.open(folder / strip["file"]) as picture:
+            width, height = picture.size
+            assert height / width == pytest.approx(3.06 * HEIGHT / WIDTH, rel=0.03)  # image and two maps
+            assert np.asarray(picture.convert("L")).std() > 10
+    assert {path.name for path in (folder / "strips").iterdir()} == {Path(s["file"]).name for s in hits + misses}
     assert found["ranges"].keys() == {"early → stage1", "neck → stage4", "mean of the gates", "Grad-CAM"}
     weights = hashlib.sha256((gated_run / "model.safetensors").read_bytes()).hexdigest()
     assert found["weights_sha256"] == weights

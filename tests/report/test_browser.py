@@ -66,11 +66,21 @@ def page(gated: Case, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("page")
     case = dataclasses.replace(gated, folder=folder / "run")
     shutil.copytree(gated.folder, case.folder)
-    (case.folder / "explain").mkdir()
+    (case.folder / "explain/strips").mkdir(parents=True)
+    Image.new("RGB", (188, 570), "blue").save(case.folder / "explain/strips/a.png")
     Image.new("RGB", (1600, 900), "red").save(case.folder / "explain/sheet.png")
     maps = {name: {"mass": {"value": 0.2, "low": 0.1, "high": 0.3}} for name in ("early", "neck", "Grad-CAM")}
+    strip = {
+        **{"id": f"images/{HOSTILE}.png", "file": "strips/a.png", "alt": f"Image {HOSTILE} and its heat maps"},
+        **{"true": HOSTILE, "predicted": "b", "probability": 0.987},
+        "colours": {"mean of the gates": {"low": 0.4956, "high": 0.5015}, "Grad-CAM": {"low": 0, "high": 2.0}},
+    }
     found = {
-        "sheet": {"file": "sheet.png", "alt": f"Sheet of {HOSTILE}, six of them"},
+        "sheet": {
+            "file": "sheet.png",
+            "alt": f"Sheet of {HOSTILE}",
+            "strips": {"Surest hits": [strip] * 6, "Misses": []},
+        },
         "weights_sha256": case.collect().weights_sha256,
         "localisation": {"images": 12, "chance": {"mass": 0.1}, "maps": maps},
     }
@@ -92,7 +102,9 @@ def test_the_page_is_whole_and_readable(browser: Browser, page: Path, width: int
     assert browser.complaints() == []
     assert browser.run("return innerWidth") == width
     assert browser.run(TOO_WIDE) == [0, []]
-    assert browser.run("return document.querySelectorAll('figure').length") == 10
+    assert browser.run("return document.querySelectorAll('figure').length") == 15
+    tops = "return [...document.querySelectorAll('.strips figure')].map(f => f.getBoundingClientRect().top)"
+    assert len(set(browser.run(tops))) == (3 if width == PHONE else 1)  # two columns on a phone, six on a desk
     assert browser.run(WITHOUT_WORDS) == []
     assert browser.run("return [...document.images].filter(i => !i.complete || !i.naturalWidth).length") == 0
     assert browser.run(FAINT) == []

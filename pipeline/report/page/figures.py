@@ -5,16 +5,19 @@ Each says in words what it shows, for who cannot see it and who prints it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from pipeline.evaluate import decision, intervals, metrics
+from pipeline.explain.heat import GRAD_CAM
 from pipeline.report.evidence import Evidence, Pictures, Study
 from pipeline.report.page.chart import Axis, Line, Spot, chart, legend
 from pipeline.report.page.html import Markup, picture, tag
 from pipeline.report.page.tables import point_name
 
+_PROVES_NOTHING = "A map shows where a gate is open, or what Grad-CAM credits; neither proves why the model decided."
 _RANGES = 2  # of thresholds that are named, the widest
 _SPELLED = 4  # classes that an alternative text gives figures for; with more, the highest and the lowest
 
@@ -201,11 +204,45 @@ def confusion(evidence: Evidence) -> Markup | None:
     return framed(scrolled, None, "Confusion", f"{finding} Shares are of each true class.")
 
 
+def strips(pictures: Pictures) -> Iterator[Markup]:
+    """Show heat maps sample by sample, in as many columns as there is room for; two on a phone."""
+    blocks: Mapping[str, Sequence[Mapping[str, Any]]] = pictures.found["sheet"]["strips"]
+    for heading, shown in blocks.items():
+        yield tag("h3", heading)
+        if not shown:
+            yield tag("p", "There are none to show.")
+            continue
+        figures = (
+            tag(
+                "figure",
+                picture(pictures.folder / one["file"], one["alt"]),
+                tag(
+                    "figcaption",
+                    tag("strong", f"true {one['true']}, said {one['predicted']}"),
+                    f" {100 * one['probability']:.3g} %",
+                    tag("span", one["id"], class_="id"),
+                ),
+            )
+            for one in shown
+        )
+        yield tag("div", *figures, class_="strips")
+    first = next((one for shown in blocks.values() for one in shown), None)
+    if first is not None:
+        maps = [f"{name} ({_colours(name, ends)})" for name, ends in first["colours"].items()]
+        said = f"From top to bottom: the image, {', '.join(maps)}; dark is low, bright is high."
+        yield tag("p", f"{said} {_PROVES_NOTHING}", class_="caption")
+
+
+def _colours(name: str, ends: Mapping[str, float]) -> str:
+    if name == GRAD_CAM:
+        return "from 0 to each image's highest"
+    return f"{ends['low']:.4g} to {ends['high']:.4g}, the same for all"
+
+
 def sheet(pictures: Pictures) -> Markup:
-    """Show the contact sheet of heat maps."""
+    """Show the contact sheet of heat maps, for pictures that an older version drew."""
     found = pictures.found["sheet"]
-    note = "A map shows where a gate is open, or what Grad-CAM credits; neither proves why the model decided."
-    return framed(picture(pictures.folder / found["file"], found["alt"]), None, "Heat maps", note, wide=True)
+    return framed(picture(pictures.folder / found["file"], found["alt"]), None, "Heat maps", _PROVES_NOTHING, wide=True)
 
 
 def efficiency(study: Study) -> Markup | None:

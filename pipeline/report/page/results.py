@@ -120,7 +120,10 @@ def pictures(evidence: Evidence) -> Iterator[Markup]:
         return
     score = found.found["localisation"]
     yield tag("h2", "Where it looks", id="looks")
-    yield figures.sheet(found)
+    if "strips" in found.found["sheet"]:
+        yield from figures.strips(found)
+    else:
+        yield figures.sheet(found)
     if score is not None:
         yield localisation_table(score)
 
