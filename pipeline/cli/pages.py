@@ -92,6 +92,10 @@ def trained(report: Report) -> None:
     parameters = report["parameters"]
     share = f", of them {parameters['slca_share']:.2%} in gates" if parameters.get("slca") else ""
     say(f"model      {parameters['trainable']:,} parameters to train{share}")
+    if spreads := report.get("gate_spread"):
+        low, high = figure(min(spreads.values())), figure(max(spreads.values()))
+        told = low if low == high else f"{low} to {high}"
+        say(f"gates      {report.get('flat_gates') or f'vary by {told} over an image (standard deviation)'}")
 
 
 def evaluated(report: Report) -> None:

@@ -248,12 +248,10 @@ class SlcaConfig(Section):
     """Side of the squares of stored cells that a gate averages; 1 where the store is pooled already."""
     reduction: Positive = 16
     """How many times fewer channels the hidden layer has than the tap."""
-    normalise: bool | None = None
-    """LayerNorm before the gate, on all taps or none; null for the taps of blocks only."""
+    norm: Literal["standardise", "layer", "layer_on_blocks", "none"] = "standardise"
+    """Before a gate: each channel by the training images, LayerNorm (on all taps or blocks'), or nothing."""
     mix: Literal["residual", "multiply"] = "residual"
     """`residual` is x + x * A, `multiply` is x * A."""
-    gain: Annotated[float, Field(gt=0)] = 1.0
-    """Factor on the gate's first weights at the start; 1 starts gates flat, more starts them as clear maps."""
     identity_start: bool = False
     """Start as the plain classifier, bit for bit."""
 
@@ -324,6 +322,8 @@ class TrainConfig(Section):
     """`sgd` has Nesterov momentum 0.9."""
     lr: Annotated[float, Field(gt=0)] = 1e-4
     """Peak learning rate."""
+    gate_lr: Annotated[float, Field(gt=0)] = 10.0
+    """What `lr` is multiplied by for the gates."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     """On matrices and kernels; biases and norms are left free."""
     schedule: Literal["cosine", "step", "poly", "constant"] = "cosine"

@@ -18,7 +18,7 @@ from pipeline.evaluate.metrics import Bools, Floats, Ints, Scorer, by_name, one_
 from pipeline.model.tasks import Task
 from pipeline.train import run_folder
 
-_OF_GATES = ("pool", "reduction", "normalise", "mix", "gain", "identity_start")  # options of its gates
+_OF_GATES = ("pool", "reduction", "norm", "mix", "identity_start")  # options of its gates
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.errors import ConfigError
 from pipeline.model.backbones import NONE, STAGES, build_backbone
 from pipeline.model.pooled import Pooled
-from pipeline.model.slca import Mix
+from pipeline.model.slca import Mix, Norm
 from pipeline.model.uses import OWN, Gates, Seen, Shape, Use
 
 
@@ -28,9 +28,9 @@ class ModelOptions:
             averaged, which keeps them in (0, 1); that is ours.
         pool: SLCA's k, in cells of the *stored* grid: 1 where the store is pooled already.
         reduction: SLCA's r.
-        normalise: SLCA's LayerNorm on all taps or on none; None for block taps only.
+        norm: What features go through before a gate's layers: `"standardise"` by the training images, `"layer"` for
+            LayerNorm over channels, `"layer_on_blocks"` for that on block taps only, `"none"`.
         mix: `"residual"` for x + x * A, `"multiply"` for x * A.
-        gain: Factor on the first weights of SLCA's W1; above 1, gates start as clear maps.
         identity_start: Start as the plain classifier, bit for bit.
         fuse: Late fusion: taps whose pooled features the head reads beside the backbone's embedding (see `Pooled`).
     """
@@ -43,9 +43,8 @@ class ModelOptions:
     )  # fmt: skip
     pool: int = 1
     reduction: int = 16
-    normalise: bool | None = None
+    norm: Norm = "standardise"
     mix: Mix = "residual"
-    gain: float = 1.0
     identity_start: bool = False
     fuse: tuple[str, ...] = ()
 
@@ -95,11 +94,10 @@ class Classifier(nn.Module):
             taps,
             widths,
             mix=options.mix,
-            normalise=options.normalise,
+            norm=options.norm,
             identity_start=options.identity_start,
             pool=options.pool,
             reduction=options.reduction,
-            gain=options.gain,
         )
 
     @property

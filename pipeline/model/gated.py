@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
-from pipeline.model.slca import Mix
+from pipeline.model.slca import Mix, Norm
 from pipeline.model.uses import OWN, Gates, Seen, Shape
 
 
@@ -22,10 +22,9 @@ def gate(
     *,
     example: Tensor | None = None,
     mix: Mix = "residual",
-    normalise: bool | None = None,
+    norm: Norm = "standardise",
     pool: int = 1,
     reduction: int = 16,
-    gain: float = 1.0,
     identity_start: bool = False,
 ) -> Gated:
     """Put SLCA's gates on the named modules of a classifier.
@@ -46,10 +45,10 @@ def gate(
             `pipeline.features` gives.
         example: Images (B, 3, H, W) to measure the modules by; one black image of 224 px if not given.
         mix: `"residual"` for x + x * A, `"multiply"` for x * A.
-        normalise: SLCA's LayerNorm on all taps or on none; None for block taps only.
+        norm: What features go through before a gate's layers: `"standardise"` scales each channel by what
+            `Gated.fit` has seen, `"layer"` is LayerNorm over channels, `"layer_on_blocks"` that on block taps only.
         pool: SLCA's k, in cells of the taps' grid: 1 where they are pooled already, as stores of this project are.
         reduction: SLCA's r.
-        gain: Factor on SLCA's first weights; above 1, gates start as clear maps.
         identity_start: Start as the classifier alone, bit for bit.
 
     Raises:
@@ -64,11 +63,10 @@ def gate(
         shapes,
         widths,
         mix=mix,
-        normalise=normalise,
+        norm=norm,
         identity_start=identity_start,
         pool=pool,
         reduction=reduction,
-        gain=gain,
     )
     return Gated(backbone, gated, shapes, {name: _channels_last(shape) for name, shape in outputs.items()})
 
@@ -123,6 +121,21 @@ class Gated(nn.Module):
             return self.backbone(images)
         finally:
             self._seen = None
+
+    def fit(self, features: Mapping[str, Tensor], extents: Tensor | None = None) -> Gated:
+        """Let the gates see features of training images, once before the training, so that they know their scale.
+
+        Gates that have not seen any take features as they are, and may start flat.
+
+        Args:
+            features: Tap to (B, C, h, w); a few hundred images are enough.
+            extents: (B, 2) float32, the part of the features' grid that is image; None where all of it is.
+
+        Returns:
+            This classifier.
+        """
+        self.gates.fit(lambda: [Seen(features, extents)])
+        return self
 
     def gate_maps(self, features: Mapping[str, Tensor], extents: Tensor | None, size: tuple[int, int]) -> list[Tensor]:
         """Compute the gates of stored taps over the images, to be looked at: (B, C, height, width) for each pair."""

@@ -2,10 +2,18 @@
 
 The pool has no parameters and comes first, so it may as well run before the store (k = 1 here, k times k fewer numbers
 on disk) with the same result. The price is that k is then fixed by the store.
+
+A gate acts only if it differs from place to place, so its layers must see features of a known scale. Those of frozen
+encoders have none: the standard deviation of a tap lies between .09 (the neck of LiteMedSAM) and 10 (a late block of a
+ViT), and most of what a LayerNorm over channels leaves of 1 is a pattern that is the same in every cell of every image
+(80 to 85 % in blocks of the miniature SAM, whose gates then varied by 1 %). So each channel is standardised by what the
+training images say of it, and the layers start so that the gate varies by about .2.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -15,6 +23,59 @@ from torch.nn import functional as F
 from pipeline.errors import ConfigError
 
 Mix = Literal["residual", "multiply"]
+Norm = Literal["standardise", "layer", "layer_on_blocks", "none"]
+
+_NOISE = 1e-3  # of a channel's size: a smaller spread is float16's rounding
+
+
+class Standardise(nn.Module):
+    """Each channel less its mean, over its standard deviation; both are fixed before training, by `fit`.
+
+    A channel that does not vary becomes 0: what it would say of another image is not known. That and the whole way of
+    scaling features are ours.
+
+    Attributes:
+        shift: (C,), minus the mean over the standard deviation.
+        scale: (C,), one over the standard deviation.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("shift", torch.zeros(channels))
+        self.register_buffer("scale", torch.ones(channels))
+
+    def forward(self, cells: Tensor) -> Tensor:
+        """Standardise cells (B, n, C)."""
+        return torch.addcmul(self.shift, cells, self.scale)
+
+    @torch.no_grad()
+    def fit(self, parts: Iterable[tuple[Tensor, Tensor | None]]) -> None:
+        """Learn the mean and the standard deviation of each channel.
+
+        Args:
+            parts: Cells (B, n, C), and the share (B, n) of each that is image; None where all of them are.
+        """
+        count, mean, squares = 0.0, torch.zeros(1), torch.zeros(1)  # merged as Chan, Golub and LeVeque (1983) do
+        for cells, shares in parts:
+            cells, weights = cells.flatten(0, 1).float(), None if shares is None else shares.flatten()[:, None].float()
+            number = float(len(cells) if weights is None else weights.sum())
+            if not number:
+                continue
+            here = cells.mean(0) if weights is None else (cells * weights).sum(0) / number
+            apart = (cells - here).square()
+            spread = (apart if weights is None else apart * weights).sum(0).double().cpu()
+            step = here.double().cpu() - mean
+            total = count + number
+            mean, squares = mean + step * number / total, squares + spread + step.square() * count * number / total
+            count = total
+        deviation = (squares / max(count, 1.0)).sqrt()
+        varies = deviation > _NOISE * mean.abs()
+        scale = torch.where(varies, 1 / deviation, 0.0)
+        self.scale.copy_(scale)
+        self.shift.copy_(-mean * scale)
 
 
 class SLCA(nn.Module):
@@ -31,20 +92,24 @@ class SLCA(nn.Module):
     Source: the idea (attention weights of a frozen SAM gate a classifier) is Gu et al., CBMS 2025, arXiv 2505.06217.
     The skeleton, k = 4 and r = 16 are inferred from re-implementations of its ancestor, not from the paper's text.
     Ours: C_stage outputs, so that every channel of the stage has a map of its own; the norm and its place after the
-    pool; the gain; the identity start; and leaving SAM's padding out of the mean when k covers the grid.
+    pool; the start; and leaving SAM's padding out of the mean when k covers the grid.
+
+    The start keeps the variance, as He et al. (ICCV 2015) derive it. Where the channels of a cell have mean 0 and
+    variance 1, W1 with variance 2 / C gives sums of variance 2; their part above 0 has variance 1 - 1 / pi; and W2 with
+    variance 1 / ((1 - 1 / pi) C / r) makes that of the sigmoid's argument 1. Biases are 0. Torch's own start loses most
+    of it: a standard deviation of .06 to .14 over the cells of an image was measured in the place of that 1.
 
     Args:
         channels: C, channels of the tap.
         stage_channels: C_stage, channels of the stage that is gated.
         pool: k in cells of the tap's grid; 1 where the store is pooled already.
         reduction: r, so that the hidden layer has max(1, C // r) channels.
-        normalise: LayerNorm over the channels of each pooled cell, with its own scale and shift.
-        gain: Factor on W1 at the start. torch's own start (1) gives gates that are flat to some hundredths whatever the
-            feature, and a short training leaves them so; a larger one starts them as clear maps of random sign.
+        norm: `"standardise"` for `Standardise`, which `fit` has to see features for; `"layer"` for LayerNorm over the
+            channels of each pooled cell, with its own scale and shift; `"none"`.
         identity_start: Start with W2 and its bias at 0, so A = 1/2 everywhere: no change, to `factor`.
 
     Raises:
-        ConfigError: A size is below one, or the gain is not above 0.
+        ConfigError: A size is below one.
     """
 
     def __init__(
@@ -54,8 +119,7 @@ class SLCA(nn.Module):
         *,
         pool: int = 4,
         reduction: int = 16,
-        normalise: bool = True,
-        gain: float = 1.0,
+        norm: Literal["standardise", "layer", "none"] = "standardise",
         identity_start: bool = False,
     ) -> None:
         super().__init__()
@@ -67,19 +131,25 @@ class SLCA(nn.Module):
             if value < 1:
                 msg = f"SLCA's {name} is {value!r}: give a whole number of at least 1."
                 raise ConfigError(msg)
-        if not gain > 0:
-            msg = f"SLCA's gain is {gain!r}: give a number above 0."
-            raise ConfigError(msg)
         self.pool = pool
         hidden = max(1, channels // reduction)
-        self.norm = nn.LayerNorm(channels) if normalise else None
+        norms = {"standardise": Standardise, "layer": nn.LayerNorm}
+        self.norm = norms[norm](channels) if norm in norms else None
         self.squeeze = nn.Conv2d(channels, hidden, kernel_size=1)
         self.excite = nn.Conv2d(hidden, stage_channels, kernel_size=1)
-        with torch.no_grad():
-            self.squeeze.weight *= gain
-        if identity_start:
-            nn.init.zeros_(self.excite.weight)
-            nn.init.zeros_(_bias(self.excite))
+        nn.init.normal_(self.squeeze.weight, std=math.sqrt(2 / channels))
+        nn.init.normal_(self.excite.weight, std=0 if identity_start else 1 / math.sqrt((1 - 1 / math.pi) * hidden))
+        for layer in (self.squeeze, self.excite):
+            nn.init.zeros_(_bias(layer))
+
+    def fit(self, parts: Iterable[tuple[Tensor, Tensor | None]]) -> None:
+        """Let the norm see features, where it is `Standardise`.
+
+        Args:
+            parts: Features F (B, C, h, w), and the part (B, 2) of their grid that is image, or None.
+        """
+        if isinstance(self.norm, Standardise):
+            self.norm.fit(self._cells(*part) for part in parts)
 
     def forward(self, feature: Tensor, extents: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Compute the gate on its own coarse grid.
@@ -99,6 +169,12 @@ class SLCA(nn.Module):
         hidden = torch.relu(_on_cells(self.squeeze, cells))  # (B, h' w', C // r)
         gate = _on_cells(self.excite, hidden).sigmoid_()  # (B, h' w', C_stage)
         return gate.transpose(1, 2).view(len(gate), -1, *pooled.shape[-2:]), extents
+
+    def _cells(self, feature: Tensor, extents: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The pooled cells (B, h' w', C) of a feature, and the share (B, h' w') of each that is image."""
+        pooled, extents = self._pooled(feature.float(), extents)
+        shares = None if extents is None else image_shares(extents, pooled.shape[-2], pooled.shape[-1]).flatten(1)
+        return pooled.flatten(2).transpose(1, 2), shares
 
     def _pooled(self, feature: Tensor, extents: Tensor | None) -> tuple[Tensor, Tensor | None]:
         h, w = feature.shape[-2:]
@@ -149,19 +225,39 @@ def integrate(stage: Tensor, resized: Tensor, added: int) -> Tensor:
     return stage * (resized + added if added else resized).to(stage.dtype)
 
 
-def normalised_by_default(tap: str) -> bool:
-    """Say whether a tap gets SLCA's LayerNorm unless asked: block outputs do, for a ViT's have outlier channels."""
+def is_block(tap: str) -> bool:
+    """Say whether a tap is the output of a block, of which a ViT's have outlier channels."""
     return tap in {"early", "middle", "late"} or tap.startswith("block:")
+
+
+def spread(gate: Tensor, extents: Tensor | None) -> Tensor:
+    """Compute how much gates differ over their images: the standard deviation over cells, its mean over channels.
+
+    Args:
+        gate: A (B, C_stage, h, w).
+        extents: (B, 2), the part of the grid that is image, the rest of which is left out; None where all of it is.
+
+    Returns:
+        (B,) float32, from 0 for a flat gate to 1/2 for one of zeros and ones in equal parts.
+    """
+    gate = gate.float()
+    if extents is None:
+        return gate.flatten(2).std(dim=2, correction=0).mean(dim=1)
+    apart = (gate - _image_mean(gate, extents)).square()
+    return _image_mean(apart, extents).sqrt().flatten(1).mean(dim=1)
+
+
+def image_shares(extents: Tensor, height: int, width: int) -> Tensor:
+    """Give the share of each cell of a grid that is image, from the part (B, 2) of its sides: (B, height, width)."""
+    rows, columns = _cell_shares(extents[:, 0], height), _cell_shares(extents[:, 1], width)
+    return rows[:, :, None] * columns[:, None, :]
 
 
 def _image_mean(feature: Tensor, extents: Tensor | None) -> Tensor:
     """Average a feature (B, C, h, w) over the cells that are image, each by its share: (B, C, 1, 1)."""
     if extents is None:
         return feature.mean(dim=(-2, -1), keepdim=True)
-    h, w = feature.shape[-2:]
-    rows = _cell_shares(extents[:, 0], h)  # (B, h)
-    columns = _cell_shares(extents[:, 1], w)  # (B, w)
-    weights = (rows[:, None, :, None] * columns[:, None, None, :]).to(feature.dtype)  # (B, 1, h, w)
+    weights = image_shares(extents, feature.shape[-2], feature.shape[-1])[:, None].to(feature.dtype)  # (B, 1, h, w)
     return (feature * weights).sum(dim=(-2, -1), keepdim=True) / weights.sum(dim=(-2, -1), keepdim=True)
 
 

@@ -7,16 +7,16 @@ together.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.model.gating import gate_stage
 from pipeline.model.geometry import sample_gate
-from pipeline.model.slca import SLCA, Mix, factor, integrate, normalised_by_default
+from pipeline.model.slca import SLCA, Mix, Norm, factor, integrate, is_block
 
 OWN = "own"  # a gate made from the stage itself: what is left of SLCA without the encoder
 Shape = tuple[int, int, int]  # (C, h, w) of a tap
@@ -62,9 +62,11 @@ class Gates(nn.ModuleList, Use):
         taps: (C, h, w) of each stored tap.
         widths: Channels of each stage.
         mix: `"residual"` for x + x * A, `"multiply"` for x * A.
-        normalise: SLCA's LayerNorm on all taps or on none; None for block taps only.
+        norm: What features go through before a gate's layers, see `SLCA`; `"layer_on_blocks"` is LayerNorm on block
+            taps and nothing on others. The stage itself is never standardised: its scale is that of its own norms, and
+            moves with training.
         identity_start: Start as the plain classifier, bit for bit.
-        options: The others of `SLCA`: `pool`, `reduction`, `gain`.
+        options: The others of `SLCA`: `pool`, `reduction`.
     """
 
     def __init__(
@@ -74,7 +76,7 @@ class Gates(nn.ModuleList, Use):
         widths: Mapping[str, int],
         *,
         mix: Mix = "residual",
-        normalise: bool | None = None,
+        norm: Norm = "standardise",
         identity_start: bool = False,
         **options: Any,
     ) -> None:
@@ -82,13 +84,24 @@ class Gates(nn.ModuleList, Use):
             SLCA(
                 widths[stage] if tap == OWN else taps[tap][0],
                 widths[stage],
-                normalise=normalised_by_default(tap) if normalise is None else normalise,
+                norm=_norm_of(tap, norm),
                 identity_start=identity_start,
                 **options,
             )
             for tap, stage in pairs
         )
         self._pairs, self._mix, self._identity_start = tuple(pairs), mix, identity_start
+
+    def fit(self, batches: Callable[[], Iterable[Seen]]) -> None:
+        """Let the norms of stored taps see features of training images, before the training.
+
+        Args:
+            batches: Gives them from the start, each time it is called.
+        """
+        for (tap, _), slca in zip(self._pairs, self, strict=True):
+            if tap != OWN:
+                assert isinstance(slca, SLCA)
+                slca.fit((seen.features[tap], seen.extents) for seen in batches())
 
     def on_stage(self, stage: str, x: Tensor, seen: Seen) -> Tensor:
         """Gate the output `x` (B, C_stage, H, W) of a stage by its taps; without any it stays as it is."""
@@ -124,3 +137,10 @@ class Gates(nn.ModuleList, Use):
                 gate, visible = slca(seen.features[tap], seen.extents)
                 found.append(sample_gate(gate, None, visible, size))
         return found
+
+
+def _norm_of(tap: str, norm: Norm) -> Literal["standardise", "layer", "none"]:
+    """The norm of one gate."""
+    if norm == "layer_on_blocks":
+        return "layer" if is_block(tap) else "none"
+    return "none" if norm == "standardise" and tap == OWN else norm

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.report.verdict import Units, encoder_kind, headline_auc
+from pipeline.train.gate_spread import flat_gates
 from pipeline.train.run_folder import Description
 
 FEW_GROUPS = 200  # test groups below which an interval is called wide: our choice
@@ -34,6 +35,8 @@ def caveats(
     """
     units = Units(bool(data) and data["grouped"], generated)
     found = [*_of_data(data, generated, leaks), *_of_test(figures, units), *_of_training(description, compared)]
+    if flat := flat_gates(description.metrics):
+        found.append(flat)
     if description.model.taps:
         found += _of_encoder(description, untrained)
     return [

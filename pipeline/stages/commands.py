@@ -33,6 +33,7 @@ from pipeline.stages.prepare import prepare_data, prepare_encoder
 from pipeline.stages.store_check import check_store
 from pipeline.train import identity, run_folder
 from pipeline.train import train as stage_two
+from pipeline.train.gate_spread import flat_gates
 from pipeline.weights import download_imagenet
 
 Report = dict[str, Any]
@@ -138,7 +139,13 @@ def train(config: Config, progress: Progress, *, replace: bool = False, shared: 
             holdings=None if shared is None else shared.holdings,
             progress=progress,
         )
-    return {"run": str(report.folder), "data": list(report.feeds), **report.metrics}
+    flat = flat_gates(report.metrics)
+    return {
+        "run": str(report.folder),
+        "data": list(report.feeds),
+        **report.metrics,
+        **({"flat_gates": flat} if flat else {}),
+    }
 
 
 def probe(

@@ -15,6 +15,7 @@ from pipeline.model.backbones import standardise
 from pipeline.model.classifier import Classifier
 from pipeline.model.geometry import sample_image
 from pipeline.model.tasks import Head, losses, probabilities
+from pipeline.train import gate_spread
 from pipeline.train.feeding.feed import Batch, Feed
 from pipeline.train.parallel import Team
 
@@ -26,10 +27,12 @@ class Scores:
     Attributes:
         probabilities: (n, K) float64.
         losses: (n,) float64, unweighted and unsmoothed.
+        gate_spreads: By gate, `TAP_STAGE`, how much it varies over an image (see `pipeline.train.gate_spread`).
     """
 
     probabilities: npt.NDArray[np.float64]
     losses: npt.NDArray[np.float64]
+    gate_spreads: dict[str, float]
 
 
 @torch.no_grad()
@@ -48,14 +51,16 @@ def infer(
     mine = torch.arange(len(feed))
     mine = mine[team.share(mine)]
     said, cost = [], []
-    for batch in feed.batches(torch.split(mine, batch_size)):
-        logits = outputs(classifier, batch, precision)
-        said.append(probabilities(head, logits.cpu().double()).numpy())
-        cost.append(losses(head, logits, batch.labels).double().cpu().numpy())
-    everyone = team.gather((said, cost))
+    with gate_spread.watched(classifier) as spreads:
+        for batch in feed.batches(torch.split(mine, batch_size)):
+            logits = outputs(classifier, batch, precision)
+            said.append(probabilities(head, logits.cpu().double()).numpy())
+            cost.append(losses(head, logits, batch.labels).double().cpu().numpy())
+    everyone = team.gather((said, cost, spreads))
     return Scores(
-        np.concatenate([part for said, _ in everyone for part in said]),
-        np.concatenate([part for _, cost in everyone for part in cost]),
+        np.concatenate([part for said, _, _ in everyone for part in said]),
+        np.concatenate([part for _, cost, _ in everyone for part in cost]),
+        gate_spread.mean_of([spreads for _, _, spreads in everyone]),
     )
 
 

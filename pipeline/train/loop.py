@@ -20,7 +20,7 @@ from pipeline.progress import Progress
 from pipeline.train.augment import Augmentation, DrawnViews, draw_views
 from pipeline.train.feeding.feed import Batch, Feed
 from pipeline.train.forward import amp_dtype, autocast
-from pipeline.train.optimise import Average, TrainOptions, build_optimiser, learning_rate
+from pipeline.train.optimise import Average, TrainOptions, build_optimiser, learning_rate, set_learning_rate
 from pipeline.train.parallel import Team
 
 
@@ -71,7 +71,7 @@ class Loop:
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         shared = self.team.wrap(classifier, feed.device)
         self._forward: nn.Module = torch.compile(shared) if compiled else shared  # type: ignore[assignment]
-        self._optimiser = build_optimiser(options, classifier.parameters())
+        self._optimiser = build_optimiser(options, classifier)
         self._average = Average(classifier, options.ema_decay) if options.ema_decay else None
         self._scaler = torch.amp.GradScaler(
             feed.device.type, enabled=amp_dtype(options.precision, feed.device) == torch.float16
@@ -143,8 +143,7 @@ class Loop:
     def _take_step(self, batch: Batch, whole: Tensor, draws: _Draws) -> Tensor:
         """Learn from this process's part of a batch; returns the loss of each of its samples, (B,)."""
         options, augmentation = self._options, self._augmentation
-        for group in self._optimiser.param_groups:
-            group["lr"] = learning_rate(options, self.step, self.steps_per_epoch)
+        set_learning_rate(self._optimiser, learning_rate(options, self.step, self.steps_per_epoch))
         affine, views = self._draw(whole, draws)
         features, extents, on_image = batch.features, batch.extents, affine
         if views is not None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.errors import ConfigError
 from pipeline.model.classifier import Classifier
@@ -25,7 +24,9 @@ class TrainOptions:
         batch_size: Samples a step, over all processes; a last batch of one sample joins the batch before it.
         optimiser: `"adamw"`, `"adam"` or `"sgd"` (with Nesterov momentum 0.9).
         lr: Peak learning rate.
-        weight_decay: On matrices and kernels; biases and norms are left free.
+        gate_lr: What the learning rate is multiplied by for the gates, which are few and start from nothing: at the
+            backbone's own rate they hardly move. Ours.
+        weight_decay: On matrices and kernels, the gates' too; biases and norms are left free.
         schedule: `"cosine"` to zero, `"step"` times `gamma` at each milestone, `"poly"` with power 0.9, `"constant"`.
         warmup_epochs: Epochs over which the learning rate rises from zero; may be a fraction.
         milestones: Epochs of the step schedule.
@@ -48,6 +49,7 @@ class TrainOptions:
     batch_size: int = 32
     optimiser: Literal["adamw", "adam", "sgd"] = "adamw"
     lr: float = 1e-4
+    gate_lr: float = 10.0
     weight_decay: float = 1e-4
     schedule: Literal["cosine", "step", "poly", "constant"] = "cosine"
     warmup_epochs: float = 0.0
@@ -72,6 +74,9 @@ class TrainOptions:
                 raise ConfigError(msg)
         if not self.lr > 0:
             msg = f"train's lr is {self.lr!r}: give a learning rate above 0."
+            raise ConfigError(msg)
+        if not self.gate_lr > 0:
+            msg = f"train's gate_lr is {self.gate_lr!r}: give what lr is multiplied by for the gates, above 0."
             raise ConfigError(msg)
         if not 0 < self.fraction <= 1:
             msg = f"train's fraction is {self.fraction!r}: give a share of the training split above 0 and at most 1."
@@ -101,17 +106,29 @@ def learning_rate(options: TrainOptions, step: int, steps_per_epoch: int) -> flo
     return options.lr * (1 + math.cos(math.pi * done)) / 2
 
 
-def build_optimiser(options: TrainOptions, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """Build the optimiser over the parameters that train, with decay on those of two dimensions and more."""
-    training = [parameter for parameter in parameters if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in training if p.ndim > 1], "weight_decay": options.weight_decay},
-        {"params": [p for p in training if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+def build_optimiser(options: TrainOptions, classifier: Classifier) -> torch.optim.Optimizer:
+    """Build the optimiser over the parameters that train, with decay on those of two dimensions and more.
+
+    Each of its groups has a `times`, by which `set_learning_rate` multiplies.
+    """
+    of_gates = {id(parameter) for parameter in classifier.gates.parameters()}
+    groups: list[dict[str, Any]] = []
+    for times, gates in ((1.0, False), (options.gate_lr, True)):
+        training = [p for p in classifier.parameters() if p.requires_grad and (id(p) in of_gates) == gates]
+        for decay, matrices in ((options.weight_decay, True), (0.0, False)):
+            chosen = [p for p in training if (p.ndim > 1) == matrices]
+            if chosen:
+                groups.append({"params": chosen, "weight_decay": decay, "times": times})
     if options.optimiser == "sgd":
         return torch.optim.SGD(groups, lr=options.lr, momentum=0.9, nesterov=True)
     kind = torch.optim.AdamW if options.optimiser == "adamw" else torch.optim.Adam
     return kind(groups, lr=options.lr, fused=True)
+
+
+def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """Let an optimiser of `build_optimiser` take its next steps at a rate, its gates at their multiple of it."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate * group["times"]
 
 
 class Average:

@@ -161,6 +161,9 @@ def load_description(folder: Path) -> Description:
         model = values.pop("model")
         model["gates"] = tuple((tap, stage) for tap, stage in model["gates"])
         model["fuse"] = tuple(model.get("fuse", ()))
+        if "norm" not in model:  # until 0.2.0
+            model["norm"] = {None: "layer_on_blocks", True: "layer", False: "none"}[model.pop("normalise")]
+            model.pop("gain")  # of the first weights, which are long gone
         fingerprint = values.pop("fingerprint")
         return Description(
             model=ModelOptions(**model),

@@ -6,7 +6,7 @@ continuing needs no more than a checkpoint at the end of each epoch, at the pric
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from pipeline.evaluate import metrics
 from pipeline.image_tap import of_features
 from pipeline.model.classifier import Classifier, ModelOptions
 from pipeline.model.tasks import head_of, outputs_of
+from pipeline.model.uses import Seen
 from pipeline.progress import Progress, silent
-from pipeline.train import identity, parallel, run_folder
+from pipeline.train import gate_spread, identity, parallel, run_folder
 from pipeline.train.augment import Augmentation, view_taps
 from pipeline.train.feeding.feed import Feed, Place, check_taps
 from pipeline.train.feeding.in_memory import Holdings
@@ -33,6 +34,8 @@ from pipeline.train.loop import Loop
 from pipeline.train.optimise import TrainOptions
 
 Row = dict[str, Any]
+_FITTED_ON = 512  # training images whose features say how a channel is scaled: enough for two digits
+_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,8 @@ class TrainReport:
 
     Attributes:
         folder: Where its files are.
-        metrics: Figures on val of the epoch whose weights were kept, `epoch` (counted from one), `parameters`, `flops`.
+        metrics: Figures on val of the epoch whose weights were kept, `epoch` (counted from one), `gate_spread` by gate,
+            `parameters`, `flops`.
         history: One row per epoch.
         feeds: One line per split on where its data waited; empty if the run was finished before.
     """
@@ -156,6 +160,8 @@ def train(
         )
         if classifier.pooled is not None and store is not None:
             classifier.pooled.fit(pool_rows(store, train_feed.rows, model.fuse, progress=progress))
+        if model.gates:
+            classifier.gates.fit(lambda: _some_features(train_feed))
         loop = _build_loop(classifier, options, augmentation, machine, train_feed, dataset, team)
         journal = Journal(folder, tensorboard=machine.tensorboard)
         figures = _run_epochs(loop, val_feed, dataset, journal, options, progress)
@@ -278,11 +284,20 @@ def _run_epochs(
             dataset.task, val_feed.labels, scores.probabilities, dataset.class_names, dataset.positive_class
         )
         row |= {"val_loss": float(scores.losses.mean()), "val_auc": figures["auc"], "val_acc": figures["acc"]}
+        row |= gate_spread.columns(scores.gate_spreads)
         journal.add(row, figures, loop)
         shown = {key: row[key] for key in ("train_loss", "val_loss", "val_auc", "seconds")}
         shown["best_epoch"] = journal.best["epoch"]
         progress("epoch", epoch + 1, options.epochs, **shown)
-    return {**journal.best, **costs(loop.classifier)}
+    kept = gate_spread.from_row(journal.history[journal.best["epoch"] - 1])
+    return {**journal.best, **({"gate_spread": kept} if kept else {}), **costs(loop.classifier)}
+
+
+def _some_features(feed: Feed) -> Iterator[Seen]:
+    """Features of the training images, `_FITTED_ON` of them where there are more, at even distances."""
+    positions = torch.linspace(0, len(feed) - 1, min(len(feed), _FITTED_ON)).long()
+    for batch in feed.batches(torch.split(positions, _AT_ONCE)):
+        yield Seen(batch.features, batch.extents)
 
 
 def costs(classifier: Classifier) -> Row:

@@ -32,7 +32,7 @@ def test_defaults_are_marked_and_nothing_else_is() -> None:
     assert "  device: auto # default" in lines
     assert "  input_px: null # default" in lines
     assert sum(line.endswith("# default") for line in lines) == len(defaults_of(config))
-    assert {"train.gamma", "resources.device", "model.slca.gain"} <= set(defaults_of(config))
+    assert {"train.gamma", "resources.device", "model.slca.norm"} <= set(defaults_of(config))
     assert "train.lr" not in defaults_of(config)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import NoneType
+
 import pytest
 import safetensors.torch
 import torch
@@ -12,6 +14,8 @@ from pipeline.errors import CheckpointError, ConfigError
 from pipeline.model.backbones import BACKBONES, STAGES, build_backbone
 from pipeline.model.classifier import Classifier, ModelOptions
 from pipeline.model.geometry import identity
+from pipeline.model.slca import Standardise
+from pipeline.model.uses import Seen
 from pipeline.weights import download_imagenet, imagenet_file, read_weights
 
 ALL = ModelOptions().gates
@@ -111,14 +115,31 @@ def test_the_identity_start_is_the_plain_classifier_bit_for_bit(mix):
     assert torch.equal(gated(images, features_of(2), None, turned), gated.backbone(images))
 
 
-def test_the_gain_reaches_every_gate():
-    weights = []
-    for gain in (1.0, 16.0):
-        torch.manual_seed(0)
-        weights.append([gate.squeeze.weight for gate in Classifier(ModelOptions(gain=gain), TAPS, outputs=3).gates])
-    assert weights[0]
-    for once, more in zip(*weights, strict=True):
-        torch.testing.assert_close(more, 16 * once)
+@pytest.mark.parametrize(
+    ("norm", "of_middle", "of_neck", "of_own"),
+    [
+        ("standardise", Standardise, Standardise, NoneType),
+        ("layer", nn.LayerNorm, nn.LayerNorm, nn.LayerNorm),
+        ("layer_on_blocks", nn.LayerNorm, NoneType, NoneType),
+        ("none", NoneType, NoneType, NoneType),
+    ],
+)
+def test_each_tap_gets_the_norm_that_the_options_name(norm, of_middle, of_neck, of_own):
+    gates = (("middle", "stage1"), ("neck", "stage2"), ("own", "stage3"))
+    classifier = Classifier(ModelOptions(gates=gates, norm=norm), TAPS, outputs=3)
+    assert [type(gate.norm) for gate in classifier.gates] == [of_middle, of_neck, of_own]
+
+
+def test_the_fit_scales_each_tap_by_itself():
+    classifier = Classifier(ModelOptions(gates=(("middle", "stage1"), ("neck", "stage2"))), TAPS, outputs=3)
+    features = features_of(8)
+    features["neck"] = 0.09 * features["neck"] - 5
+    halves = [Seen({tap: feature[part] for tap, feature in features.items()}) for part in (slice(4), slice(4, 8))]
+    classifier.gates.fit(lambda: halves)
+    for tap, gate in zip(("middle", "neck"), classifier.gates, strict=True):
+        cells = gate.norm(features[tap].flatten(2).transpose(1, 2))
+        assert cells.mean().item() == pytest.approx(0, abs=1e-4)
+        assert cells.std().item() == pytest.approx(1, abs=1e-2)
 
 
 def test_several_taps_on_one_stage_are_averaged():

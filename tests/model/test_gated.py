@@ -13,7 +13,7 @@ import pipeline
 from pipeline.errors import ConfigError
 from pipeline.model.classifier import Classifier, ModelOptions
 from pipeline.model.geometry import sample_gate
-from pipeline.model.slca import factor, integrate
+from pipeline.model.slca import factor, integrate, spread
 
 TAPS = {"early": (6, 8, 8), "neck": (5, 4, 4)}
 STAGES = {  # what the project calls a stage, by what the library calls it
@@ -52,13 +52,13 @@ def placed(count=3):
 
 @pytest.mark.parametrize(("name", "moved"), [("resnet18", False), ("resnet18", True), ("swin_t", True)])
 def test_it_computes_what_the_projects_classifier_does(name, moved):
-    options = ModelOptions(backbone=name, gates=tuple(GATES), reduction=2, gain=8)
+    options = ModelOptions(backbone=name, gates=tuple(GATES), reduction=2)
     torch.manual_seed(1)
     wanted = Classifier(options, TAPS, outputs=4).eval()
     torch.manual_seed(1)
     backbone = torchvision.models.get_model(name, weights=None, num_classes=4)
     gates = [(tap, STAGES[name][stage]) for tap, stage in GATES]
-    net = pipeline.gate(backbone, gates, TAPS, example=torch.zeros(1, 3, 64, 64), reduction=2, gain=8).eval()
+    net = pipeline.gate(backbone, gates, TAPS, example=torch.zeros(1, 3, 64, 64), reduction=2).eval()
     net.gates.load_state_dict(wanted.gates.state_dict())
     images, features = batch()
     place = placed() if moved else (None, None)
@@ -112,7 +112,7 @@ def test_it_may_start_as_the_classifier_alone():
 
 def test_it_is_copied_and_saved_like_any_module(tmp_path):
     backbone = torchvision.models.resnet18(num_classes=2)
-    net = pipeline.gate(backbone, [("neck", "layer4")], TAPS, gain=8).eval()
+    net = pipeline.gate(backbone, [("neck", "layer4")], TAPS).eval()
     images, features = batch()
     said = net(images, features)
     twin = copy.deepcopy(net)
@@ -123,6 +123,17 @@ def test_it_is_copied_and_saved_like_any_module(tmp_path):
     assert torch.equal(net(images, features), said)
     names = {f"backbone.{name}" for name in backbone.state_dict()}
     assert {name for name in twin.state_dict() if not name.startswith("gates.")} == names
+
+
+def test_gates_that_have_seen_features_know_their_scale():
+    torch.manual_seed(0)
+    taps = {"neck": (16, 8, 8)}
+    net = pipeline.gate(torchvision.models.resnet18(), [("neck", "layer3")], taps)
+    features = {"neck": 0.01 * torch.randn(20, 16, 8, 8) + 3}
+    before = spread(net.gates[0](features["neck"])[0], None).mean()
+    after = spread(net.fit(features).gates[0](features["neck"])[0], None).mean()
+    assert before < 0.01
+    assert after > 0.05
 
 
 def test_gates_can_be_looked_at():

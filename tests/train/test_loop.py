@@ -16,7 +16,7 @@ from pipeline.model.tasks import head_of, outputs_of
 from pipeline.train.augment import Augmentation
 from pipeline.train.feeding.feed import Feed
 from pipeline.train.loop import Loop, batches_of
-from pipeline.train.optimise import TrainOptions, learning_rate
+from pipeline.train.optimise import TrainOptions, build_optimiser, learning_rate, set_learning_rate
 from tests.train.scenes import PLAIN, QUICK, TAPS, TINY, make_dataset
 
 CPU = torch.device("cpu")
@@ -135,3 +135,22 @@ def test_gates_move_with_the_images_that_they_belong_to(scene, store, monkeypatc
         for position, early in zip(batch.positions.tolist(), features["early"], strict=True):
             row = store.ids.index(scene.samples[scene.indices("train")[position]].id)
             assert torch.equal(early, torch.from_numpy(store.read([row])["early"][0]))
+
+
+def test_the_gates_alone_have_a_rate_of_their_own():
+    torch.manual_seed(0)
+    classifier = Classifier(TINY, TAPS, outputs=2)
+    options = dataclasses.replace(QUICK, gate_lr=7.0, weight_decay=0.5)
+    optimiser = build_optimiser(options, classifier)
+    set_learning_rate(optimiser, 0.01)
+    rates = {id(p): group["lr"] for group in optimiser.param_groups for p in group["params"]}
+    decays = {id(p): group["weight_decay"] for group in optimiser.param_groups for p in group["params"]}
+    assert len(rates) == len(list(classifier.parameters()))
+    for name, parameter in classifier.named_parameters():
+        assert rates[id(parameter)] == pytest.approx(0.07 if name.startswith("gates.") else 0.01), name
+        assert decays[id(parameter)] == (0.5 if parameter.ndim > 1 else 0.0), name
+
+
+def test_without_gates_their_rate_is_nothing():
+    plain = Classifier(PLAIN, {}, outputs=2)
+    assert {group["times"] for group in build_optimiser(QUICK, plain).param_groups} == {1.0}

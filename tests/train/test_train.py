@@ -43,7 +43,7 @@ def test_it_learns_what_only_the_features_show(tmp_path):
     neck = np.broadcast_to(np.where(labels == 1, 2.0, -2.0), (66, 3, 4, 4))
     store = make_store(tmp_path / "s.zarr", dataset, taps={"neck": (3, 4, 4)}, features={"neck": neck})
     model = dataclasses.replace(TINY, gates=(("neck", "stage4"),), mix="multiply", reduction=1)
-    options = dataclasses.replace(QUICK, epochs=6, lr=5e-3)
+    options = dataclasses.replace(QUICK, epochs=6, lr=5e-3, gate_lr=10.0)
     gated = train(dataset, store, tmp_path / "gated", model=model, options=options)
     plain = train(dataset, store, tmp_path / "plain", model=dataclasses.replace(model, gates=()), options=options)
     assert gated.metrics["val"]["auc"] == 1.0

@@ -8,7 +8,7 @@ from pipeline.report.evidence import Evidence
 from pipeline.report.page.html import Markup, folded, table, tag
 from pipeline.report.page.tables import field_rows, size, span, text_of
 
-_GATE_OPTIONS = ("pool", "reduction", "normalise", "mix", "gain", "identity_start")
+_GATE_OPTIONS = ("pool", "reduction", "norm", "mix", "identity_start")
 _IDENTITY = {
     "encoder": "encoder",
     "weights_sha256": "weights of the encoder",
