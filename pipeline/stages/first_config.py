@@ -370,7 +370,8 @@ def _fitting_encoder(draft: _Draft, known: list[str]) -> str:
 
 def _weights_of(name: str) -> str:
     """The weights that go with an encoder: published ones, or a file that `prepare` makes."""
-    return name if name in encoders.PUBLISHED else f"weights/{name}.pth"
+    stands_for_a_file = encoders.weights_file(name, Path(name)) != Path(name)
+    return name if stands_for_a_file else f"weights/{name}.pth"
 
 
 def _look(config: Config, draft: _Draft) -> None:

@@ -186,3 +186,9 @@ def test_the_demo_and_medmnist_need_no_data_yet(tmp_path: Path, monkeypatch: pyt
         propose("nothing", Given())
     with pytest.raises(ConfigError, match="--encoder: there is no encoder 'sam'"):
         propose("pathmnist", Given(encoder="sam"))
+
+
+@pytest.mark.parametrize("name", ["sam_vit_b", "sam2.1_hiera_tiny"])
+def test_weights_of_a_published_encoder_go_by_its_name(name: str, tmp_path: Path) -> None:
+    report = propose("bloodmnist", Given(encoder=name), tmp_path / "out.yaml")
+    assert str(load_config(Path(report["config"])).encoder.checkpoint) == name
