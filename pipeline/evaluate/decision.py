@@ -10,6 +10,7 @@ from pipeline.evaluate import intervals
 from pipeline.evaluate.metrics import Bools, Floats
 
 THRESHOLDS = np.arange(1, 100) / 100  # probabilities from which a person would act
+_NOTHING = 1e-6  # a gain that rounding may feign: draws are summed in single precision
 
 
 class NetBenefit:
@@ -54,23 +55,31 @@ def curve(
         seed: Of the draws.
 
     Returns:
-        A row per threshold: `threshold`, `net_benefit` with `low` and `high`, and `treat_all`.
+        A row per threshold: `threshold`, `net_benefit` with `low` and `high`, `treat_all`, and `gain_low`, the lower
+        end of the interval of what the model gains on the better of acting on all and on none.
     """
     scorer = NetBenefit(hits, probabilities)
     whole = scorer(np.ones((1, len(hits))))
-    low, high = intervals.interval(intervals.resample(scorer, groups, resamples=resamples, seed=seed)["model"])
-    columns = (THRESHOLDS, whole["model"][0], low, high, whole["all"][0])
-    names = ("threshold", "net_benefit", "low", "high", "treat_all")
+    drawn = intervals.resample(scorer, groups, resamples=resamples, seed=seed)
+    low, high = intervals.interval(drawn["model"])
+    gain_low, _ = intervals.interval(drawn["model"] - np.maximum(drawn["all"], 0))
+    columns = (THRESHOLDS, whole["model"][0], low, high, whole["all"][0], gain_low)
+    names = ("threshold", "net_benefit", "low", "high", "treat_all", "gain_low")
     return [dict(zip(names, map(float, row), strict=True)) for row in zip(*columns, strict=True)]
 
 
-def worthwhile(rows: Sequence[dict[str, float]]) -> list[tuple[float, float]]:
-    """The ranges of thresholds, first and last, at which the model is worth more than acting on all and on none."""
-    better = [row["net_benefit"] > max(row["treat_all"], 0.0) + 1e-12 for row in rows]
+def worthwhile(rows: Sequence[dict[str, float]], *, surely: bool = False) -> list[tuple[float, float]]:
+    """The ranges of thresholds, first and last, at which the model is worth more than acting on all and on none.
+
+    Args:
+        rows: Of `curve`.
+        surely: Only where the interval of the gain leaves no doubt.
+    """
+    gains = [row["gain_low"] if surely else row["net_benefit"] - max(row["treat_all"], 0.0) for row in rows]
     found: list[tuple[float, float]] = []
     for number, row in enumerate(rows):
-        if better[number] and number and better[number - 1]:
+        if gains[number] > _NOTHING and number and gains[number - 1] > _NOTHING:
             found[-1] = (found[-1][0], row["threshold"])
-        elif better[number]:
+        elif gains[number] > _NOTHING:
             found.append((row["threshold"], row["threshold"]))
     return found

@@ -67,7 +67,12 @@ def test_a_decision_curve_lies_within_its_intervals_and_says_where_it_is_worth_s
     ranges = decision.worthwhile(rows)
     assert better == {row["threshold"] for row in rows if any(a <= row["threshold"] <= b for a, b in ranges)}
     worth = [0.1, 0.1, 0.0, -0.1, 0.2]
-    rows = [{"threshold": k / 10, "net_benefit": value, "treat_all": -1.0} for k, value in enumerate(worth)]
+    sure = dict(zip(range(5), (-0.1, 0.02, -0.1, -0.2, -0.1), strict=True))
+    rows = [
+        {"threshold": k / 10, "net_benefit": value, "treat_all": -1.0, "gain_low": sure[k]}
+        for k, value in enumerate(worth)
+    ]
+    assert decision.worthwhile(rows, surely=True) == [(0.1, 0.1)]
     assert decision.worthwhile(rows) == [(0.0, 0.1), (0.4, 0.4)]
     assert decision.worthwhile(rows[2:4]) == []
 
@@ -204,3 +209,18 @@ def test_swapping_the_positive_class_swaps_what_is_said_of_it_and_nothing_else(t
         curve = [row for row in csv.DictReader(file) if row["class"] == "b"]
     assert [float(row["threshold"]) for row in curve] == pytest.approx(decision.THRESHOLDS)
     assert float(curve[49]["treat_all"]) == pytest.approx(0.5 - 0.5)  # at even odds, half of them positive
+
+
+def test_the_gain_of_a_model_is_sure_where_it_sees_and_never_where_it_guesses() -> None:
+    random = np.random.default_rng(0)
+    hits = random.random(300) < 0.3
+    groups = [str(i) for i in range(300)]
+    seeing = np.clip(0.3 + 0.5 * (hits - 0.3) + 0.1 * random.standard_normal(300), 0.01, 0.99)
+    assert decision.worthwhile(decision.curve(hits, seeing, groups, resamples=300), surely=True)
+    sure = [
+        decision.worthwhile(
+            decision.curve(hits, np.random.default_rng(k).random(300), groups, resamples=200), surely=True
+        )
+        for k in range(3)
+    ]
+    assert sum(map(len, sure)) == 0

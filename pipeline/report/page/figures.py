@@ -80,9 +80,13 @@ def decision_curve(evidence: Evidence, name: str) -> Markup:
     ]
     prevalence = float(hits.mean())
     top = max(prevalence, *(row["high"] for row in rows)) * 1.05
-    ranges = sorted(decision.worthwhile(rows), key=lambda ends: ends[0] - ends[1])[:_RANGES]
+    ranges, sure = (
+        sorted(decision.worthwhile(rows, surely=surely), key=lambda ends: ends[0] - ends[1])[:_RANGES]
+        for surely in (False, True)
+    )
     finding = (
-        f"The model is worth more than acting on all and on none at thresholds of {_ranges(ranges)}."
+        f"The model is worth more than acting on all and on none at thresholds of {_ranges(ranges)}, "
+        f"{'and with 95 % confidence at ' + _ranges(sure) if sure else 'but nowhere with 95 % confidence'}."
         if ranges
         else "At no threshold is the model worth more than acting on all or on none."
     )
