@@ -27,7 +27,10 @@ PATTERNS = (
     r"^([^-]+)-",
     r"^(.+)[_-]\d+\.[^.]+$",
 )
-_SURE = (PATTERNS[0], r"^(\d{4,})[_-]\d{1,4}\.[^.]+$")  # taken even if no patient is there twice
+_SURE = {  # names that look like this have such a patient, even if none of them is there twice
+    PATTERNS[0]: PATTERNS[0],
+    r"^\d{4,}[_-]\d{1,4}\.[^.]+$": PATTERNS[1],
+}
 _FEWEST_GROUPS, _LARGEST_SHARE = 6, 0.25
 _ROWS = 2000  # of a table, enough to tell what its columns are
 _MOST_CLASSES = 50
@@ -49,9 +52,10 @@ def groups_by(pattern: str, names: Sequence[str]) -> dict[str, list[str]] | None
 
 def guess_group_pattern(names: Sequence[str]) -> str | None:
     """A pattern that seems to find patients in file names; None where no pattern does."""
-    for pattern in (*_SURE, *PATTERNS):
+    sure = [pattern for shape, pattern in _SURE.items() if groups_by(shape, names) is not None]
+    for pattern in (*sure, *PATTERNS):
         groups = groups_by(pattern, names)
-        if groups is None or not _FEWEST_GROUPS <= len(groups) < len(names) + (pattern in _SURE):
+        if groups is None or not _FEWEST_GROUPS <= len(groups) < len(names) + (pattern in sure):
             continue
         if max(map(len, groups.values())) <= max(2, _LARGEST_SHARE * len(names)):
             return pattern

@@ -7,12 +7,13 @@ import json
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.cli.pages import figure, with_interval
+from pipeline.cli.pages import evaluated, figure, with_interval
 from pipeline.extract.changes import count_changes
 
 from .conftest import copy_of, run_pipeline, start_pipeline, succeed
@@ -41,6 +42,63 @@ def test_the_scores_fit_a_screen(trained: Path, tmp_path: Path) -> None:
             row = next(line for line in lines if line.startswith(f"{point}, {name}"))
             assert with_interval(at["sensitivity"]["value"], at["sensitivity"]) in row
     assert "The rest: runs/demo/metrics.json" in page
+
+
+def made_up(names: list[str], positive: str | None) -> dict[str, Any]:
+    """What `evaluate` reports, with figures of no meaning."""
+    ends = {"low": 0.25, "high": 0.75}
+    of_classes = {name: 0.5 for name in names}
+    at = {
+        "threshold": 0.5,
+        **{key: {"value": 0.5, **ends, "n": 9} for key in ("sensitivity", "specificity", "ppv", "npv")},
+    }
+    return {
+        "run": "runs/x",
+        "split": "test",
+        "positive": positive,
+        "n": 90,
+        **dict.fromkeys(("auc", "ap", "acc", "balanced_acc", "f1", "ece", "brier"), 0.5),
+        **dict.fromkeys(("class_auc", "class_ap", "sensitivity", "specificity"), of_classes),
+        "prevalence": {name: 1 / len(names) for name in names},
+        "intervals": {
+            **dict.fromkeys(("auc", "ap", "acc", "balanced_acc", "f1", "ece", "brier"), ends),
+            **dict.fromkeys(("class_auc", "class_ap", "sensitivity", "specificity"), dict.fromkeys(names, ends)),
+        },
+        "operating_points": {
+            point: dict.fromkeys(names, at) for point in ("youden", "sensitivity=0.95", "specificity=0.95")
+        },
+        "bootstrap": {"groups": 90},
+    }
+
+
+@pytest.mark.parametrize(
+    ("names", "positive", "points"),
+    [
+        (["normal", "malignant"], "malignant", 3),
+        ([f"organ {k}" for k in range(14)], None, 12),
+        (["[red]a", "b\x1b[2J"], None, 6),
+    ],
+)
+def test_any_number_of_classes_fits(
+    names: list[str],
+    positive: str | None,
+    points: int,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "96")
+    evaluated(made_up(names, positive))
+    page = capsys.readouterr().out
+    lines = page.splitlines()
+    assert len(lines) <= 36
+    assert max(len(line.rstrip()) for line in lines) <= 96
+    assert sum(line.startswith(("youden", "sensitivity=", "specificity=")) for line in lines) == points
+    assert "\x1b[2J" not in page
+    for name in names[:10]:
+        assert name.replace("\x1b", "\\x1b") in page
+    if len(names) > 10:
+        assert "and 4 more" in page
+        assert "and 30 more" in page
 
 
 @pytest.mark.parametrize(
