@@ -61,7 +61,7 @@ def test_what_fails_hangs_or_dies_is_reported_and_stops_nothing(tmp_path: Path) 
     assert not any(key.startswith("gpu") for key in steps["encoder_vit_h"]["figures"])
     assert 0 < steps["device_busy"]["figures"]["device_busy"] <= 1
     assert steps["batch_search"]["figures"]["chosen"] in (4, 8)
-    assert steps["batch_search"]["figures"]["out_of_memory_rows"] == 6
+    assert steps["out_of_memory"]["figures"] == {"rows": 6, "batch_asked_for": 4, "batch_that_fits": 4}
     training = steps["training"]["figures"]
     late = json.loads((tmp_path / "late.json").read_text())["steps"]
     assert [*late] == [*steps]

@@ -32,7 +32,8 @@ import torch
 
 from pipeline.cli.memory import keep_freed_memory
 from pipeline.encoders import ARCHITECTURES
-from pipeline.extract.batch_size import BatchSize, out_of_memory
+from pipeline.extract import batch_size
+from pipeline.extract.batch_size import BatchSize
 from pipeline.extract.extract import extract
 from pipeline.train.run_folder import write_json
 from tests.benchmarks import encoder, train
@@ -119,7 +120,7 @@ def against_official(model: str, precisions: tuple[str, ...]) -> Callable[[Setti
             try:
                 return encoder.summary(encoder.measure(name, px, batch, rounds, setting.device, side, precisions))
             except RuntimeError as error:  # of the official code, which takes gigabytes an image
-                if not out_of_memory(error) or batch == 1:
+                if not batch_size.out_of_memory(error) or batch == 1:
                     raise
             batch //= 2
 
@@ -127,26 +128,24 @@ def against_official(model: str, precisions: tuple[str, ...]) -> Callable[[Setti
 
 
 def batch_search(setting: Setting) -> Figures:
-    """The search for the size of batches, and what happens where memory ends."""
+    """The search for the size of batches, up to 32 images: each size is compiled anew."""
     name, precision = ("sam_demo", "float32") if setting.small else ("sam_vit_b", "bfloat16")
     frozen = stage_one.seeded_encoder(setting.folder, name, setting.device, precision)
     sizes = BatchSize(frozen, None, setting.folder / "search.json")
+    sizes._limit = 8 if setting.small else 32
     tried: dict[str, float] = {}
 
     def timed(images: int) -> float:
-        if setting.small and images > 8:
-            raise torch.OutOfMemoryError
         spent = sizes._measure(images)
         tried[str(images)] = images / spent
         return spent
 
     before = sizes.images
     sizes.search(10**9, timed)
-    figures: Figures = {"model": name, "unsearched": before, "chosen": sizes.images, "images_per_second": tried}
-    return {**figures, **without_memory(setting)}
+    return {"model": name, "unsearched": before, "chosen": sizes.images, "images_per_second": tried}
 
 
-def without_memory(setting: Setting) -> Figures:
+def out_of_memory(setting: Setting) -> Figures:
     """Extract in batches that are too large for the memory that this process may take, until they fit."""
     torch.compiler.set_stance("force_eager")  # each size would be compiled anew
     frozen = stage_one.seeded_encoder(setting.folder, "sam_demo", setting.device)
@@ -159,7 +158,7 @@ def without_memory(setting: Setting) -> Figures:
     store = setting.folder / "memory.zarr"
     report = extract(dataset, frozen, store, reading=stage_one.READING, batch_size=batch)
     took = BatchSize(frozen, batch, store.with_name("memory.zarr.batch.json")).images
-    return {"out_of_memory_rows": report.rows, "out_of_memory_asked": batch, "out_of_memory_took": took}
+    return {"rows": report.rows, "batch_asked_for": batch, "batch_that_fits": took}
 
 
 def device_busy(setting: Setting) -> Figures:
@@ -188,6 +187,7 @@ STEPS = {  # the most important first
     "tests": Step(gpu_tests, 150),
     "encoder_vit_h": Step(against_official("sam_vit_h", ("bfloat16",)), 180),
     "encoder_vit_b": Step(against_official("sam_vit_b", ("float32", "bfloat16")), 120),
+    "out_of_memory": Step(out_of_memory, 40),
     "device_busy": Step(device_busy, 90),
     "training": Step(training, 150),
     "batch_search": Step(batch_search, 180),
