@@ -34,6 +34,7 @@ MAX_STORY_BYTES = 32_000
 _ITEM_BYTES = {"float16": 2, "float32": 4, "uint8": 1}
 DTYPES = tuple(_ITEM_BYTES)
 _TAP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,63}")
+_MAY_BE_HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # a surrogate, which alone is no text that can be written anywhere
 _RESERVED = {"index", "zarr.json", "readme.md"}
 _MAX_ROWS = 10**9
 _MAX_SHARD_ROWS = 2**20
@@ -178,7 +179,7 @@ def check_taps(taps: Mapping[str, TapSpec], version: int = FORMAT_VERSION) -> No
 
 
 def load_json(data: bytes, where: str) -> JSON:
-    """Parse JSON from a stranger: UTF-8, no NaN, no repeated key, of bounded depth.
+    """Parse JSON from a stranger: UTF-8, no half of a character, no NaN, no repeated key, of bounded depth.
 
     Raises:
         FormatError: It is no such JSON; `where` names it.
@@ -196,7 +197,10 @@ def load_json(data: bytes, where: str) -> JSON:
         raise ValueError(message)
 
     try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
+        if _MAY_BE_HALF.search(data):
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except (ValueError, RecursionError) as error:
         message = f"{where} is not the JSON of a store ({error}): the file is damaged or not a feature store"
         raise FormatError(message) from error

@@ -35,6 +35,10 @@ class RunError(PipelineError):
     """A training run cannot start, continue or be read."""
 
 
+class DamagedJsonError(RunError, ValueError):
+    """A file of JSON in a run is none, or is none that a run has."""
+
+
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Say which file it was where the system refuses to write without a name: a full disk tells none."""

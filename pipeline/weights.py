@@ -77,7 +77,8 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         msg = f"{str(file)!r} cannot be read as weights ({type(error).__name__}): copy or download it again."
         raise CheckpointError(msg) from error
     state = state.get("state_dict", state) if isinstance(state, Mapping) else state
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+    named = isinstance(state, Mapping) and all(isinstance(key, str) for key in state)
+    if not named or not all(isinstance(value, Tensor) for value in state.values()):
         msg = f"{str(file)!r} holds something other than a mapping of names to tensors: save the model's state_dict()."
         raise CheckpointError(msg)
     return dict(state)

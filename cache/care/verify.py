@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from crc32c import crc32c
 
+from cache.care.hdf5_view import library_differences
 from cache.description import Description
 from cache.errors import FormatError, StoreError, UntrustedStoreError
 from cache.formats.hdf5_file import open_hdf5, read_header, trailers_sha256
@@ -177,6 +178,7 @@ def _rows_damage(file: str, reason: str, tap: str, slots: list[int], slot_ids: d
 def _hdf5_damage(store: Path, progress: Progress) -> Iterator[Damage]:
     try:
         open_hdf5(store)
+        yield from (Damage(".", said) for said in library_differences(store, *read_header(store)))
     except StoreError as error:
         yield Damage(".", str(error))
     try:

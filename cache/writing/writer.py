@@ -86,8 +86,8 @@ def create_store(
     check_rows(rows)
     if labels is not None:
         labels.check(len(rows))
-    story = load_json(canonical(provenance or {}), "provenance")
-    length = len(canonical({"fingerprint": fingerprint.fields, "provenance": story}))
+    told = canonical({"fingerprint": fingerprint.fields, "provenance": provenance or {}})
+    story, length = load_json(told, "fingerprint or provenance")["provenance"], len(told)
     if length > MAX_STORY_BYTES:
         message = f"fingerprint and provenance take {length} bytes, a store keeps {MAX_STORY_BYTES}; shorten them"
         raise StoreError(message)

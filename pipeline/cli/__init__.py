@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import errno
+import io
 import os
 import signal
 import sys
@@ -37,6 +38,7 @@ from pipeline.cli.terminal import (
     Stopped,
     bars,
     examples,
+    say,
     show,
     telling_what_is_kept,
 )
@@ -67,11 +69,15 @@ def _run() -> int:
     try:
         status = cli.main(standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        said = io.StringIO()
+        error.show(file=said)
+        for line in said.getvalue().splitlines():
+            say(line, err=True)
         return WRONG_USE
     except (KeyboardInterrupt, click.Abort, Stopped) as stop:
         kept = str(stop) or "finished work is kept, and the same command continues from it"
-        click.echo(f"\nstopped: {kept}", err=True)
+        say(err=True)
+        say(f"stopped: {kept}", err=True)
         os._exit(STOPPED)  # at once: other threads may be at work, and what they do may be cut off
     except Exception as error:
         status = _explain(error)
@@ -91,9 +97,9 @@ def _explain(error: Exception) -> int:
     if not isinstance(error, PipelineError | StoreError | OSError):
         raise error
     for line in (_of_system(error) if isinstance(error, OSError) else str(error)).splitlines():
-        click.echo(f"error: {line}", err=True)
+        say(f"error: {line}", err=True)
     for note in getattr(error, "__notes__", ()):
-        click.echo(f"  {note}", err=True)
+        say(f"  {note}", err=True)
     return getattr(error, "exit_status", FAILED)
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from pipeline.cli.options import configured, load
-from pipeline.cli.terminal import DONE, examples
+from pipeline.cli.terminal import DONE, examples, say, say_json
 
 
 @click.command(
@@ -31,9 +30,10 @@ def config(config_path: Path, overrides: tuple[str, ...], as_json: bool, explain
 
     found = load(config_path, overrides)
     if as_json:
-        click.echo(json.dumps({"config": to_dict(found), "defaults": defaults_of(found)}))
+        say_json({"config": to_dict(found), "defaults": defaults_of(found)})
     else:
-        click.echo(as_yaml(found), nl=False)
+        for line in as_yaml(found).splitlines():
+            say(line)
     return DONE
 
 
@@ -42,11 +42,12 @@ def _explain(name: str, as_json: bool) -> int:
 
     keys = find(name)
     if as_json:
-        click.echo(json.dumps({"keys": [{"key": key.dotted, **asdict(key)} for key in keys]}))
+        say_json({"keys": [{"key": key.dotted, **asdict(key)} for key in keys]})
         return DONE
     for key in keys:
         where = f" (layout: {key.layout})" if key.layout else ""
-        click.secho(f"{key.dotted}{where}", bold=True)
-        click.echo(f"  {key.kind}; {'required' if key.default == 'required' else f'default {key.default}'}")
-        click.echo(click.wrap_text(key.does, width=100, initial_indent="  ", subsequent_indent="  "))
+        say(f"{key.dotted}{where}", bold=True)
+        say(f"  {key.kind}; {'required' if key.default == 'required' else f'default {key.default}'}")
+        for line in click.wrap_text(key.does, width=100, initial_indent="  ", subsequent_indent="  ").splitlines():
+            say(line)
     return DONE

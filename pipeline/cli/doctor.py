@@ -9,8 +9,8 @@ import click
 from click.core import ParameterSource
 
 from pipeline.cli.options import configured, load
-from pipeline.cli.tables import print_table, say
-from pipeline.cli.terminal import DONE, bars, examples, show
+from pipeline.cli.tables import print_table
+from pipeline.cli.terminal import DONE, bars, examples, say, show
 
 
 @click.command(

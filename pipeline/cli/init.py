@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from pipeline.cli.tables import counts_table, ignored_line, say
-from pipeline.cli.terminal import DONE, examples, show
+from pipeline.cli.tables import counts_table, ignored_line
+from pipeline.cli.terminal import DONE, examples, say, show
 
 
 @click.command(

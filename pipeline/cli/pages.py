@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.cli.tables import counts_table, ignored_line, print_table, say
+from pipeline.cli.tables import counts_table, ignored_line, print_table
+from pipeline.cli.terminal import say
 
 Report = Mapping[str, Any]
 _CLASSES = 10  # shown one by one; the files have them all

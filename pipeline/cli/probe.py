@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from pipeline.cli.options import configured, load
-from pipeline.cli.terminal import DONE, bars, examples, show
+from pipeline.cli.terminal import DONE, bars, examples, say, show
 
 
 @click.command(
@@ -50,7 +50,7 @@ def probe(
         report = commands.probe(config, progress, folder=folder, taps=taps, replace=replace)
     if as_json:
         return show(report, as_json)
-    from pipeline.cli.tables import print_table, say
+    from pipeline.cli.tables import print_table
 
     head = ["", "tap", "classifier", "chosen", "val AUC [95 %]", "test AUC [95 %]", "test accuracy", "balanced"]
     counts = ", ".join(f"{count} {split}" for split, count in report["samples"].items())

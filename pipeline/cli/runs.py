@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from pipeline.cli.pages import figure, with_interval
-from pipeline.cli.tables import print_table, say
-from pipeline.cli.terminal import DONE, examples, show
+from pipeline.cli.tables import print_table
+from pipeline.cli.terminal import DONE, examples, say, show
 
 
 @click.command(

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from pipeline.cli.terminal import DONE, INCOMPLETE, bars, examples, show
+from pipeline.cli.terminal import DONE, INCOMPLETE, bars, examples, printable, say, show
 
 _NAMES = {"auc": "AUC", "ap": "average precision", "acc": "accuracy", "balanced_acc": "balanced accuracy",
           "f1": "macro F1", "kappa": "quadratic kappa", "ece": "calibration error (ECE)", "brier": "Brier score",
@@ -111,7 +111,7 @@ def _show_study(report: Mapping[str, Any]) -> None:
     head, *lines = table_lines(report["table"], report["baseline"], brief=True)
     _print_table(head, lines, f"{said}\n{absence(report['missing'])}\n{report['study']}")
     for name, reason in report["failed"].items():
-        click.echo(f"not made: {name}: {reason}", err=True)
+        say(f"not made: {name}: {reason}", err=True)
 
 
 def _apart(settings: Sequence[Mapping[str, Any]] | None) -> str:
@@ -157,9 +157,9 @@ def _print_table(head: Sequence[str], lines: Sequence[Sequence[str]], caption: s
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for number, column in enumerate(head):
-        table.add_column(column, justify="left" if number == 0 else "right")
+        table.add_column(Text(printable(column)), justify="left" if number == 0 else "right")
     for line in lines:
-        table.add_row(*(Text(cell) for cell in line))  # not as markup: an interval is in brackets
+        table.add_row(*(Text(printable(cell)) for cell in line))  # not as markup: an interval is in brackets
     console = Console()
     console.print(table)
-    console.print(Text("\n".join(part for part in caption.splitlines() if part)))
+    console.print(Text("\n".join(printable(part) for part in caption.splitlines() if part)))

@@ -6,19 +6,15 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import click
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.cli.terminal import printable, say
+
 _NARROWEST = 10  # of a column of words where the terminal is narrow
 _UNBOUNDED = 2**16
 MOST_ROWS = 30  # of a table for people; JSON and files have them all
-
-
-def say(text: str) -> None:
-    """Print a line as it is, with what no terminal should obey made visible."""
-    click.echo("".join(c if c.isprintable() else repr(c)[1:-1] for c in text))
 
 
 def print_table(
@@ -37,9 +33,9 @@ def print_table(
     for number, title in enumerate(columns):
         if number < words:
             longest = max((len(row[number]) for row in cells), default=0)
-            table.add_column(title, overflow="fold", min_width=min(_NARROWEST, longest))
+            table.add_column(Text(printable(title)), overflow="fold", min_width=min(_NARROWEST, longest))
         else:
-            table.add_column(title, justify="right", no_wrap=True)
+            table.add_column(Text(printable(title)), justify="right", no_wrap=True)
     for row in cells:
         table.add_row(*map(Text, row))
     console = Console()
@@ -48,11 +44,6 @@ def print_table(
     console.print(table)
     if len(rows) > most:
         say(f"and {len(rows) - most} more")
-
-
-def printable(text: str) -> str:
-    """Text without anything that a terminal would obey."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def counts_table(counts: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ import click
 
 DONE, FAILED, WRONG_USE, INCOMPLETE, STOPPED = 0, 1, 2, 3, 130
 SHOWN = 5  # texts of a list in a table; JSON has them all
+_LONGEST_KEY = 40  # in a table
 LINE_EVERY_SECONDS = 30.0  # between progress lines where there is no terminal to draw a bar on
 SPEED_OVER_SECONDS = 600.0  # a bar's time left rests on this past: one image of a large encoder may take a minute
 
@@ -36,10 +37,28 @@ def examples(*lines: str) -> str:
     return "\b\n" + "\n".join(("Examples:", *(f"  {line}" for line in lines)))
 
 
+def printable(text: str) -> str:
+    """Text without anything that a terminal would obey: escapes, turned writing and line ends are made visible.
+
+    All that comes from a store, a run, a configuration or a file name goes through here before it is printed.
+    """
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def say(text: str = "", *, bold: bool = False, err: bool = False) -> None:
+    """Print a line."""
+    click.secho(printable(text), bold=bold or None, err=err)
+
+
+def say_json(value: object) -> None:
+    """Print a JSON object on a line; it is in ASCII, so no terminal obeys any of it."""
+    click.echo(json.dumps(value, default=str, allow_nan=False))
+
+
 def show(report: Mapping[str, Any], as_json: bool, page: Callable[[Mapping[str, Any]], None] | None = None) -> int:
     """Print a report: one JSON object, or the page of it; without one a table with nested reports indented."""
     if as_json:
-        click.echo(json.dumps(report, default=str, allow_nan=False))
+        say_json(report)
         return DONE
     if page is not None:
         page(report)
@@ -52,9 +71,15 @@ def show(report: Mapping[str, Any], as_json: bool, page: Callable[[Mapping[str, 
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for key, value in _lines(report):
-        table.add_row(Text(key), Text(value))  # not as markup: names may hold brackets
+        said = "\n".join(map(printable, value.split("\n")))
+        table.add_row(Text(_shortened(printable(key))), Text(said))  # not as markup: names may hold brackets
     Console().print(table)
     return DONE
+
+
+def _shortened(key: str) -> str:
+    """A key that leaves room for values."""
+    return key if len(key) <= _LONGEST_KEY else f"{key[: _LONGEST_KEY - 3]}..."
 
 
 def _lines(report: Mapping[str, Any], indent: str = "") -> Iterator[tuple[str, str]]:
@@ -105,11 +130,13 @@ def bars() -> Iterator[Callable[..., None]]:
     from rich.table import Column
 
     columns = (
-        TextColumn("{task.description:>10}"),
+        TextColumn("{task.description:>10}", markup=False),
         BarColumn(bar_width=16),
         MofNCompleteColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
-        TextColumn("{task.fields[figures]}", table_column=Column(no_wrap=False)),  # where it is narrow, this one gives
+        TextColumn(
+            "{task.fields[figures]}", markup=False, table_column=Column(no_wrap=False)
+        ),  # where it is narrow, this one gives
     )
     with Progress(*columns, console=Console(stderr=True), speed_estimate_period=SPEED_OVER_SECONDS) as bars:
         tasks: dict[str, Any] = {}
@@ -181,11 +208,11 @@ class _Lines:
         info = _without_table_only(task, info)
         began, before = self._began[task]
         left = f"{(now - began) / (done - before) * (total - done):.0f} s left" if before < done < total else ""
-        click.echo("  ".join(filter(None, (f"{task} {done}/{total}", _figures(info), left))), err=True)
+        say("  ".join(filter(None, (f"{task} {done}/{total}", _figures(info), left))), err=True)
 
 
 def _figures(info: Mapping[str, float | str]) -> str:
-    return "  ".join(f"{_words(key)} {_number(value)}" for key, value in info.items())
+    return printable("  ".join(f"{_words(key)} {_number(value)}" for key, value in info.items()))
 
 
 def _words(key: str) -> str:

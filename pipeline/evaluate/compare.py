@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -77,7 +76,7 @@ def read_predictions(folder: Path) -> Predictions:
 def _positive(folder: Path, class_names: Sequence[str]) -> int | None:
     """The class that an evaluated run looks for; None if none was named."""
     try:
-        figures = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        figures = run_folder.read_json(folder / "metrics.json")
     except (OSError, ValueError):
         return None
     named = figures.get("positive")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -102,7 +101,7 @@ def _own_figures(folder: Path) -> dict[str, Any]:
         RunError: It has not been asked.
     """
     try:
-        figures: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
+        figures: dict[str, Any] = run_folder.read_json(folder / "metrics.json")
         return {"positive": figures.get("positive"), "operating_points": figures["operating_points"]}
     except (OSError, ValueError, KeyError, AttributeError) as error:
         message = (
@@ -119,7 +118,7 @@ def _check_target(target: Path, about: Mapping[str, Any]) -> None:
         RunError: It does.
     """
     try:
-        before = json.loads((target / "metrics.json").read_text())["external"]
+        before = run_folder.read_json(target / "metrics.json")["external"]
     except FileNotFoundError:
         return
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -328,10 +327,7 @@ def _read_pictures(folder: Path, weights_sha256: str, notes: list[str]) -> Pictu
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
-        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        value: dict[str, Any] = run_folder.read_json(path)
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        msg = f"{str(path)!r} cannot be read ({error}): make it again."
-        raise RunError(msg) from None
     return value

@@ -8,7 +8,6 @@ digest.
 from __future__ import annotations
 
 import filecmp
-import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -175,7 +174,7 @@ def load_export(folder: Path, *, checkpoint: Path | None = None, device: str = "
     """
     description = run_folder.load_description(folder)
     try:
-        rules = json.loads((folder / "preprocessing.json").read_text(encoding="utf-8"))["reading"]
+        rules = run_folder.read_json(folder / "preprocessing.json")["reading"]
         values: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in rules.items()
         }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from datetime import datetime
@@ -107,7 +106,7 @@ def _of_unfinished(folder: Path) -> Report:
 
 def _read(file: Path) -> Any:
     """JSON of a file; None where there is none."""
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    return run_folder.read_json(file, kind=list if file.name == "history.json" else dict) if file.is_file() else None
 
 
 def _when(folder: Path) -> str | None:

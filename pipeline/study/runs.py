@@ -6,7 +6,6 @@ process. A process that finds only claimed runs waits for them, so that whoever 
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -48,7 +47,7 @@ class Planned:
 def result_of(planned: Planned) -> Row | None:
     """Read what a run came to: `scores` by name, `val_auc`, `best_epoch`, `seconds`; None if it is not done."""
     try:
-        result: Row = json.loads((planned.folder / _RESULT).read_text())
+        result: Row = run_folder.read_json(planned.folder / _RESULT)
     except FileNotFoundError:
         return None
     return result

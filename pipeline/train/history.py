@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import ConfigError, needs_extra
+from pipeline.errors import ConfigError, RunError, needs_extra
 from pipeline.train import run_folder
 from pipeline.train.loop import Loop
+from pipeline.weights import TORN
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -36,11 +37,23 @@ class Journal:
         self._writer = _summary_writer() if tensorboard else None
 
     def resume(self, loop: Loop) -> None:
-        """Take up the last checkpoint, if there is one."""
+        """Take up the last checkpoint, if there is one.
+
+        Raises:
+            RunError: It is none of this run.
+        """
         checkpoint = run_folder.load_checkpoint(self.folder, loop.feed.device)
-        if checkpoint is not None:
+        if checkpoint is None:
+            return
+        try:
             loop.load_state(checkpoint["loop"])
             self.history, self.best = json.loads(checkpoint["history"]), json.loads(checkpoint["best"])
+        except (*TORN, RecursionError) as error:
+            msg = (
+                f"{str(self.folder / 'last.pt')!r} is no checkpoint of this run ({type(error).__name__}): "
+                f"delete it and train again."
+            )
+            raise RunError(msg) from error
 
     def patience_is_over(self, patience: int) -> bool:
         """Say whether the last `patience` epochs brought nothing better; never for 0."""

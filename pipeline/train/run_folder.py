@@ -19,10 +19,12 @@ and, until the run is done:
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
 import re
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -35,7 +37,7 @@ import torch
 from torch import Tensor
 
 from cache import Fingerprint
-from pipeline.errors import RunError, naming
+from pipeline.errors import DamagedJsonError, RunError, naming
 from pipeline.model.classifier import Classifier, ModelOptions
 from pipeline.model.tasks import Head, Task, outputs_of
 from pipeline.model.uses import Shape
@@ -45,6 +47,7 @@ _VERSION = 1
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")  # what a spreadsheet runs, or text that has been quoted already
 _QUOTED = re.compile(r"'+[=+\-@\t\r]")
 _EARLIER = "earlier"
+_MOST_BYTES = 256 << 20  # of JSON: a history of a million epochs
 _LONGEST = 80  # characters of a setting in a message
 _OF_TRAINING = ("last.pt", "samples.csv", "model.*", "best-*.safetensors", "history.*")
 _OF_EVALUATION = ("metrics.json", "predictions.csv", "roc.*", "precision_recall.*", "reliability.*",
@@ -65,6 +68,7 @@ class Description:
         training: Options of its training, for the reader.
         metrics: Figures on val, and the epoch they are of.
         provenance: How it came about, for the reader (`pipeline.train.identity`); empty where that was not recorded.
+        weights_sha256: Of the file of weights beside it; empty where an older version wrote it.
     """
 
     model: ModelOptions
@@ -76,6 +80,7 @@ class Description:
     training: Mapping[str, Any]
     metrics: Mapping[str, Any]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    weights_sha256: str = ""
 
 
 @contextmanager
@@ -99,6 +104,35 @@ def write_json(path: Path, value: object) -> None:
     text = json.dumps(value, indent=2, allow_nan=False)
     with replacing(path) as file:
         file.write(f"{text}\n".encode())
+
+
+def read_json(path: Path, *, kind: type[dict[str, Any]] | type[list[Any]] = dict) -> Any:
+    """Read a file of JSON.
+
+    Args:
+        path: The file.
+        kind: What it holds.
+
+    Raises:
+        DamagedJsonError: It is no JSON of that kind, too large, nested too deep, or no plain file.
+        OSError: It is not there or cannot be read.
+    """
+    found = path.stat()
+    try:
+        if not stat.S_ISREG(found.st_mode) or found.st_size > _MOST_BYTES:
+            problem = f"no plain file of at most {_MOST_BYTES} bytes"
+            raise ValueError(problem)
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        problem = "nested too deep"
+    except ValueError as error:
+        problem = str(error)
+    else:
+        if isinstance(value, kind):
+            return value
+        problem = f"expected {'an object' if kind is dict else 'a list'}"
+    message = f"{str(path)!r} cannot be read ({problem}): delete it, and run the command again that writes it."
+    raise DamagedJsonError(message)
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
@@ -140,8 +174,10 @@ def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
 
 
 def save_description(folder: Path, description: Description) -> None:
-    """Write `model.json`."""
-    values = asdict(description)
+    """Write `model.json`, with the digest of the weights that lie beside it."""
+    weights = folder / "model.safetensors"
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else ""
+    values = asdict(replace(description, weights_sha256=digest))
     values["fingerprint"] = None if description.fingerprint is None else dict(description.fingerprint.fields)
     write_json(folder / "model.json", {"version": _VERSION, **values})
 
@@ -154,7 +190,7 @@ def load_description(folder: Path) -> Description:
     """
     file = folder / "model.json"
     try:
-        values = json.loads(file.read_text())
+        values = read_json(file)
         if values.pop("version") != _VERSION:
             msg = f"{str(file)!r} is of another version of this program: train again, or use the version that wrote it."
             raise RunError(msg)
@@ -195,7 +231,11 @@ def load_classifier(folder: Path, *, device: torch.device | None = None) -> tupl
     classifier = Classifier(replace(description.model, weights="none"), description.taps, outputs)
     file = weights_file(folder)
     try:
-        classifier.load_state_dict(safetensors.torch.load_file(file))
+        content = file.read_bytes()
+        if description.weights_sha256 not in ("", hashlib.sha256(content).hexdigest()):
+            other = "they are other weights than those it names by their SHA-256"
+            raise RuntimeError(other)
+        classifier.load_state_dict(safetensors.torch.load(content))
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
         first = str(error).splitlines()[0]
         msg = (
@@ -224,7 +264,7 @@ def weights_file(folder: Path) -> Path:
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
     """Read the rows of `history.json`."""
-    history: list[dict[str, Any]] = json.loads((folder / "history.json").read_text())
+    history: list[dict[str, Any]] = read_json(folder / "history.json", kind=list)
     return history
 
 
@@ -245,7 +285,7 @@ def begin(folder: Path, settings: Mapping[str, Any], *, replace: bool) -> None:
     wanted = Fingerprint(settings)
     if file.is_file():
         try:
-            differences = wanted.differences(Fingerprint(json.loads(file.read_text())))
+            differences = wanted.differences(Fingerprint(read_json(file)))
         except ValueError as error:
             msg = f"{str(file)!r} cannot be read ({error}): delete the folder {str(folder)!r} and train again."
             raise RunError(msg) from error

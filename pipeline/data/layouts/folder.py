@@ -95,10 +95,22 @@ def _folders(root: Path, ignored: Counter[str]) -> list[Path]:
         if path.name.startswith("."):
             continue
         if path.is_dir():
+            _refuse_loop(path)
             folders.append(path)
         else:
             ignored[_suffix(path.name)] += 1
     return sorted(folders)
+
+
+def _refuse_loop(folder: Path) -> None:
+    """Refuse a link to a folder that it lies in, whose images would count twice.
+
+    Raises:
+        DataError: It is one.
+    """
+    if folder.is_symlink() and Path(os.path.realpath(folder.parent)).is_relative_to(os.path.realpath(folder)):
+        message = f"{str(folder)!r} links to a folder that it lies in, so its images would count twice: remove it"
+        raise DataError(message)
 
 
 def _suffix(name: str) -> str:
