@@ -23,6 +23,9 @@ def in_fold(dataset: Dataset, number: int, *, of: int, seed: int = 0, val: float
         seed: Another seed, other folds.
         val: Share of the samples that are not test.
 
+    Returns:
+        The same samples in the same order, under a name that says the fold.
+
     Raises:
         DataError: There are fewer folds than asked for, or a split would be without some class.
     """
@@ -42,7 +45,7 @@ def in_fold(dataset: Dataset, number: int, *, of: int, seed: int = 0, val: float
     samples = tuple(
         dataclasses.replace(sample, split=split) for sample, split in zip(dataset.samples, splits, strict=True)
     )
-    return dataclasses.replace(dataset, samples=samples, drawn=None)
+    return dataclasses.replace(dataset, name=f"{dataset.name}, fold {number} of {of}", samples=samples, drawn=None)
 
 
 def _check(dataset: Dataset, splits: list[Split], fold: str) -> None:

@@ -62,7 +62,8 @@ def extract(
     recheck: bool = False,
 ) -> Report:
     """Stage one: leave a complete store of features at `store.path`; see `inputs.finished` for when it is there."""
-    dataset, rules = load_dataset(config), data.reading_rules(reading(config))
+    in_a_fold = config.fold is not None  # of which a store, its card and its name know nothing
+    dataset, rules = load_dataset(config, only_test=in_a_fold), data.reading_rules(reading(config))
     encoder = build_encoder(config, new_images=False)
     before = rows_of(config.store.path) or {}
     report = stage_one.extract(

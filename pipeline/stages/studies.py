@@ -52,6 +52,10 @@ def study(plan: Study, progress: Progress, *, tables_only: bool = False, replace
         why = next(iter(failed.values()), "run the study without asking for the tables only")
         message = f"no run of {str(plan.folder)!r} is done: {why}"
         raise RunError(message)
+    if not table:
+        why = next(iter(failed.values()), "run the study again to make the others")
+        message = f"{done} of the {len(plan.runs)} runs of {str(plan.folder)!r} are done, and all folds of none: {why}"
+        raise RunError(message)
     return {
         "study": str(plan.folder),
         "runs": len(plan.runs),

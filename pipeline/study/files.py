@@ -32,6 +32,8 @@ def write_files(folder: Path, summary: Summary) -> list[Row]:
         return table
     missing = len(summary.runs) - len(results)
     run_folder.write_csv(folder / "results.csv", results)
+    if not table:  # no cross-validation is complete yet
+        return table
     run_folder.write_csv(folder / "table.csv", table)
     said = legend(summary.baseline, cross_validated=summary.cross_validated)
     _write_text(folder / "table.md", as_markdown(table, summary.baseline, missing, said))

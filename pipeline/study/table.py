@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.evaluate.compare import Predictions, what_differs
-from pipeline.evaluate.intervals import LEVEL, interval, resample
+from pipeline.evaluate.intervals import LEVEL, resample
 from pipeline.evaluate.metrics import Scorer
-from pipeline.study.folds import pooled, rows_of
+from pipeline.study.folds import POOLED, pooled, rows_of
 from pipeline.study.runs import Planned, Row, result_of
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -93,7 +93,7 @@ class Summary:
         """One row per cell and score.
 
         A seed of a cross-validation counts once all of its folds are done, by the score of all samples pooled; `low`
-        and `high` are of the interval over groups then, of the mean over seeds, and not over seeds.
+        and `high` are those of its interval over groups then, averaged over seeds, and no interval over seeds.
 
         Returns:
             The columns of the cell; `score`; `seeds` done and runs `missing`; `mean`, `sd`, and `low` and `high` of the
@@ -115,7 +115,7 @@ class Summary:
                     row = {**dict(key), "score": score, "seeds": len(values), "missing": missing}
                     spread = _over_seeds(values, -1.0 if score == "kappa" else 0.0)
                     if self.cross_validated:
-                        spread |= self._over_groups(list(done.values()), score)
+                        spread |= self._over_groups(dict(key), score)
                     rows.append({**row, **spread, **self._difference(done, rivals, score)})
         return rows
 
@@ -128,8 +128,14 @@ class Summary:
         value: float | None = result["scores"].get(score)
         return value
 
-    def _over_groups(self, trials: Sequence[Trial], score: str) -> Row:
-        low, high = interval(np.mean([self._draws(trial)[1][score] for trial in trials], axis=0))
+    def _over_groups(self, key: Mapping[str, Any], score: str) -> Row:
+        """Ends of the interval over groups of all samples pooled: of each seed, and averaged over them."""
+        ends = [
+            (row["low"], row["high"])
+            for row in self.folds()
+            if row["fold"] == POOLED and row["score"] == score and all(row[name] == key[name] for name in key)
+        ]
+        low, high = np.array(ends, np.float64).mean(axis=0)
         return {"low": float(low), "high": float(high)}
 
     def _difference(self, ours: Mapping[int, Trial], theirs: Mapping[int, Trial], score: str) -> Row:
