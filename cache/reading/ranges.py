@@ -8,12 +8,19 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cache.errors import FormatError, StoreError, StoreNotFoundError
+
+PATIENCE_SECONDS, LEAST_BYTES = 60.0, 64 << 10
+"""An http server has so long to answer, and must then send at least so much in each such time: 1 KiB a second."""
+
+_AGAIN = "check the URL and the connection, and try again"
 
 
 class RemoteFile:
@@ -108,15 +115,101 @@ def is_http(fs: Any) -> bool:
 
 
 def http_options(fs: Any, **headers: str) -> dict[str, Any]:
-    """Options of one http request: the bytes of a file as they are, for sizes and places count those.
-
-    A large file may take hours, but a server that is silent for a minute is given up.
-    """
+    """Options of one http request: the bytes of a file as they are, for sizes and places count those."""
     import aiohttp
 
-    patience = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
+    patience = aiohttp.ClientTimeout(total=None, sock_connect=PATIENCE_SECONDS / 2, sock_read=PATIENCE_SECONDS)
     own = {**fs.kwargs.get("headers", {}), "Accept-Encoding": "identity", **headers}
     return {"timeout": patience, **fs.kwargs, "headers": own, "auto_decompress": False}
+
+
+class _Pace:
+    """Gives up a server that sends so slowly that it would never end."""
+
+    def __init__(self, url: str) -> None:
+        self._url, self._since, self._got = url, time.monotonic(), 0
+
+    def got(self, count: int) -> None:
+        """Count bytes that have come.
+
+        Raises:
+            StoreError: They are too few for the time.
+        """
+        self._got += count
+        passed = time.monotonic() - self._since
+        if passed >= PATIENCE_SECONDS:
+            if self._got < LEAST_BYTES:
+                message = f"{self._url}: the server sent {self._got} bytes in {passed:.0f} s; {_AGAIN}"
+                raise StoreError(message)
+            self._since, self._got = time.monotonic(), 0
+
+
+@asynccontextmanager
+async def _answered(fs: Any, url: str, **headers: str) -> AsyncIterator[Any]:
+    """The answer to a request, once its head has come; silent and trickling servers are given up.
+
+    Raises:
+        FileNotFoundError: The server does not know the file.
+        StoreError: The head has not come in time.
+    """
+    session = await fs.set_session()
+    request = session.get(fs.encode_url(url), **http_options(fs, **headers))
+    try:
+        answer = await asyncio.wait_for(request, PATIENCE_SECONDS)
+    except TimeoutError:
+        message = f"{url}: the server has not answered within {PATIENCE_SECONDS:.0f} s; {_AGAIN}"
+        raise StoreError(message) from None
+    async with answer:
+        if answer.status == 404:
+            raise FileNotFoundError(url)
+        yield answer
+
+
+class HttpStream:
+    """A file at an http server from its beginning; the server need not know ranges for that."""
+
+    def __init__(self, fs: Any, url: str) -> None:
+        """Ask for the file.
+
+        Raises:
+            FileNotFoundError: The server does not know it.
+            StoreError: It does not answer in time.
+        """
+        self._fs, self._pace = fs, _Pace(url)
+        self._opened = _answered(fs, url)
+        self._answer = self._wait(self._opened.__aenter__)
+        try:
+            self._answer.raise_for_status()
+        except BaseException:
+            self.close()
+            raise
+
+    def read(self, size: int) -> bytes:
+        """The next bytes, at most `size`; none at the end.
+
+        Raises:
+            TimeoutError: The server is silent.
+            StoreError: It sends so slowly that it would never end.
+        """
+        block: bytes = self._wait(partial(self._answer.content.read, size))
+        self._pace.got(len(block) if block else LEAST_BYTES)
+        return block
+
+    def close(self) -> None:
+        """Let go of the connection, without reading the rest."""
+        self._answer.close()
+        self._wait(partial(self._opened.__aexit__, None, None, None))
+
+    def _wait(self, function: Callable[[], Any]) -> Any:
+        from fsspec.asyn import sync
+
+        return sync(self._fs.loop, function)
+
+    def __enter__(self) -> HttpStream:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.close()
 
 
 _CLIENTS = {
@@ -140,7 +233,8 @@ def network_errors(url: str, *, values: bool = True) -> Iterator[None]:
         foreign = type(error).__module__.partition(".")[0] in _CLIENTS and not isinstance(error, FileNotFoundError)
         if not (lost or foreign or (values and isinstance(error, ValueError))):
             raise
-        message = f"{url}: {str(error) or type(error).__name__}; check the URL and the connection, and try again"
+        silent = "the server is silent" if isinstance(error, TimeoutError) else type(error).__name__
+        message = f"{url}: {str(error) or silent}; {_AGAIN}"
         raise StoreError(message) from error
 
 
@@ -168,10 +262,8 @@ def _http_ranges(fs: Any, url: str, spans: Sequence[tuple[int, int]]) -> list[by
 
 async def _http_range(fs: Any, url: str, start: int, stop: int) -> bytes | None:
     """One span of a file; of an answer without an end no more is read than shows that it is not the span."""
-    session = await fs.set_session()
-    async with session.get(fs.encode_url(url), **http_options(fs, Range=f"bytes={start}-{stop - 1}")) as answer:
-        if answer.status == 404:
-            raise FileNotFoundError(url)
+    pace = _Pace(url)
+    async with _answered(fs, url, Range=f"bytes={start}-{stop - 1}") as answer:
         if answer.status == 416:  # the file ends before `start`
             return b""
         answer.raise_for_status()
@@ -181,6 +273,7 @@ async def _http_range(fs: Any, url: str, start: int, stop: int) -> bytes | None:
             return None
         blocks, left = [], stop - start + 1
         while left and (block := await answer.content.read(left)):
+            pace.got(len(block))
             blocks.append(block)
             left -= len(block)
     return b"".join(blocks)

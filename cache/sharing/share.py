@@ -22,7 +22,7 @@ from cache.errors import FingerprintMismatchError, FormatError, NoSpaceError, St
 from cache.formats.mapped import ZarrRows, open_plain
 from cache.formats.zarr_folder import OpenedStore
 from cache.progress import Progress, silent
-from cache.reading.ranges import file_system, http_options, is_http, local_place, network_errors
+from cache.reading.ranges import HttpStream, file_system, is_http, local_place, network_errors
 from cache.reading.reader import Store, open_files, open_store, store_format
 from cache.reading.remote import PUSHED_FILE
 from cache.sharing.manifest import MANIFEST, MAX_MANIFEST_BYTES, File, Manifest, check_names, parse_manifest
@@ -334,8 +334,7 @@ def _accept(
 @contextmanager
 def _stream(fs: Any, remote: str) -> Iterator[Any]:
     """A remote file from its beginning; http servers need not know ranges for that, nor are they asked for its size."""
-    options = {"block_size": 0, "size": 1, **http_options(fs)} if is_http(fs) else {}
-    with network_errors(remote), fs.open(remote, "rb", **options) as file:
+    with network_errors(remote), HttpStream(fs, remote) if is_http(fs) else fs.open(remote, "rb") as file:
         yield file
 
 

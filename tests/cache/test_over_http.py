@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import pickle
+import socketserver
 import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import cache
+from cache.reading import ranges
 from tests.cache.making import FORMATS, ROWS_PER_SHARD, assert_holds, build, feature, files, rows
 from tests.cache.serving import Server
 from tests.cache.test_damage import damage_row
@@ -92,3 +97,60 @@ def test_threads_read_over_http_at_once(tmp_path: Path, server: Server) -> None:
     for thread in threads:
         thread.join()
     assert not failures
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n"
+
+
+@pytest.fixture
+def slow() -> Iterator[Callable[[bytes, bytes], str]]:
+    """Starts a server that sends something at once and then a byte every now and then, for ever; gives its URL."""
+    ended = threading.Event()
+    servers: list[tuple[socketserver.ThreadingTCPServer, threading.Thread]] = []
+
+    def start(at_once: bytes, byte: bytes) -> str:
+        class Handler(socketserver.BaseRequestHandler):
+            def handle(self) -> None:
+                self.request.recv(4096)
+                with suppress(OSError):
+                    self.request.sendall(at_once)
+                    while not ended.wait(0.02):
+                        self.request.sendall(byte)
+
+        server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        servers.append((server, thread))
+        thread.start()
+        return f"http://127.0.0.1:{server.server_address[1]}/store.zarr"
+
+    yield start
+    ended.set()
+    for server, thread in servers:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("at_once", "byte", "reason"),
+    [
+        (b"", b"", "the server has not answered within"),
+        (b"HTTP/1.1 200 OK\r\n", b"x", "the server has not answered within"),
+        (HEAD, b" ", "the server sent [0-9]+ bytes in"),
+        (HEAD.replace(b"200 OK", b"206 Partial"), b" ", "the server sent [0-9]+ bytes in"),
+        (HEAD, b"", "the server is silent|[Tt]imeout on reading data"),
+    ],
+    ids=["silent", "a head without end", "a body without end", "a part", "silent after the head"],
+)
+@pytest.mark.parametrize("action", ["open", "pull"])
+def test_a_server_that_trickles_or_is_silent_is_given_up(
+    action: str, at_once: bytes, byte: bytes, reason: str, slow: Callable[[bytes, bytes], str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(ranges, "PATIENCE_SECONDS", 0.4)
+    url = slow(at_once, byte)
+    began = time.monotonic()
+    with pytest.raises(cache.StoreError, match=rf"http://127.*({reason}|sent something else).*"):
+        cache.open_store(url) if action == "open" else cache.pull_store(url, tmp_path / "here.zarr")
+    assert time.monotonic() - began < 10
+    assert not (tmp_path / "here.zarr").exists()
