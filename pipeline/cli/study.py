@@ -50,6 +50,7 @@ def compare(first: Path, second: Path, resamples: int, seed: int, as_json: bool)
 @click.command(
     epilog=examples(
         "pipeline study -c configs/studies/demo_small.yaml --prepare",
+        "pipeline study -c configs/studies/demo_folds.yaml --prepare",
         "pipeline study -c configs/studies/demo_small.yaml --set resources.device=cuda:1",
     )
 )

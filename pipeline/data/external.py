@@ -85,9 +85,11 @@ def _numbers(dataset: Dataset, class_names: Sequence[str], named: dict[str, str]
                 raise DataError(message)
     unknown = [name for name in dataset.class_names if named.get(name, name) not in class_names]
     if unknown:
+        like = difflib.get_close_matches(unknown[0].lower(), [name.lower() for name in class_names], n=1, cutoff=0)
+        meant = next(name for name in class_names if name.lower() == like[0])
         message = (
             f"{dataset.name}: the model knows no class {listing(unknown)}, only {known}: say which of them it is, as "
-            f"by `--class {unknown[0]!r}={class_names[-1]!r}`, or leave its images out"
+            f"by `--class '{unknown[0]}={meant}'`, or leave its images out"
         )
         raise DataError(message)
     return [class_names.index(named.get(name, name)) for name in dataset.class_names]
