@@ -189,7 +189,7 @@ def train(config_path: Path, overrides: tuple[str, ...], as_json: bool, replace:
     from pipeline.stages import commands
 
     config = load(config_path, overrides)
-    with bars() as progress:
+    with bars() as progress, telling_what_is_kept(lambda: commands.kept_of_training(config)):
         report = commands.train(config, progress, replace=replace)
     return show(report, as_json, pages.trained)
 

@@ -63,7 +63,7 @@ def extracted(report: Report) -> None:
     """What `extract` did, in numbers of images."""
     changes = report["changes"]
     said = ", ".join(f"{number} {what}" for what, number in changes.items() if number or what == "reused")
-    say(f"store      {report['store']}: {report['rows']} rows; {said}")
+    say(f"store      {report['store']}: {report['rows']} rows" + (f"; {said}" if said else ""))
     seconds = report["seconds"]
     took = f"{seconds['total']:.1f} s"
     if report["encoded"] and seconds.get("encode"):

@@ -98,11 +98,22 @@ def extract(
         "rows": report.rows,
         "encoded": report.encoded,
         "reused": report.reused,
-        "changes": count_changes(before, rows_of(report.store) or {}),
+        "changes": count_changes(before, rows_of(report.store) or {}) if os.environ.get("RANK", "0") == "0" else {},
         "set_aside": dict(report.set_aside),
         "seconds": dict(report.seconds),
         "advice": report.advice,
     }
+
+
+def kept_of_training(config: Config) -> str:
+    """What a stopped training has finished, in words, for whoever stopped it."""
+    try:
+        epochs = len(run_folder.read_history(config.run))
+    except (OSError, ValueError):
+        epochs = 0
+    if not epochs:
+        return "no epoch is finished yet; the same command continues with the first"
+    return f"{epochs} of {config.train.epochs} epochs are finished and kept; the same command continues from there"
 
 
 def kept_of_extraction(config: Config) -> str:
@@ -110,7 +121,7 @@ def kept_of_extraction(config: Config) -> str:
     try:
         found = cache.info(config.store.path)
     except cache.StoreError:
-        return "no shard was finished, so the same command begins again"
+        return "no shard is finished yet; the same command continues with the first"
     if found.complete:
         return "the store is as it was, and the same command continues"
     done = found.shards_done / max(found.shards, 1)
