@@ -212,3 +212,17 @@ def test_a_store_says_whose_names_it_bears_and_what_strangers_read(trained: Path
     assert report["pseudonyms"] is True
     assert report["ids"].startswith("pseudonyms, such as ")
     assert succeed(folder, "store", "info", folder / "open.zarr")["labels"] == "travel with it: lobed, round, spiked"
+
+
+def test_whoever_stops_a_training_reads_how_many_epochs_are_kept(trained: Path, tmp_path: Path) -> None:
+    folder = copy_of(trained, tmp_path / "work")
+    child = start_pipeline(folder, "train", "-c", "tiny.yaml", "--set", "run=runs/long", "--set", "train.epochs=400")
+    history = folder / "runs/long/history.json"
+    give_up = time.monotonic() + 60
+    while time.monotonic() < give_up and not history.is_file():
+        time.sleep(0.05)
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate()
+    assert child.wait() == 130, err
+    kept = len(json.loads(history.read_text()))
+    assert f"{kept} of 400 epochs are finished and kept; the same command continues from there" in err
