@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ def by_subgroup(
         seed: Of the draws.
 
     Returns:
-        By column and value, in alphabetical order: `n`, `groups`, `acc`, `auc` (of the positive class, or the mean over
+        By column and value, in order: `n`, `groups`, `acc`, `auc` (of the positive class, or the mean over
         all), and where there is a positive class `positives`, `sensitivity` and `specificity`. Scores are `value`,
         `low`, `high` and `n`, the samples that they rest on; None where a subgroup lacks what they need.
     """
@@ -52,8 +53,18 @@ def by_subgroup(
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for column, values in subgroups.items():
         named = np.array([value or UNKNOWN for value in values])
-        found[column] = {value: score(np.flatnonzero(named == value)) for value in sorted(set(named.tolist()))}
+        found[column] = {value: score(np.flatnonzero(named == value)) for value in _in_order(set(named.tolist()))}
     return found
+
+
+def _in_order(values: Iterable[str]) -> list[str]:
+    """Values by the number that they begin with, as bands do, then by letters; the unknown last."""
+
+    def key(value: str) -> tuple[bool, bool, float, str]:
+        number = re.search(r"\d+(\.\d+)?", value)
+        return value == UNKNOWN, not value.startswith("under "), float(number[0]) if number else 0.0, value
+
+    return sorted(values, key=key)
 
 
 class _Part:

@@ -14,6 +14,7 @@ from pipeline.data import Dataset, Split, identical_across_splits
 from pipeline.data.scan import Scan, scan
 from pipeline.errors import RunError
 from pipeline.evaluate.compare import Predictions, other_settings, read_predictions, what_differs
+from pipeline.evaluate.external import FOLDER as EXTERNAL
 from pipeline.image_tap import of_features
 from pipeline.progress import Progress, silent
 from pipeline.report.cohort import Cohort, follow
@@ -94,6 +95,7 @@ class Evidence:
         commands: That give the run again, or why there are none.
         cohort: Where every image went.
         signed: Who wrote the page, when and with what.
+        elsewhere: What `evaluate --data` found on external test sets, by their names.
         notes: What could not be shown, and why.
     """
 
@@ -117,6 +119,7 @@ class Evidence:
     commands: Commands
     cohort: Cohort
     signed: Signature
+    elsewhere: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     notes: Sequence[str] = field(default_factory=tuple)
 
     @property
@@ -198,6 +201,7 @@ def collect(
         commands=commands or Commands(),
         cohort=follow(dataset, _used(folder, figures["split"], said.ids), seen.set_aside, stored),
         signed=signed or Signature(),
+        elsewhere=_elsewhere(folder, figures, notes),
         notes=tuple(notes),
     )
 
@@ -313,6 +317,21 @@ def _used(folder: Path, scored: Split, ids: Sequence[str]) -> dict[Split, list[s
         msg = f"There is no list of images in {str(folder)!r} ({error.strerror}): train it again with this version."
         raise RunError(msg) from None
     return used | {scored: list(ids)}
+
+
+def _elsewhere(folder: Path, own: Mapping[str, Any], notes: list[str]) -> dict[str, dict[str, Any]]:
+    """Figures on external test sets, of this model and no other."""
+    found = {}
+    for file in sorted((folder / EXTERNAL).glob("*/metrics.json")):
+        figures = _read_json(file)
+        if figures is None or any(figures.get(key) != own[key] for key in ("best_epoch", "val_auc", "positive")):
+            notes.append(
+                f"The figures on the external test set {file.parent.name} are of another model or another positive "
+                "class, so they are left out: run `pipeline evaluate --data` again."
+            )
+        else:
+            found[file.parent.name] = figures
+    return found
 
 
 def _read_pictures(folder: Path, weights_sha256: str, notes: list[str]) -> Pictures | None:

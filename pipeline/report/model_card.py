@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pipeline.report.page.tables import SCORES, interval, with_interval
+from pipeline.report.verdict import Units
 from pipeline.train.run_folder import Description
 
 _USE = """It is meant for research: to repeat the figures below, to compare with them, and to try the model on images of
@@ -54,6 +55,8 @@ def render_card(
     built = f"{what} that tells {_names(description.class_names)} apart. Gates: {gates}."
     if model.fuse:
         built += f" Pooled features that its last layer reads: {', '.join(f'`{tap}`' for tap in model.fuse)}."
+    if figures["positive"] is not None:
+        built += f" The class that is looked for: *{_text(figures['positive'])}*."
     if fields:
         built += f" It reads features of the frozen encoder `{fields['encoder']}`, which is not in this folder."
     parts = [
@@ -64,7 +67,8 @@ def render_card(
         _data(description, facts),
         "## Intended use",
         _USE,
-        f"## Figures on {figures['n']} {figures['split']} images of {figures['bootstrap']['groups']} groups",
+        f"## Figures on {Units(facts['grouped']).count(figures['n'], figures['bootstrap']['groups'])} of the "
+        f"{figures['split']} set",
         _figures(figures),
         "## What the figures do not show",
         "\n".join(f"- {sentence}" for sentence in limits),

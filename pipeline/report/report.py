@@ -22,6 +22,7 @@ _SECTIONS = (
     results.results,
     results.decisions,
     results.subgroups,
+    results.elsewhere,
     results.curves,
     results.pictures,
     results.beside_others,

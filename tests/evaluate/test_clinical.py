@@ -143,6 +143,13 @@ def test_subgroups_by_hand() -> None:
     assert flipped["m"]["sensitivity"]["value"] == men["specificity"]["value"] == 1.0
 
 
+def test_bands_stand_in_the_order_of_their_numbers() -> None:
+    labels, said = HITS.astype(np.int64), np.stack([1 - SAID, SAID], axis=1)
+    bands = ["60 and over", "9 to under 60", "under 9", "", "under 9", "9 to under 60", "", "", "", ""]
+    found = by_subgroup("binary", labels, said, ALONE, {"age": bands}, positive=1, threshold=0.5, resamples=9)
+    assert list(found["age"]) == ["under 9", "9 to under 60", "60 and over", "not given"]
+
+
 def test_without_a_positive_class_subgroups_have_a_mean_auc_and_accuracy() -> None:
     labels = np.arange(30) % 3
     random = np.random.default_rng(0)

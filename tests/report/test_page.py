@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -146,3 +148,18 @@ def test_digests_and_settings_are_folded(gated: Case) -> None:
     digest = gated.collect().weights_sha256
     assert digest in folded
     assert not re.search(r"\b[0-9a-f]{64}\b", unfolded)
+
+
+def test_external_test_sets_stand_on_the_page_if_they_are_of_this_model(gated: Case, tmp_path) -> None:
+    copy = dataclasses.replace(gated, folder=tmp_path / "run")
+    shutil.copytree(gated.folder, copy.folder)
+    found = gated.figures
+    for name, changes in (("hospital", {}), ("stale", {"val_auc": 0.1})):
+        (copy.folder / "external" / name).mkdir(parents=True)
+        (copy.folder / "external" / name / "metrics.json").write_text(json.dumps(found | {"n": 77} | changes))
+    text = copy.page()
+    page = Page(text)
+    assert f"hospital77{found['bootstrap']['groups']}{found['auc']:.3f}" in page.text
+    assert "The figures on the external test set stale are of another model" in page.text
+    assert 'href="#elsewhere">On data from elsewhere</a>' in text
+    assert "On data from elsewhere" not in Page(gated.page()).text.split("Contents")[1].split("Acting")[0]

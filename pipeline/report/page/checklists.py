@@ -63,7 +63,7 @@ CLAIM = (
     Item("30", "How robust the result is", ("subgroups", "study"), "other scanners, noise, settings"),
     Item("31", "How decisions are explained, and whether that was checked", ("looks",), "whether a reader is helped"),
     Item("32", "How it was evaluated on data of the same source", ("results",)),
-    Item("33", "How it was tested on data from elsewhere", (), "all of it: this page is about one data set"),
+    Item("33", "How it was tested on data from elsewhere", ("elsewhere",), "where those data come from"),
     Item("34", "Registration of a trial", (), "all of it"),
     Item("35", "Numbers included and excluded", ("cohort",), "before the files were made"),
     Item("36", "Who the patients of each split are", ("cohort", "subgroups"), "age, sex and illness by split"),
@@ -113,7 +113,12 @@ TRIPOD = (
     Item("13", "What was done about rare classes", ("settings",)),
     Item("14", "What was done for fairness", ("subgroups",), "what was done, and why"),
     Item("15", "What the model gives, and how thresholds were chosen", ("acting",), "why these thresholds"),
-    Item("16", "How development and evaluation data differ", ("cohort",), "differences that are not in the files"),
+    Item(
+        "16",
+        "How development and evaluation data differ",
+        ("cohort", "elsewhere"),
+        "differences that are not in the files",
+    ),
     Item("17", "Ethics and consent", (), "all of it"),
     Item("18a", "Who paid", (), "all of it"),
     Item("18b", "Conflicts of interest", (), "all of it"),
@@ -141,9 +146,10 @@ _ALWAYS_THERE = frozenset(
 )
 _WORDS = {
     "summary": "Summary", "cohort": "Patients and images", "results": "Results", "acting": "Acting on it",
-    "subgroups": "By subgroup", "curves": "Curves", "looks": "Where it looks", "study": "Beside other runs",
-    "limits": "What this result does not show", "encoder": "Encoder and store", "model": "Model and training",
-    "costs": "What it took", "again": "How to do it again", "sources": "Sources", "settings": "All settings",
+    "subgroups": "By subgroup", "elsewhere": "On data from elsewhere", "curves": "Curves", "looks": "Where it looks",
+    "study": "Beside other runs", "limits": "What this result does not show", "encoder": "Encoder and store",
+    "model": "Model and training", "costs": "What it took", "again": "How to do it again", "sources": "Sources",
+    "settings": "All settings",
 }  # fmt: skip
 
 
@@ -174,6 +180,7 @@ def present(evidence: Evidence) -> set[str]:
     there = set(_ALWAYS_THERE)
     there |= {"subgroups"} if evidence.figures["subgroups"] else set()
     there |= {"looks"} if evidence.pictures is not None else set()
+    there |= {"elsewhere"} if evidence.elsewhere else set()
     there |= {"study"} if evidence.study is not None else set()
     there |= {"again"} if evidence.commands.lines else set()
     return there

@@ -49,7 +49,6 @@ def encoder(evidence: Evidence) -> Iterator[Markup]:
         digests.append(("version of the store, of its content", info.version))
     yield table(["what", "value"], rows, caption="The frozen encoder, and where its features are kept", numeric=False)
     yield folded("Digests of encoder and store", _digests(digests))
-    yield from (tag("p", note) for note in evidence.notes)
 
 
 def model(evidence: Evidence) -> Iterator[Markup]:

@@ -10,6 +10,7 @@ from pipeline.report.page import figures
 from pipeline.report.page.html import Markup, folded, prose, table, tag
 from pipeline.report.page.tables import (
     class_rows,
+    elsewhere_sets,
     elsewhere_table,
     localisation_table,
     point_name,
@@ -128,6 +129,15 @@ def pictures(evidence: Evidence) -> Iterator[Markup]:
         yield localisation_table(score)
 
 
+def elsewhere(evidence: Evidence) -> Iterator[Markup]:
+    """Scores on external test sets."""
+    if not evidence.elsewhere:
+        return
+    yield tag("h2", "On data from elsewhere", id="elsewhere")
+    yield tag("p", "Thresholds are those of the run's own val; nothing was chosen on these images.")
+    yield elsewhere_sets(evidence.elsewhere, evidence.positive, evidence.point)
+
+
 def beside_others(evidence: Evidence) -> Iterator[Markup]:
     """The study that holds this run."""
     study = evidence.study
@@ -156,3 +166,4 @@ def limits(evidence: Evidence) -> Iterator[Markup]:
         leaks=len(evidence.leaks),
     )
     yield tag("ul", *(tag("li", *prose(sentence)) for sentence in found))
+    yield from (tag("p", *prose(note)) for note in evidence.notes)

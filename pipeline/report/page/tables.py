@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.evaluate.operating import predictive_values
 from pipeline.report.evidence import Study
 from pipeline.report.page.html import Markup, table, tag
-from pipeline.report.verdict import Units
+from pipeline.report.verdict import Units, headline_auc
 
 SCORES = {
     "auc": "AUC (area under the ROC curve)",
@@ -115,6 +115,21 @@ def elsewhere_table(found: Mapping[str, Any], name: str) -> Markup:
         "brackets both at the lower and at the upper ends of their intervals"
     )
     return table(head, rows, caption=caption)
+
+
+def elsewhere_sets(found: Mapping[str, Mapping[str, Any]], positive: str | None, point: str | None) -> Markup:
+    """A row per external test set: how large it is, its AUC, and what the first operating point comes to there."""
+    keys = ("sensitivity", "specificity") if positive is not None and point is not None else ()
+    rows = []
+    for name, figures in found.items():
+        _, value, ends = headline_auc(figures)
+        at = figures["operating_points"].get(point, {}).get(positive, {})
+        rows.append(
+            [name, figures["n"], figures["bootstrap"]["groups"], cell(value, ends)]
+            + [share_cell(at.get(key)) for key in keys]
+        )
+    caption = f"{positive} at the threshold that gives {point_name(point)}" if keys and point else "The AUC of each"
+    return table(["test set", "images", "groups", "AUC", *keys], rows, caption=caption)
 
 
 def subgroup_table(column: str, found: Mapping[str, Mapping[str, Any]], units: Units, positive: str | None) -> Markup:
