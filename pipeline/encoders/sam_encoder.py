@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -36,9 +38,20 @@ def build(recipe: Recipe, checkpoint: Path | None, device: str) -> SamEncoder:
         message = f"{recipe.architecture.name} needs a file of weights: set encoder.checkpoint"
         raise CheckpointError(message)
     encoder = SamEncoder(recipe, load_encoder(recipe.architecture, checkpoint), weights_sha256(checkpoint))
-    if torch.device(device).type == "cuda" and importlib.util.find_spec("triton"):
+    if compiles(torch.device(device)):
         encoder.compile_blocks()
     return encoder.to(device).eval()
+
+
+def compiles(device: torch.device) -> bool:
+    """Say whether torch compiles blocks for a device: with Triton, which wants a C compiler and a Volta GPU or later.
+
+    Where it does not, blocks run uncompiled and slower instead of ending the run at its first batch.
+    """
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return False
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    return compiler is not None and torch.cuda.get_device_capability(device) >= (7, 0)
 
 
 def write_untrained(name: str, path: Path, generator: torch.Generator) -> int:

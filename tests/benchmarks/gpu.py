@@ -32,6 +32,7 @@ import torch
 
 from pipeline.cli.memory import keep_freed_memory
 from pipeline.encoders import ARCHITECTURES
+from pipeline.encoders.sam_encoder import compiles
 from pipeline.extract import batch_size
 from pipeline.extract.batch_size import BatchSize
 from pipeline.extract.extract import extract
@@ -78,6 +79,7 @@ def machine(setting: Setting) -> Figures:
     if setting.device == "cuda":
         device = torch.cuda.get_device_properties(0)
         known |= {"gpu": device.name, "gpu_gib": device.total_memory / 2**30, "cuda": torch.version.cuda}
+        known |= {"compiles_blocks": compiles(torch.device("cuda"))}  # without: far from the rates below
         known |= {"capability": list(torch.cuda.get_device_capability(0)), "bf16": torch.cuda.is_bf16_supported()}
     side = 256 if setting.small else None
     rates = {name: encoder.matmul_rate(dtype, setting.device, side) for name, dtype in encoder.PRECISIONS.items()}

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from cache.care import convert
 from pipeline.encoders import ARCHITECTURES, Encoder, build_encoder, sam_vit, weights_sha256
+from pipeline.encoders.sam_encoder import compiles
 from pipeline.errors import ConfigError
 from tests.encoders.seeded import image_like
 
@@ -123,6 +124,23 @@ def test_and_so_it_does_on_a_gpu(build: Build, precision: str) -> None:
     encoder = build(("early", "middle", "neck"), precision=precision).cuda()
     encoder.compile_blocks()
     assert_same_bits_at_every_place(encoder)
+
+
+def test_blocks_are_compiled_only_where_that_can_succeed(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, compilers = torch.device("cuda"), {"gcc": "/usr/bin/gcc"}
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr("shutil.which", compilers.get)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert compiles(gpu)
+    assert not compiles(torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
+    assert not compiles(gpu)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    compilers.clear()
+    assert not compiles(gpu)
+    monkeypatch.setenv("CC", "icx")
+    assert compiles(gpu)
 
 
 def test_threads_prepare_what_one_thread_prepares(build: Build) -> None:
