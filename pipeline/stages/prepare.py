@@ -15,11 +15,13 @@ from pipeline.config.schema import Config, DemoData, MedMnistData, to_dict
 from pipeline.data.count import count
 from pipeline.data.glance import glance
 from pipeline.data.layouts.files import Files
+from pipeline.data.splits import even_seed
 from pipeline.encoders.sam_recipe import ARITHMETIC
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.progress import Progress
 from pipeline.stages.inputs import checkpoint, load_dataset
 from pipeline.train import run_folder
+from pipeline.train.identity import data_in_numbers
 
 Report = dict[str, Any]
 
@@ -70,6 +72,8 @@ def _notes(config: Config, dataset: data.Dataset) -> list[str]:
             f"each of the {len(dataset)} images counts as a patient of its own, because there is no data.{key}: where "
             f"a patient has several images, they land in train and test, and scores are too good"
         )
+    if dataset.drawn == "steady":
+        notes += _uneven(config, dataset)
     if isinstance(dataset.source, Files):
         tiffs = [name for name in dataset.source.names if name.lower().endswith((".tif", ".tiff"))]
         seen = glance([dataset.source.root / name for name in tiffs])
@@ -79,6 +83,25 @@ def _notes(config: Config, dataset: data.Dataset) -> list[str]:
                 f"{seen.pages[1]}), and one is read of each: data.reading.frame chooses it"
             )
     return notes
+
+
+def _uneven(config: Config, dataset: data.Dataset) -> list[str]:
+    """Where chance gave val or test less than half of its share of a class, and the seed that shares more evenly."""
+    rule = config.data.split  # type: ignore[union-attr]  # a data set that is drawn has one
+    fractions: dict[data.Split, float] = {"val": rule.val, "test": rule.test}
+    counts = {split: found["classes"] for split, found in data_in_numbers(dataset)["splits"].items()}
+    short = [
+        f"{counts[split][name]} instead of {share * total:.0f} images of {name!r} in {split}"
+        for split, share in fractions.items()
+        for name in dataset.class_names
+        if (total := sum(of_split[name] for of_split in counts.values())) * share >= 2
+        and counts[split][name] < share * total / 2
+    ]
+    if not short:
+        return []
+    labels, groups = [s.label for s in dataset.samples], [s.group for s in dataset.samples]
+    seed = even_seed(labels, groups, fractions=fractions)
+    return [f"chance put {', '.join(short)}: before a first training, data.split.seed={seed} draws more evenly"]
 
 
 def prepare_encoder(config: Config, progress: Progress) -> Report:
