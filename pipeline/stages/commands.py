@@ -360,7 +360,7 @@ def report(
 def _today() -> str:
     """The date, or that of `SOURCE_DATE_EPOCH` for who wants the same bytes tomorrow (reproducible-builds.org)."""
     given = os.environ.get("SOURCE_DATE_EPOCH", "")
-    when = datetime.fromtimestamp(int(given), UTC) if given.isdecimal() else datetime.now(UTC)
+    when = datetime.fromtimestamp(int(given), UTC) if given.isdecimal() and len(given) < 12 else datetime.now(UTC)
     return when.date().isoformat()
 
 
