@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 
 import cache
+from pipeline.errors import naming
 
 if TYPE_CHECKING:
     from pipeline.encoders import Encoder
@@ -111,7 +112,8 @@ class BatchSize:
 
     def _remember(self) -> None:
         self._memory.parent.mkdir(parents=True, exist_ok=True)
-        self._memory.write_text(json.dumps({**self._key(), "chosen": self._chosen, "limit": self._limit}))
+        with naming(self._memory):
+            self._memory.write_text(json.dumps({**self._key(), "chosen": self._chosen, "limit": self._limit}))
 
 
 def largest_that_pays(seconds: Callable[[int], float], start: int, limit: int) -> int:

@@ -123,7 +123,8 @@ def of_training(
     taps = {tap: shapes[tap] for tap in options.taps}
     classifier = Classifier(options, taps, _CLASSES).to(where).train()
     optimiser = torch.optim.AdamW(classifier.parameters())
-    images = torch.randn(batch_size, 3, options.image_px, options.image_px, device=where)
+    side = options.image_px
+    images = None if options.backbone == "none" else torch.randn(batch_size, 3, side, side, device=where)
     features = {tap: torch.randn(batch_size, *shape, device=where) for tap, shape in taps.items()}
     labels = torch.arange(batch_size, device=where) % _CLASSES
 

@@ -13,6 +13,7 @@ import torch
 
 from pipeline import encoders
 from pipeline.config.schema import load_config
+from pipeline.model.classifier import ModelOptions
 from pipeline.stages import clocks, doctor
 from pipeline.stages.inputs import load_dataset
 
@@ -81,6 +82,8 @@ def test_an_encoder_without_weights_is_clocked_with_random_ones(monkeypatch: pyt
     assert (made[0].name, made[0].input_px, list(made[0].taps)) == ("sam_demo", 64, ["neck"])
     assert clocks.of_reading(None, {"neck": (8, 4, 4)}) > 0
     assert np.isfinite(clocks.of_decoding(None))
+    linear = ModelOptions(backbone="none", gates=(), fuse=("neck",))
+    assert clocks.of_training(linear, {"neck": (8, 4, 4)}, 4, "cpu") > 0
 
 
 @pytest.mark.parametrize(
