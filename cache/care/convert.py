@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -207,7 +208,7 @@ def pseudonymise_store(
         mapping: CSV file to write, `pseudonym,id`; readable by its owner alone, and inside neither store.
         taps: See `convert_store`; images must not be among them.
         fingerprint: See `convert_store`.
-        labels: Class names, labels and splits to send along.
+        labels: Class names, labels and splits to send along; the groups get pseudonyms, too.
         progress: See `convert_store`.
 
     Raises:
@@ -221,6 +222,9 @@ def pseudonymise_store(
     store = open_store(source)
     _refuse_pixels(source, {tap: spec for tap, spec in store.taps.items() if taps is None or tap in taps})
     names = keyed_pseudonyms(store.ids, key)
+    if labels is not None and labels.groups:
+        groups = keyed_pseudonyms(labels.groups, key)
+        labels = replace(labels, groups=tuple(groups[group] for group in labels.groups))
     lines = ["pseudonym,id", *(f'{new},"{_quoted(old)}"' for old, new in names.items())]
     scratch = listing.with_name(f".{listing.name}.unfinished")
     scratch.unlink(missing_ok=True)

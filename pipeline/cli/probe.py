@@ -59,7 +59,8 @@ def probe(
         f"{counts}. Val chose the row with the arrow; for that, its figures on val are too good. Those on test describe"
     )
     say("taps: choosing by them would spoil the test set.")
-    say(f"Table and picture: {report['run']}/probe.csv, probe.png. Next: pipeline evaluate --set run={report['run']}")
+    say(f"Table and picture: {report['run']}/probe.csv, probe.png.")
+    say(f"Next: pipeline evaluate -c {config_path} --set run={report['run']}")
     return DONE
 
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import ConfigError
 
-_LAYOUTS = ("csv", "demo", "folder", "medmnist")
+_LAYOUTS = ("csv", "demo", "folder", "medmnist", "store")
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
 
@@ -29,8 +29,9 @@ def validate(
     Raises:
         ConfigError: One line for each problem: where, key, value, what was expected, the nearest valid key.
     """
+    fill = getattr(kind, "fill", dict)  # of a section that knows what some values say of others
     try:
-        return kind.model_validate_json(json.dumps(values), strict=True)
+        return kind.model_validate_json(json.dumps(fill(values)), strict=True)
     except ValidationError as error:
         problems = (_problem(kind, problem) for problem in error.errors(include_url=False))
         raise ConfigError("\n".join(_placed(where, overridden, *problem) for problem in problems)) from None

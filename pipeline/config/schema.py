@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +18,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
+STORED = "stored"  # the name of an encoder that only a store knows
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 
@@ -172,7 +173,23 @@ class CsvData(Section):
     """
 
 
-DataConfig = Annotated[DemoData | MedMnistData | FolderData | CsvData, Field(discriminator="layout")]
+class StoreData(Section):
+    """A store of features with its labels, and no images (`layout: store`).
+
+    Of the other sections only `run` is needed then: features come from this store, and the encoder is the one it names.
+    """
+
+    layout: Literal["store"]
+    """A store that was sent to you."""
+    path: Path
+    """The store, sent with its labels (`pipeline store push --with-labels`)."""
+    task: Literal["multiclass", "binary", "ordinal", "multilabel"] | None = None
+    """What the labels mean; null takes what travels with them, or what they look like."""
+    positive: str | None = None
+    """Name of the class that is looked for; see the other layouts."""
+
+
+DataConfig = Annotated[DemoData | MedMnistData | FolderData | CsvData | StoreData, Field(discriminator="layout")]
 
 
 class DemoTraining(Section):
@@ -187,7 +204,10 @@ class DemoTraining(Section):
 
 
 class EncoderConfig(Section):
-    """The frozen encoder of stage one; `mask` is none: the known mask as a tap (see `pipeline.encoders.known_mask`)."""
+    """The frozen encoder of stage one; `mask` is none: the known mask as a tap (see `pipeline.encoders.known_mask`).
+
+    With `layout: store` it may be left out, and is `stored`: the one that the store names, which encodes nothing new.
+    """
 
     name: str
     """Which encoder, by its architecture: a name of `docs/encoders.md`."""
@@ -416,6 +436,21 @@ class Config(Section):
     """A fold of a cross-validation to train and test on; null takes the data set's own splits."""
     resources: Resources = Resources()
     """What this machine offers; no result rests on it."""
+
+    @staticmethod
+    def fill(values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Plain values with what a store answers for, where the data are one: features, encoder, and no backbone."""
+        data = values.get("data")
+        if not isinstance(data, dict) or data.get("layout") != "store" or "path" not in data:
+            return values
+        answers: dict[str, dict[str, Any]] = {
+            "encoder": {"name": STORED, "checkpoint": ""},
+            "store": {"path": data["path"]},
+            "model": {"backbone": "none"},
+            "train": {},
+        }
+        given = {key: values.get(key, {}) for key in answers}
+        return {**values, **{key: {**answers[key], **of} if isinstance(of, dict) else of for key, of in given.items()}}
 
     @property
     def reads_store(self) -> bool:

@@ -1,6 +1,6 @@
-"""Data sets of four layouts behind one description: samples, splits, groups, and pixels as uint8 RGB.
+"""Data sets of five layouts behind one description: samples, splits, groups, and pixels as uint8 RGB.
 
-A path and plain options come in, a `Dataset` goes out. May import no other room. Open `dataset.py` first; `layouts/` is
+A path and plain options come in, a `Dataset` goes out. May import: cache. Open `dataset.py` first; `layouts/` is
 where samples come from.
 """
 

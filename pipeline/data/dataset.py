@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, get_args
 
@@ -107,6 +107,11 @@ class Dataset:
     def stamp(self, index: int) -> str | None:
         """Cheap identity of a sample's source (relative name, size, time, reading rule); None if there is none."""
         return self.source.stamp(index)
+
+    def recorded_digest(self, index: int) -> bytes | None:
+        """Digest of the pixels behind a sample, where its source knows it without reading them, as a store does."""
+        recorded: Callable[[int], bytes | None] | None = getattr(self.source, "digest", None)
+        return None if recorded is None else recorded(index)
 
     def mask(self, index: int) -> Mask | None:
         """Where the finding is, bool (H, W), or None where the data set does not know."""

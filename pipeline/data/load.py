@@ -13,6 +13,7 @@ from pipeline.data.layouts.demo import load_demo
 from pipeline.data.layouts.folder import load_folder
 from pipeline.data.layouts.medmnist import load_medmnist
 from pipeline.data.layouts.medmnist_sets import SETS
+from pipeline.data.layouts.stored import load_stored
 from pipeline.data.layouts.table import load_csv
 from pipeline.errors import ConfigError
 
@@ -29,7 +30,7 @@ def load_dataset(
     """Load a data set.
 
     Args:
-        layout: `demo`, `folder`, `csv` or `medmnist`.
+        layout: `demo`, `folder`, `csv`, `medmnist` or `store`.
         path: Where it lies; of a table a path by split where each split has one of its own.
         reading: How image files become uint8 RGB where that is a choice.
         positive: Name of the class that is looked for; None for the last of two.
@@ -59,7 +60,9 @@ def _load(layout: str, path: Any, reading: Reading, options: dict[str, Any]) -> 
         case "csv":
             split, images = options.pop("split"), options.pop("images")
             return load_csv(path, root=images, reading=reading, **options, **_drawn(split))
-    message = f"data.layout: there is no layout {layout!r}; valid: demo, folder, csv, medmnist"
+        case "store":
+            return load_stored(path, task=options["task"])
+    message = f"data.layout: there is no layout {layout!r}; valid: demo, folder, csv, medmnist, store"
     raise ConfigError(message)
 
 

@@ -9,8 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+
 import cache
 from pipeline.data import Dataset, Split, identical_across_splits
+from pipeline.data.layouts.stored import StoredImages
 from pipeline.data.scan import Scan, scan
 from pipeline.errors import RunError
 from pipeline.evaluate.compare import Predictions, other_settings, read_predictions, what_differs
@@ -275,7 +278,11 @@ def read_figures(folder: Path, description: run_folder.Description) -> dict[str,
 
 
 def _scan(dataset: Dataset, store: Path | None, workers: int, progress: Progress) -> Scan:
-    """Digest all images, with the memory of stage one where there is one."""
+    """Digest all images, with the memory of stage one where there is one; a store knows the digests of its own."""
+    if isinstance(dataset.source, StoredImages):
+        recorded = [dataset.recorded_digest(index) or b"" for index in range(len(dataset))]
+        digests = np.array([np.frombuffer(digest.ljust(32, b"\0"), np.uint8) for digest in recorded])
+        return Scan(dataset, digests, np.asarray(digests.any(axis=1)))
     memory = None if store is None else store.with_name(store.name + ".seen.npz")
     if memory is not None and memory.is_file():
         return scan(dataset, memory, workers=workers, progress=progress)
@@ -295,12 +302,13 @@ def _look_at_store(
             )
             return None, 0, None
         with cache.open_store(path) as store:
-            stored = dict(zip(store.ids, store.digests, strict=True))
+            digests = store.digests if len(store.digests) else np.zeros((len(store), 32), np.uint8)
+            stored = dict(zip(store.ids, digests, strict=True))
     except cache.StoreError as error:
         notes.append(f"The store of the features is not described: {error}")
         return None, 0, None
     changed = sum(
-        sample.id in stored and bool((stored[sample.id] != digest).any())
+        sample.id in stored and bool(stored[sample.id].any()) and bool((stored[sample.id] != digest).any())
         for sample, digest, readable in zip(dataset.samples, seen.digests, seen.readable, strict=True)
         if readable
     )

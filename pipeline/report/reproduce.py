@@ -65,6 +65,8 @@ def _other_features(config: Mapping[str, Any], features: Mapping[str, Any]) -> l
     Weights that are not here are not asked about: they may be fetched.
     """
     encoder, reading = config["encoder"], config["data"].get("reading")
+    if config["data"]["layout"] == "store":
+        return []  # the store is all that describes its features
     described: dict[str, Any] = {"encoder": encoder["name"], "dtype": config["store"]["dtype"]}
     if encoder["name"] == features["encoder"]:
         making = (encoder[key] for key in ("input_px", "pool", "precision", "preprocessing"))

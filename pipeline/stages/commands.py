@@ -14,7 +14,7 @@ import torch
 
 import cache
 from pipeline import data
-from pipeline.config.schema import Config, DemoData, load_config, to_dict
+from pipeline.config.schema import Config, DemoData, StoreData, load_config, to_dict
 from pipeline.evaluate import evaluate as test_set
 from pipeline.evaluate import external, operating
 from pipeline.evaluate import predict as on_the_fly
@@ -30,7 +30,7 @@ from pipeline.stages.arguments import augmentation, machine, model_options, trai
 from pipeline.stages.inputs import build_encoder, contents, device, load_dataset, reading, workers
 from pipeline.stages.loaded import Shared
 from pipeline.stages.prepare import prepare_data, prepare_encoder
-from pipeline.stages.store_check import check_store
+from pipeline.stages.store_check import check_images, check_store
 from pipeline.train import identity, run_folder
 from pipeline.train import train as stage_two
 from pipeline.train.gate_spread import flat_gates
@@ -134,6 +134,7 @@ def kept_of_extraction(config: Config) -> str:
 def train(config: Config, progress: Progress, *, replace: bool = False, shared: Shared | None = None) -> Report:
     """Stage two: train the classifier of `model` in the folder `run`."""
     model, options, changes = model_options(config), train_options(config), augmentation(config)
+    check_images(config, model)
     dataset = load_dataset(config) if shared is None else shared.dataset(config)
     with _features(config, bool(model.taps), shared) as store:
         if store is not None:
@@ -339,6 +340,8 @@ def report(
     settings = identity.recorded_identity(folder)
     points = evidence.read_figures(folder, run_folder.load_description(folder))["operating_points"]
     names = _that_made(settings, folder)
+    if isinstance(config.data, StoreData):
+        names.pop("extract", None)
     if tuple(points) != operating.POINTS:
         names["evaluate"] = [word for point in points for word in ("--point", point)]
     found = evidence.collect(

@@ -18,7 +18,7 @@ import torch
 
 import cache
 from pipeline import data, encoders
-from pipeline.config.schema import Config
+from pipeline.config.schema import STORED, Config
 from pipeline.errors import PipelineError
 from pipeline.extract.plan import Contents
 from pipeline.model.classifier import ModelOptions
@@ -50,6 +50,8 @@ def examine(config: Config | None, progress: Progress) -> Report:
         JSON values: `software`, `processor`, `busy` (tasks that wait or run, for each core), `devices`, `memory_gib`,
         `disk`, `extras`, `weights`, `clocks` (seconds an image), `means` (sentences) and `seconds`.
     """
+    if config is not None and config.encoder.name == STORED:
+        config = None  # nothing of it can be clocked: its images are elsewhere
     began = time.perf_counter()
     where = device(config) if config is not None else ("cuda" if torch.cuda.is_available() else "cpu")
     target = config.store.path if config is not None else Path("features")

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import data, encoders
-from pipeline.config.schema import Config
+from pipeline.config.schema import STORED, Config, StoreData
+from pipeline.data.layouts.stored import WITHOUT_IMAGES
 from pipeline.data.scan import memory_of, remembered
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.extract.plan import Contents, unchanged
@@ -26,6 +27,8 @@ def check_encoder(config: Config, where: str) -> None:
     Raises:
         ConfigError: No family has an encoder of that name.
     """
+    if config.encoder.name == STORED and isinstance(config.data, StoreData):
+        return
     try:
         encoders.family_of(config.encoder.name)
     except ConfigError as error:
@@ -44,6 +47,21 @@ def load_dataset(config: Config, *, only_test: bool = False) -> data.Dataset:
     no_draw = only_test or config.fold is not None
     found = data.load_dataset(**options, reading=reading(config), only_test=no_draw)
     return found if only_test else in_fold(config, found)
+
+
+def require_encoder(config: Config) -> None:
+    """Refuse what needs an encoder where only a store is configured.
+
+    Raises:
+        ConfigError: No encoder is configured.
+    """
+    if config.encoder.name == STORED:
+        message = (
+            f"data.layout: {str(config.data.path)!r} is a store of features, and no encoder is configured, so no image "
+            f"can be encoded or added to it. {WITHOUT_IMAGES}; for anything else configure the data set with its "
+            f"images, and the encoder"
+        )
+        raise ConfigError(message)
 
 
 def in_fold(config: Config, dataset: data.Dataset) -> data.Dataset:
@@ -85,6 +103,7 @@ def build_encoder(config: Config, *, new_images: bool = True) -> encoders.Encode
     Raises:
         ConfigError: It reads masks, and new images, or images beside the masks, are asked of it.
     """
+    require_encoder(config)
     reads_masks = encoders.family_of(config.encoder.name).reads == "mask"
     if reads_masks and new_images:
         message = (
@@ -153,6 +172,7 @@ def finished(config: Config, progress: Progress) -> dict[str, Any] | None:
         DataError: The data set cannot be loaded.
         ConfigError: The encoder cannot do what is asked of it.
     """
+    require_encoder(config)
     began = time.perf_counter()
     path = config.store.path
     if not path.exists() or encoders.family_of(config.encoder.name).reads == "mask":  # all would have to be read

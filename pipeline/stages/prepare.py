@@ -11,7 +11,7 @@ from typing import Any, get_args
 import torch
 
 from pipeline import data, encoders
-from pipeline.config.schema import Config, DemoData, MedMnistData, to_dict
+from pipeline.config.schema import STORED, Config, DemoData, MedMnistData, to_dict
 from pipeline.data.count import count
 from pipeline.data.glance import glance
 from pipeline.data.layouts.files import Files
@@ -110,6 +110,8 @@ def prepare_encoder(config: Config, progress: Progress) -> Report:
     Raises:
         CheckpointError: They cannot be had, or the file is a person's own where ours would go.
     """
+    if config.encoder.name == STORED:
+        return {"checkpoint": "none needed: the features are in the store"}
     if encoders.family_of(config.encoder.name).reads == "mask":
         return {}  # the masks come with the data
     if config.encoder.training.steps == 0:

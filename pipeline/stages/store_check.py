@@ -7,8 +7,11 @@ from typing import Any
 
 import cache
 from pipeline import encoders
-from pipeline.config.schema import Config
-from pipeline.errors import RunError
+from pipeline.config.schema import STORED, Config, StoreData
+from pipeline.data.layouts.stored import WITHOUT_IMAGES
+from pipeline.errors import ConfigError, RunError
+from pipeline.image_tap import stored_px
+from pipeline.model.classifier import ModelOptions
 from pipeline.stages.inputs import checkpoint, recipe
 
 Said = tuple[str, Any, Any]  # key of the configuration, what it asks for, what the store holds
@@ -37,9 +40,38 @@ def check_store(config: Config, store: cache.Store) -> None:
         raise RunError(message)
 
 
+def check_images(config: Config, model: ModelOptions) -> None:
+    """Refuse to train on images that a store does not hold, where a store is all there is.
+
+    Raises:
+        ConfigError: It holds no images, or at another side than is wanted.
+    """
+    if not isinstance(config.data, StoreData) or not model.reads_images:
+        return
+    path = config.data.path
+    with cache.open_store(path) as store:
+        side, wanted = stored_px(store.taps), round(model.image_px * (1 + config.train.augment.margin))
+        pseudonyms = " under pseudonyms" if cache.are_pseudonyms(store.ids) else ""
+    if side is None:
+        message = (
+            f"data.layout: {str(path)!r} is a store of features{pseudonyms} and holds no images, so no backbone "
+            f"({model.backbone!r}) can be trained on it. {WITHOUT_IMAGES}; for anything else configure the data set "
+            f"with its images"
+        )
+        raise ConfigError(message)
+    if wanted != side:
+        message = (
+            f"model.image_px: {str(path)!r} holds images at {side} px, and {wanted} px are asked for; a stored image "
+            f"is not resized again: set model.image_px={side} and train.augment.margin=0"
+        )
+        raise ConfigError(message)
+
+
 def _compared(config: Config, held: Any) -> Iterator[Said]:
     """What both sides say, key by key."""
     wanted = config.encoder
+    if wanted.name == STORED:
+        return  # whatever the store holds is what was asked for
     yield "encoder.name", wanted.name, held.get("encoder")
     yield "store.dtype", config.store.dtype, held.get("dtype")
     if wanted.name != held.get("encoder"):

@@ -71,7 +71,13 @@ def labels_of(config: Config, path: Path) -> cache.Labels:
             )
             raise DataError(message)
         rows = [samples[name] for name in store.ids]
-    return cache.Labels(dataset.class_names, tuple(row.label for row in rows), tuple(row.split for row in rows))
+    return cache.Labels(
+        dataset.class_names,
+        tuple(row.label for row in rows),
+        tuple(row.split for row in rows),
+        tuple(row.group for row in rows) if any(row.group != row.id for row in rows) else (),
+        dataset.task,
+    )
 
 
 def inspect(path: Path, progress: Progress, labels: cache.Labels | None = None) -> Report:

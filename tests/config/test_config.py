@@ -31,7 +31,10 @@ def read(folder: Path, text: str, *overrides: str) -> str:
         ("train.epochs=0", "--set train.epochs: got 0, expected greater than or equal to 1"),
         ("train.lr=yes", "--set train.lr: got 'yes', expected a valid number"),
         ("store.dtype=float64", "--set store.dtype: got 'float64', expected 'float16' or 'float32'"),
-        ("data.layout=dicom", "--set data.layout: 'dicom' is no layout; expected one of csv, demo, folder, medmnist"),
+        (
+            "data.layout=dicom",
+            "--set data.layout: 'dicom' is no layout; expected one of csv, demo, folder, medmnist, store",
+        ),
         ("data.size=3", "--set data.size: unknown key (value 3); did you mean 'size_px'?"),
         ("train={epoch: 2}", "--set train: train.epoch: unknown key (value 2); did you mean 'epochs'?"),
     ],

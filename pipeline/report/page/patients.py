@@ -95,6 +95,9 @@ def _checks(evidence: Evidence) -> Iterator[Markup]:
     if evidence.leaks:
         said = f"Identical images in more than one split: {len(evidence.leaks)}"
         yield tag("li", tag("b", said), f" (SHA-256 of the pixels of {evidence.checked} images).", class_="bad")
+    elif not evidence.checked:
+        said = "Whether two splits share an image is not known: there are no images here, and no digests of them."
+        yield tag("li", said, class_="open")
     else:
         said = f"No two splits share an image: the SHA-256 of the pixels of {evidence.checked} images were compared."
         yield tag("li", said, class_="good")

@@ -163,7 +163,7 @@ def limits(evidence: Evidence) -> Iterator[Markup]:
         generated=evidence.generated,
         untrained=evidence.untrained,
         compared=evidence.study is not None and evidence.study.compares,
-        leaks=len(evidence.leaks),
+        leaks=len(evidence.leaks) if evidence.checked else None,
     )
     yield tag("ul", *(tag("li", *prose(sentence)) for sentence in found))
     yield from (tag("p", *prose(note)) for note in evidence.notes)

@@ -151,7 +151,7 @@ def _beside(evidence: Evidence) -> Iterator[Markup]:
         evidence.data,
         generated=evidence.generated,
         untrained=evidence.untrained,
-        leaks=len(evidence.leaks),
+        leaks=len(evidence.leaks) if evidence.checked else None,
     )
     yield tag("ul", *(tag("li", *prose(sentence)) for sentence in limits))
 

@@ -22,8 +22,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cache import Store
-from pipeline.data import Dataset, Split, pixel_digest
+from cache import Store, are_pseudonyms
+from pipeline.data import Dataset, Image, Split, pixel_digest
 from pipeline.data.resize import squared
 from pipeline.errors import DataError, RunError
 from pipeline.image_tap import IMAGE, stored_px
@@ -200,8 +200,12 @@ class Feed:
         assert self._image_px is not None
         image = self._dataset.read(self._indices[position])  # (H, W, 3)
         if self._store is not None or not self._digests[position].any():
-            self._see(position, pixel_digest(image))
+            self._see(position, self._digest(position, image))
         return squared(image, self._image_px)
+
+    def _digest(self, position: int, image: Image) -> bytes:
+        """Digest of the pixels behind a sample: as its source recorded it, else that of its image."""
+        return self._dataset.recorded_digest(self._indices[position]) or pixel_digest(image)
 
     def pixel_digest(self, position: int) -> bytes | None:
         """Digest of the pixels of one image; None while it has not been read, as when images are read ahead."""
@@ -241,6 +245,11 @@ class Feed:
         reasons = {index: reason for index in indices[:_TRIED] if (reason := self._why_refused(index))}
         unseen = [repr(self._dataset.samples[index].id) for index in indices if index not in reasons]
         said = []
+        if unseen and are_pseudonyms(self._store.ids if self._store is not None else ()):
+            return (
+                f"its ids are pseudonyms, so only the key's owner knows whose its rows are. Use the labels that travel "
+                f"with it: `data: {{layout: store, path: {self._store.path if self._store is not None else ''}}}`."
+            )
         if reasons:
             index, reason = next(iter(reasons.items()))
             first = self._dataset.samples[index].id
@@ -334,7 +343,7 @@ class Feed:
 
         def decode(position: int, side: int = self._image_px) -> tuple[bytes, Tensor]:
             image = self._dataset.read(self._indices[position])
-            return pixel_digest(image), squared(image, side)
+            return self._digest(position, image), squared(image, side)
 
         with ThreadPoolExecutor(self._workers, "decode") as pool:
             decoded = ahead(decode, lacking.tolist(), pool, depth=4 * self._workers)
