@@ -22,7 +22,7 @@ from pipeline.data.glance import Glance, glance
 from pipeline.data.layouts.files import Files
 from pipeline.data.layouts.medmnist_sets import SETS
 from pipeline.data.splits import even_seed
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import CheckpointError, ConfigError, DataError
 from pipeline.stages.inputs import load_dataset
 
 Report = dict[str, Any]
@@ -112,6 +112,7 @@ def propose(source: str, given: Given, target: Path | None = None, ask: Ask = si
         _choose_method(given, draft)
     config = validate(Config, draft.values, "the configuration that was made")
     _look(config, draft)
+    _note_weights(config, draft)
     validate(Config, draft.values, "the configuration that was made")
     _write(path, commented.as_yaml(draft.values, draft.beside, _head(source)))
     steps = ("probe", "train") if draft.values["data"]["layout"] == "store" else ("prepare", "extract", "train")
@@ -372,6 +373,18 @@ def _weights_of(name: str) -> str:
     """The weights that go with an encoder: published ones, or a file that `prepare` makes."""
     stands_for_a_file = encoders.weights_file(name, Path(name)) != Path(name)
     return name if stands_for_a_file else f"weights/{name}.pth"
+
+
+def _note_weights(config: Config, draft: _Draft) -> None:
+    """Say how to have weights that are not here and are not made on the spot."""
+    name = config.encoder.name
+    if name == "sam_demo" or draft.values["data"]["layout"] == "store" or encoders.family_of(name).reads == "mask":
+        return
+    try:
+        encoders.present_weights(name, config.encoder.checkpoint)
+    except CheckpointError as error:
+        said = str(error).removeprefix("encoder.checkpoint: ")
+        draft.notes.append(f"{said[:1].upper()}{said[1:]}.")
 
 
 def _look(config: Config, draft: _Draft) -> None:
