@@ -237,7 +237,7 @@ class _Pictures:
             file = f"{_STRIPS}/strip_{file_name(case.name)}"
             draw_strip(folder / file, case)
             said = {"id": case.name, "true": case.true, "predicted": case.predicted, "probability": case.probability}
-            colours = {one.title: {"low": one.low, "high": one.high} for one in case.maps}
+            colours = {one.title: {"low": one.low, "high": one.high, "own": one.title == GRAD_CAM} for one in case.maps}
             found.append({**said, "file": file, "alt": self._alt(case, kinds), "colours": colours})
         return found
 

@@ -86,7 +86,8 @@ def test_the_folder_holds_what_the_report_says(lesions, lesion_store, gated_run)
         found["sheet"][name] for name in ("hits", "misses")
     ]
     for strip in hits + misses:
-        assert strip["colours"]["mean of the gates"] == found["ranges"]["mean of the gates"]
+        assert strip["colours"]["mean of the gates"] == found["ranges"]["mean of the gates"] | {"own": False}
+        assert strip["colours"]["Grad-CAM"]["own"]
         assert strip["colours"]["Grad-CAM"]["low"] == 0
         assert strip["alt"].endswith("beside it heat maps of mean of the gates, Grad-CAM.")
         with Image.open(folder / strip["file"]) as picture:

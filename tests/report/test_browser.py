@@ -73,7 +73,10 @@ def page(gated: Case, tmp_path_factory) -> Path:
     strip = {
         **{"id": f"images/{HOSTILE}.png", "file": "strips/a.png", "alt": f"Image {HOSTILE} and its heat maps"},
         **{"true": HOSTILE, "predicted": "b", "probability": 0.987},
-        "colours": {"mean of the gates": {"low": 0.4956, "high": 0.5015}, "Grad-CAM": {"low": 0, "high": 2.0}},
+        "colours": {
+            "mean of the gates": {"low": 0.4956, "high": 0.5015, "own": False},
+            "Grad-CAM": {"low": 0, "high": 2.0, "own": True},
+        },
     }
     found = {
         "sheet": {

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from pipeline.evaluate import decision, intervals, metrics
-from pipeline.explain.heat import GRAD_CAM
 from pipeline.report.evidence import Evidence, Pictures, Study
 from pipeline.report.page.chart import Axis, Line, Spot, chart, legend
 from pipeline.report.page.html import Markup, picture, tag
@@ -232,13 +231,13 @@ def strips(pictures: Pictures) -> Iterator[Markup]:
         yield tag("div", *figures, class_="strips")
     first = next((one for shown in blocks.values() for one in shown), None)
     if first is not None:
-        maps = [f"{name} ({_colours(name, ends)})" for name, ends in first["colours"].items()]
+        maps = [f"{name} ({_colours(ends)})" for name, ends in first["colours"].items()]
         said = f"From top to bottom: the image, {', '.join(maps)}; dark is low, bright is high."
         yield tag("p", f"{said} {_PROVES_NOTHING}", class_="caption")
 
 
-def _colours(name: str, ends: Mapping[str, float]) -> str:
-    if name == GRAD_CAM:
+def _colours(ends: Mapping[str, float]) -> str:
+    if ends["own"]:
         return "from 0 to each image's highest"
     return f"{ends['low']:.4g} to {ends['high']:.4g}, the same for all"
 
