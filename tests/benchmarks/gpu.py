@@ -22,6 +22,7 @@ import traceback
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported:
 import torch
 
 from pipeline.cli.memory import keep_freed_memory
-from pipeline.encoders import ARCHITECTURES
+from pipeline.encoders import ARCHITECTURES, build_encoder, write_untrained_encoder
 from pipeline.encoders.sam_encoder import compiles
 from pipeline.extract import batch_size
 from pipeline.extract.batch_size import BatchSize
@@ -39,9 +40,11 @@ from pipeline.extract.extract import extract
 from pipeline.train.run_folder import write_json
 from tests.benchmarks import encoder, train
 from tests.benchmarks import extract as stage_one
+from tests.encoders.seeded import image_like, relative_error
 
 ROOT = Path(__file__).parents[2]
 LAST_LINES = 15  # of a failure
+FIVE = ("patch", "early", "middle", "late", "neck")
 Figures = dict[str, Any]
 
 
@@ -129,6 +132,29 @@ def against_official(model: str, precisions: tuple[str, ...]) -> Callable[[Setti
     return run
 
 
+def against_a_cpu(name: str) -> Callable[[Setting], Figures]:
+    """A step: an encoder with drawn weights, how fast it is and how far its features are from those of a CPU."""
+
+    def run(setting: Setting) -> Figures:
+        weights, px, batch = setting.folder / "weights", 64 if setting.small else None, 1 if setting.small else 16
+        write_untrained_encoder(name, weights)
+        build = partial(build_encoder, name, checkpoint=weights, taps=FIVE, input_px=px, pool=None)
+        reference = build()
+        image = reference.prepare(image_like(300, 400))
+        pixels, sizes = image.pixels[None], torch.tensor([image.size])
+        expected = reference.encode(pixels, sizes)
+        figures: Figures = {"model": name, "input_px": reference.input_px, "batch": batch}
+        many = pixels.expand(batch, -1, -1, -1).to(setting.device), sizes.expand(batch, -1)
+        for precision in encoder.PRECISIONS:
+            encode = partial(build(precision=precision, device=setting.device).encode, *many)
+            errors = [relative_error(found[:1].cpu(), expected[tap]) for tap, found in encode().items()]
+            best = min(encoder.seconds(encode, setting.device) for _ in range(3))
+            figures[precision] = {"images_per_second": batch / best, "error": max(errors)}
+        return figures
+
+    return run
+
+
 def batch_search(setting: Setting) -> Figures:
     """The search for the size of batches, up to 32 images: each size is compiled anew."""
     name, precision = ("sam_demo", "float32") if setting.small else ("sam_vit_b", "bfloat16")
@@ -189,6 +215,7 @@ STEPS = {  # the most important first
     "tests": Step(gpu_tests, 150),
     "encoder_vit_h": Step(against_official("sam_vit_h", ("bfloat16",)), 180),
     "encoder_vit_b": Step(against_official("sam_vit_b", ("float32", "bfloat16")), 120),
+    "sam2": Step(against_a_cpu("sam2.1_hiera_tiny"), 60),
     "out_of_memory": Step(out_of_memory, 40),
     "device_busy": Step(device_busy, 90),
     "training": Step(training, 150),
