@@ -37,12 +37,14 @@ class Study:
         curve: Its picture; None if there is none.
         compares: Whether one of its runs is this one, and another differs from it in having gates or none, and in
             nothing else.
+        cross_validated: Whether its scores are those of all samples, each scored by the fold in which it was test.
     """
 
     name: str
     rows: Sequence[Mapping[str, str]]
     curve: Path | None
     compares: bool
+    cross_validated: bool = False
 
 
 @dataclass(frozen=True)
@@ -226,7 +228,13 @@ def read_study(folder: Path, beside: Path) -> Study:
         msg = f"There is no study at {str(folder)!r} ({error.strerror}): name the folder that has its table.csv."
         raise RunError(msg) from None
     curve = folder / "curve.png"
-    return Study(folder.name, rows, curve if curve.is_file() else None, _compares(folder, beside))
+    return Study(
+        folder.name,
+        rows,
+        curve if curve.is_file() else None,
+        _compares(folder, beside),
+        (folder / "folds.csv").is_file(),
+    )
 
 
 def _compares(study: Path, ours: Path) -> bool:

@@ -257,6 +257,9 @@ def test_a_study_stands_beside_the_run(gated: Case, tmp_path) -> None:
     assert "note" not in page.text
     assert "It does not show that the gates help" in page.text
     assert "It does not hold this run together with one that differs from it in the gates alone." in page.text
+    assert "cross-validation: a score" not in page.text
+    (tmp_path / "folds.csv").touch()
+    assert "It is a cross-validation: a score is that of all samples" in Page(gated.page(study=tmp_path)).text
 
 
 @pytest.fixture(scope="module")

@@ -145,6 +145,12 @@ def beside_others(evidence: Evidence) -> Iterator[Markup]:
         return
     yield tag("h2", "Beside other runs", id="study")
     yield tag("p", f"The study {study.name}: the mean over seeds, and the paired difference to its baseline.")
+    if study.cross_validated:
+        said = (
+            "It is a cross-validation: a score is that of all samples, each scored by the fold in which it was test, "
+            "with its interval over patients."
+        )
+        yield tag("p", said)
     if not study.compares:
         yield tag("p", "It does not hold this run together with one that differs from it in the gates alone.")
     drawn = figures.efficiency(study)
