@@ -35,8 +35,8 @@ class RunError(PipelineError):
     """A training run cannot start, continue or be read."""
 
 
-class DamagedJsonError(RunError, ValueError):
-    """A file of JSON in a run is none, or is none that a run has."""
+class DamagedFileError(RunError, ValueError):
+    """A file in a run is not what the command wrote that leaves it there."""
 
 
 @contextmanager

@@ -49,28 +49,29 @@ def read_predictions(folder: Path) -> Predictions:
     """Read what `evaluate` left in the folder of a run.
 
     Raises:
-        RunError: The run has not been evaluated.
+        RunError: The run has not been evaluated, or the file is damaged.
     """
     description = run_folder.load_description(folder)
     names, file = description.class_names, folder / "predictions.csv"
     if not file.is_file():
         msg = f"There are no predictions at {str(file)!r}: run `pipeline evaluate` on this run first."
         raise RunError(msg)
-    rows = sorted(run_folder.read_csv(file), key=lambda row: row["id"])
-    if description.task == "multilabel":
-        labels = np.array([[int(row[f"y_{name}"]) for name in names] for row in rows], np.int64)
-    else:
-        labels = np.array([names.index(row["label"]) for row in rows], np.int64)
-    return Predictions(
-        ids=tuple(row["id"] for row in rows),
-        groups=tuple(row["group"] for row in rows),
-        labels=labels,
-        probabilities=np.array([[float(row[f"p_{name}"]) for name in names] for row in rows]),
-        class_names=names,
-        task=description.task,
-        pixels=tuple(row.get("pixels_sha256") or "" for row in rows),
-        positive=_positive(folder, names),
-    )
+    with run_folder.damage_named(file):
+        rows = sorted(run_folder.read_csv(file), key=lambda row: row["id"])
+        if description.task == "multilabel":
+            labels = np.array([[int(row[f"y_{name}"]) for name in names] for row in rows], np.int64)
+        else:
+            labels = np.array([names.index(row["label"]) for row in rows], np.int64)
+        return Predictions(
+            ids=tuple(row["id"] for row in rows),
+            groups=tuple(row["group"] for row in rows),
+            labels=labels,
+            probabilities=np.array([[float(row[f"p_{name}"]) for name in names] for row in rows]),
+            class_names=names,
+            task=description.task,
+            pixels=tuple(row.get("pixels_sha256") or "" for row in rows),
+            positive=_positive(folder, names),
+        )
 
 
 def _positive(folder: Path, class_names: Sequence[str]) -> int | None:

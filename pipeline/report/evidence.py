@@ -327,8 +327,9 @@ def _used(folder: Path, scored: Split, ids: Sequence[str]) -> dict[Split, list[s
     """Ids that a run trained on, chose on and was scored on, by split."""
     used: dict[Split, list[str]] = {"train": [], "val": [], "test": []}
     try:
-        for row in run_folder.read_csv(folder / "samples.csv"):
-            used[cast(Split, row["split"])].append(row["id"])
+        with run_folder.damage_named(folder / "samples.csv"):
+            for row in run_folder.read_csv(folder / "samples.csv"):
+                used[cast(Split, row["split"])].append(row["id"])
     except OSError as error:
         msg = f"There is no list of images in {str(folder)!r} ({error.strerror}): train it again with this version."
         raise RunError(msg) from None

@@ -21,7 +21,7 @@ from pipeline.data import Dataset
 from pipeline.data.dataset import SPLITS, positives
 from pipeline.errors import RunError
 from pipeline.image_tap import of_features
-from pipeline.train.run_folder import load_description, read_csv, write_csv
+from pipeline.train.run_folder import damage_named, load_description, read_csv, write_csv
 
 if TYPE_CHECKING:
     from pipeline.model.classifier import ModelOptions
@@ -156,8 +156,9 @@ def check_feed(folder: Path, dataset: Dataset, feed: Feed) -> None:
             f"{_how_drawn(dataset)}"
         )
         raise RunError(msg.rstrip()) from None
-    by_pixels = {row["pixels_sha256"]: row["split"] for row in used if row["pixels_sha256"]}
-    by_id = {row["id"]: row["split"] for row in used}
+    with damage_named(folder / _SAMPLES):
+        by_pixels = {row["pixels_sha256"]: row["split"] for row in used if row["pixels_sha256"]}
+        by_id = {row["id"]: row["split"] for row in used}
     moved = []
     for position, name in enumerate(feed.ids):
         digest = feed.pixel_digest(position)

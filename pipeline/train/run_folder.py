@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 
 from cache import Fingerprint
-from pipeline.errors import DamagedJsonError, RunError, naming
+from pipeline.errors import DamagedFileError, RunError, naming
 from pipeline.model.classifier import Classifier, ModelOptions
 from pipeline.model.tasks import Head, Task, outputs_of
 from pipeline.model.uses import Shape
@@ -106,6 +106,23 @@ def write_json(path: Path, value: object) -> None:
         file.write(f"{text}\n".encode())
 
 
+@contextmanager
+def damage_named(path: Path) -> Iterator[None]:
+    """Turn what is raised while a run's file is taken apart into an error that names it.
+
+    Raises:
+        DamagedFileError: The file is not what the command wrote that leaves it there.
+    """
+    try:
+        yield
+    except DamagedFileError:
+        raise
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError, csv.Error) as error:
+        said = "it is nested too deep" if isinstance(error, RecursionError) else f"{type(error).__name__}: {error}"
+        msg = f"{str(path)!r} cannot be read ({said}): delete it, and run the command again that writes it."
+        raise DamagedFileError(msg) from error
+
+
 def read_json(path: Path, *, kind: type[dict[str, Any]] | type[list[Any]] = dict) -> Any:
     """Read a file of JSON.
 
@@ -114,25 +131,19 @@ def read_json(path: Path, *, kind: type[dict[str, Any]] | type[list[Any]] = dict
         kind: What it holds.
 
     Raises:
-        DamagedJsonError: It is no JSON of that kind, too large, nested too deep, or no plain file.
+        DamagedFileError: It is no JSON of that kind, too large, nested too deep, or no plain file.
         OSError: It is not there or cannot be read.
     """
-    found = path.stat()
-    try:
+    with damage_named(path):
+        found = path.stat()
         if not stat.S_ISREG(found.st_mode) or found.st_size > _MOST_BYTES:
             problem = f"no plain file of at most {_MOST_BYTES} bytes"
             raise ValueError(problem)
         value = json.loads(path.read_text(encoding="utf-8"))
-    except RecursionError:
-        problem = "nested too deep"
-    except ValueError as error:
-        problem = str(error)
-    else:
-        if isinstance(value, kind):
-            return value
-        problem = f"expected {'an object' if kind is dict else 'a list'}"
-    message = f"{str(path)!r} cannot be read ({problem}): delete it, and run the command again that writes it."
-    raise DamagedJsonError(message)
+        if not isinstance(value, kind):
+            problem = f"expected {'an object' if kind is dict else 'a list'}"
+            raise ValueError(problem)
+        return value
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
@@ -153,12 +164,15 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     """Read a table that `write_csv` wrote.
 
     Raises:
+        DamagedFileError: It is no table, or a line has other cells than its header.
         OSError: It cannot be read.
     """
-    with path.open(newline="", encoding="utf-8") as lines:
+    with damage_named(path), path.open(newline="", encoding="utf-8") as lines:
+        header, *rows = csv.reader(lines, strict=True)
         return [
-            {key: value[1:] if _QUOTED.match(value or "") else value for key, value in row.items()}
-            for row in csv.DictReader(lines)
+            {key: cell[1:] if _QUOTED.match(cell) else cell for key, cell in zip(header, row, strict=True)}
+            for row in rows
+            if row
         ]
 
 

@@ -131,6 +131,34 @@ def test_a_damaged_json_of_a_run_is_named(
         assert status == 0 or name in printed, printed
 
 
+@pytest.mark.parametrize(
+    ("name", "commands"),
+    [("predictions.csv", ("compare",)), ("samples.csv", ("report",)), ("predictions.csv", ("report",))],
+)
+@pytest.mark.parametrize("damage", ["cut", "a word", "no header", "zeros", "no UTF-8"])
+def test_a_damaged_table_of_a_run_is_named(
+    name: str, command: str, damage: str, run: Run, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(work)
+    file = work / "runs/demo" / name
+    head, first, *others = file.read_bytes().splitlines(keepends=True)
+    cells = first.split(b",")
+    changed = {
+        "cut": [head, first[:-20], *others],
+        "a word": [
+            head,
+            b",".join([b"dev", *cells[1:-1], b"dev\n"] if name == "samples.csv" else [*cells[:-2], b"dev,dev\n"]),
+        ],
+        "no header": [first, *others],
+        "zeros": [head, first, b"\0" * 100],
+        "no UTF-8": [head, b"\xff" + first, *others],
+    }[damage]
+    file.write_bytes(b"".join(changed))
+    arguments = {"compare": ("runs/demo", "runs/demo"), "report": ("-c", "tiny.yaml")}
+    status, printed = run(command, *arguments[command])
+    assert (status, name in printed) == (1, True), printed
+
+
 def test_other_weights_than_those_that_a_model_names_are_refused(
     run: Run, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
