@@ -7,7 +7,7 @@ from pathlib import Path
 import cache
 from pipeline import data
 from pipeline.config.schema import Config
-from pipeline.stages.inputs import load_dataset
+from pipeline.stages.inputs import in_fold, load_dataset
 from pipeline.train.feeding.in_memory import Holdings
 
 
@@ -33,7 +33,16 @@ class Shared:
                 self.holdings = Holdings()
             self._fold = fold
         if key not in self._datasets:
-            self._datasets[key] = load_dataset(config)
+            self._datasets[key] = in_fold(config, self._whole(config))
+        return self._datasets[key]
+
+    def _whole(self, config: Config) -> data.Dataset:
+        """The data set apart from its folds, all of which share it."""
+        if config.fold is None:
+            return load_dataset(config)
+        key = f"all folds of {config.data.model_dump_json()}"
+        if key not in self._datasets:
+            self._datasets[key] = load_dataset(config, only_test=True)
         return self._datasets[key]
 
     def store(self, config: Config) -> cache.Store:

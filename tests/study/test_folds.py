@@ -209,7 +209,10 @@ def test_one_fold_is_held_at_a_time(prepared, monkeypatch):
     first, held = shared.dataset(folds[0]), shared.holdings
     assert shared.dataset(folds[0]) is first
     assert shared.holdings is held
-    assert shared.dataset(folds[1]) is not first
+    second = shared.dataset(folds[1])
+    assert second is not first
+    assert second.source is first.source  # loaded once
+    assert second == load_dataset(folds[1])
     assert shared.holdings is not held
 
 
