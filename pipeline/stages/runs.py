@@ -98,7 +98,7 @@ def _of_unfinished(folder: Path) -> Report:
     settings = _read(folder / "settings.json") or {}
     history = _read(folder / "history.json") or []
     return {
-        "state": f"stopped after epoch {len(history)} of {settings['train']['epochs']}",
+        "state": f"stopped after epoch {len(history)} of {settings['train'].get('epochs', len(history))}",
         "model": _model_in_words(settings["model"]),
         "training": _training_in_words(settings["train"]),
     }
@@ -127,13 +127,17 @@ def _model_in_words(model: Mapping[str, Any]) -> str:
     if taps:
         said.append(f"gates from {', '.join(taps)}")
     if model.get("fuse"):
-        said.append(f"late fusion of {', '.join(map(str, model['fuse']))}")
+        what = "pooled features of" if model["backbone"] == "none" else "late fusion of"
+        said.append(f"{what} {', '.join(map(str, model['fuse']))}")
     return ", ".join(said) if taps or model.get("fuse") else f"{', '.join(said)}, no gates"
 
 
 def _training_in_words(training: Mapping[str, Any]) -> str:
-    """Such as `30 epochs, lr 0.0005, seed 0`."""
-    said = [f"{training['epochs']} epochs", f"lr {training['lr']:g}", f"seed {training['seed']}"]
+    """Such as `30 epochs, lr 0.0005, seed 0`, or `probe, C 0.01, seed 0`."""
+    said = [f"{training['epochs']} epochs", f"lr {training['lr']:g}"] if "epochs" in training else ["probe"]
+    if "c" in training:
+        said.append(f"C {training['c']:g}")
+    said.append(f"seed {training['seed']}")
     if training.get("fraction", 1.0) != 1.0:
         said.append(f"{training['fraction']:.3g} of the training set")
     return ", ".join(said)

@@ -43,6 +43,10 @@ def test_a_probe_is_a_run_for_every_command(extracted: Path) -> None:
     ]
     assert said[0] == pytest.approx(said[1], abs=1e-9)
     assert "no place that it looked at" in complaint(extracted, "explain", *here, status=1)
+    (row,) = [row for row in succeed(extracted, "runs")["runs"] if row["run"] == HANDED]
+    assert row["model"].startswith("no backbone, pooled features of ")
+    assert re.fullmatch(r"probe, C [\d.e-]+, seed 0", row["training"])
+    assert row["test"]["auc"]["value"] == figures["auc"]
     told = succeed(extracted, "compare", "runs/demo", HANDED)
     assert told["scores"]["auc"]["second"] == pytest.approx(figures["auc"])
 
