@@ -132,23 +132,21 @@ def test_a_damaged_json_of_a_run_is_named(
 
 
 @pytest.mark.parametrize(
-    ("name", "commands"),
-    [("predictions.csv", ("compare",)), ("samples.csv", ("report",)), ("predictions.csv", ("report",))],
+    ("name", "command", "cell"),
+    [("predictions.csv", "compare", -2), ("predictions.csv", "report", -2), ("samples.csv", "report", 0)],
 )
 @pytest.mark.parametrize("damage", ["cut", "a word", "no header", "zeros", "no UTF-8"])
 def test_a_damaged_table_of_a_run_is_named(
-    name: str, command: str, damage: str, run: Run, work: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, command: str, cell: int, damage: str, run: Run, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(work)
     file = work / "runs/demo" / name
     head, first, *others = file.read_bytes().splitlines(keepends=True)
     cells = first.split(b",")
+    cells[cell] = b"dev"
     changed = {
         "cut": [head, first[:-20], *others],
-        "a word": [
-            head,
-            b",".join([b"dev", *cells[1:-1], b"dev\n"] if name == "samples.csv" else [*cells[:-2], b"dev,dev\n"]),
-        ],
+        "a word": [head, b",".join(cells), *others],
         "no header": [first, *others],
         "zeros": [head, first, b"\0" * 100],
         "no UTF-8": [head, b"\xff" + first, *others],
