@@ -128,6 +128,7 @@ SAM_2 = tuple(
 )
 FAMILIES = (
     Family(("sam_vit_b", "sam_vit_l", "sam_vit_h", "sam_demo"), "sam_recipe", "sam_encoder"),
+    Family(("lite_medsam", "mobile_sam"), "tiny_vit_recipe", "tiny_vit_encoder"),
     Family(SAM_2, "hiera_recipe", "hiera_encoder", weights="hiera_files"),
     Family(("mask",), "known_mask_recipe", "known_mask", reads="mask"),
 )
@@ -222,6 +223,7 @@ def present_weights(name: str, checkpoint: Path) -> Path:
     if not file.is_file():
         message = f"encoder.checkpoint: {family.absent(checkpoint)}"
         raise CheckpointError(message)
+    _module("weight_files").require_published(checkpoint, file)
     return file
 
 

@@ -1,9 +1,11 @@
-"""SAM's own preprocessing, and MedSAM's: resize on the CPU in uint8, turn, normalise and pad on the device.
+"""Preprocessing as each family's own code has it: resize on the CPU in uint8, turn, normalise and pad on the device.
 
 `sam` equals `SamPredictor.set_image`: the longest side becomes the input's side, colours are normalised on the 0-255
 scale, and zeros are padded at the bottom and on the right after that. `medsam` is how MedSAM's weights were trained
 (Ma et al. 2024, their inference script): the image is squeezed to a square, bicubically, and scaled to [0, 1] by its
 own smallest and largest value; it resizes with Pillow where theirs does with scikit-image, so it is close, not equal.
+`lite_medsam` is LiteMedSAM's inference script: the longest side becomes the input's side (`area_resize`), the image is
+scaled to [0, 1] by its own extremes, and zeros follow at the bottom and on the right.
 
 Taps may ask for one of the eight flips and quarter turns of an image (`neck@rot90`). A view is applied to the resized
 image before it is padded, so the padding of a view is at the bottom and on the right like any other; views that are
@@ -23,15 +25,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pipeline.encoders.area_resize import resize_area
 from pipeline.encoders.family import Prepared
-from pipeline.encoders.sam_recipe import MEAN, STD, VIEWS, Preprocessing
+from pipeline.encoders.recipe import MEAN, STD, VIEWS
 from pipeline.errors import DataError
 
 if TYPE_CHECKING:
     from segment_anything.utils.transforms import ResizeLongestSide
 
 
-def prepare(image: npt.NDArray[np.uint8], input_px: int, preprocessing: Preprocessing = "sam") -> Prepared:
+def prepare(image: npt.NDArray[np.uint8], input_px: int, preprocessing: str = "sam") -> Prepared:
     """Resize an image so that its longest side is `input_px`, or both are.
 
     Args:
@@ -50,6 +53,8 @@ def prepare(image: npt.NDArray[np.uint8], input_px: int, preprocessing: Preproce
         raise DataError(message)
     if preprocessing == "sam":
         array = resize.apply_image(image)
+    elif preprocessing == "lite_medsam":
+        array = resize_area(image, *resize.get_preprocess_shape(height, width, input_px))
     else:
         array = np.array(Image.fromarray(image).resize((input_px, input_px), Image.Resampling.BICUBIC))
     resized = torch.from_numpy(array).permute(2, 0, 1)
@@ -77,7 +82,7 @@ def _resize(input_px: int) -> ResizeLongestSide:
     return ResizeLongestSide(input_px)
 
 
-def normalise(pixels: Tensor, sizes: Tensor, preprocessing: Preprocessing = "sam") -> Tensor:
+def normalise(pixels: Tensor, sizes: Tensor, preprocessing: str = "sam") -> Tensor:
     """Normalise colours and set everything outside the images to zero.
 
     Args:
@@ -97,6 +102,10 @@ def normalise(pixels: Tensor, sizes: Tensor, preprocessing: Preprocessing = "sam
     at = torch.arange(pixels.shape[-1], device=pixels.device)
     rows, columns = (at < sizes[:, axis, None] for axis in (0, 1))  # (B, S) each
     inside = rows[:, None, :, None] & columns[:, None, None, :]
+    if preprocessing == "lite_medsam":
+        low = pixels.masked_fill(~inside, 255).amin((1, 2, 3), keepdim=True).float()
+        high = pixels.amax((1, 2, 3), keepdim=True).float()  # outside there are zeros
+        return ((pixels - low) / (high - low).clamp(min=1e-8)).masked_fill_(~inside, 0.0)
     return ((pixels - mean) / std).masked_fill_(~inside, 0.0)
 
 

