@@ -12,30 +12,26 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.encoders.checkpoint import require_same, shapes_of
-from pipeline.encoders.family import JSON, Prepared, Reads
+from pipeline.encoders.frozen import FrozenEncoder
 from pipeline.encoders.hiera_files import CONFIG_FILE, absent, weights_file
-from pipeline.encoders.hiera_recipe import HIERAS, MEAN, STD, Hiera, HieraRecipe
-from pipeline.encoders.layers import cast_products, convolve, join, layer_norm, linear, partition
-from pipeline.encoders.pooling import average
-from pipeline.encoders.preprocessing import require_rgb, turned
+from pipeline.encoders.hiera_recipe import HIERAS, Hiera
+from pipeline.encoders.layers import attend, cast_products, convolve, join, layer_norm, linear, partition
+from pipeline.encoders.recipe import Recipe
 from pipeline.encoders.untrained import count, draw, write_whole
 from pipeline.encoders.weight_files import weights_sha256
-from pipeline.errors import CheckpointError, ConfigError, DataError, needs_extra
+from pipeline.errors import CheckpointError, ConfigError, needs_extra
 from pipeline.weights import read_weights
 
 _PREFIX = "vision_encoder."  # of the image encoder's tensors in a whole SAM 2
-_MOST_WINDOWS = 2**15  # of one call: a CUDA kernel's grid has at most 65,535 of them
 
 
-def build(recipe: HieraRecipe, checkpoint: Path | None, device: str) -> HieraEncoder:
+def build(recipe: Recipe, checkpoint: Path | None, device: str) -> HieraEncoder:
     """Load an encoder onto a device; see `family.build_encoder`.
 
     Raises:
@@ -45,10 +41,11 @@ def build(recipe: HieraRecipe, checkpoint: Path | None, device: str) -> HieraEnc
     if checkpoint is None:
         message = f"{recipe.architecture.name} needs weights: set encoder.checkpoint"
         raise CheckpointError(message)
-    file = weights_file(checkpoint)
+    file, hiera = weights_file(checkpoint), recipe.architecture
+    assert isinstance(hiera, Hiera)
     if not file.is_file():
         raise CheckpointError(absent(checkpoint))
-    return HieraEncoder(recipe, load_vision(recipe.architecture, file), weights_sha256(file)).to(device).eval()
+    return HieraEncoder(recipe, load_vision(hiera, file), weights_sha256(file)).to(device).eval()
 
 
 def write_untrained(name: str, path: Path, generator: torch.Generator) -> int:
@@ -62,19 +59,10 @@ def write_untrained(name: str, path: Path, generator: torch.Generator) -> int:
     return count(vision)
 
 
-class HieraEncoder(nn.Module):
-    """SAM 2's image encoder with taps and a local average for each, frozen.
+class HieraEncoder(FrozenEncoder):
+    """SAM 2's image encoder with taps and a local average for each, frozen."""
 
-    Attributes:
-        name: Of the architecture.
-        input_px: Side S of the square input, px.
-        taps: Shape (C, g, g) of each tap's map after its pool, in the order asked for.
-        reads: Images.
-    """
-
-    reads: Reads = "image"
-
-    def __init__(self, recipe: HieraRecipe, vision: nn.Module, digest: str) -> None:
+    def __init__(self, recipe: Recipe, vision: nn.Module, digest: str) -> None:
         """Make an encoder of a `transformers.Sam2VisionModel` with its weights.
 
         Args:
@@ -82,81 +70,14 @@ class HieraEncoder(nn.Module):
             vision: Changed in place to fit the recipe.
             digest: Of the file that the weights came from.
         """
-        super().__init__()
-        self.name = recipe.architecture.name
-        self.input_px = recipe.input_px
-        self.taps = recipe.shapes
-        self._recipe = recipe
-        self._digest = digest
+        super().__init__(recipe, digest)
         self.register_buffer("position", position(vision, recipe.input_px // recipe.architecture.stride_px(0)))
         cast_products(vision, getattr(torch, recipe.precision))
         self.vision = vision
 
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        device: torch.device = self.get_buffer("position").device
-        return device
-
-    def fingerprint(self) -> dict[str, JSON]:
-        """Everything that the features depend on, apart from the pixels."""
-        return self._recipe.fingerprint(self._digest)
-
-    def prepare(self, image: npt.NDArray[np.uint8]) -> Prepared:
-        """Squeeze one image to the input's square on the CPU; safe to call from many threads.
-
-        Equal to transformers' `Sam2ImageProcessor`, which does not keep the aspect ratio: every cell of the grid is
-        image.
-
-        Args:
-            image: uint8 (H, W, 3), RGB.
-
-        Raises:
-            DataError: The array is no RGB image, or is empty.
-        """
-        require_rgb(image)
-        if 0 in image.shape:
-            message = f"an image of {image.shape[0]}x{image.shape[1]} px has no pixel; leave it out"
-            raise DataError(message)
-        pixels = torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C"))
-        return Prepared(squeeze(pixels, self.input_px), (self.input_px, self.input_px))
-
-    @torch.no_grad()
-    def encode(self, pixels: Tensor, sizes: Tensor, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-        """Features of a batch.
-
-        Args:
-            pixels: uint8 (B, 3, S, S), as `prepare` gives them; on any device.
-            sizes: int (B, 2), height and width of each image within `pixels`, px.
-            dtype: Type that features are stored in; see `pooling.average`.
-
-        Returns:
-            (B, C, g, g) of every tap, of type `dtype`, on the encoder's device.
-        """
-        pixels = pixels.to(self.device, non_blocking=True)
-        features: dict[str, Tensor] = {}
-        for view in dict.fromkeys(view for _, view in self._recipe.sources.values()):
-            taps = {tap: depth for tap, (depth, of) in self._recipe.sources.items() if of == view}
-            images = normalise(turned(pixels, sizes, view)[0])
-            maps = feature_maps(self.vision, images, self.get_buffer("position"))
-            for depth, found in zip(range(max(taps.values()) + 1), maps, strict=False):
-                for tap in (tap for tap, wanted in taps.items() if wanted == depth):
-                    features[tap] = average(found, self._recipe.pools[tap], dtype)
-        return {tap: features[tap] for tap in self._recipe.sources}
-
-
-def squeeze(pixels: Tensor, side_px: int) -> Tensor:
-    """Resize an image (3, H, W) uint8 to a square in bytes, bilinearly and smoothed, as SAM 2's processor does."""
-    if pixels.shape[1:] == (side_px, side_px):
-        return pixels
-    resized = F.interpolate(pixels[None], (side_px, side_px), mode="bilinear", antialias=True, align_corners=False)
-    return resized[0]
-
-
-def normalise(pixels: Tensor) -> Tensor:
-    """Normalise the colours of a batch (B, 3, S, S) uint8 of which every pixel is image; float32."""
-    mean, std = ((255 * torch.tensor(of)).view(3, 1, 1).to(pixels.device, non_blocking=True) for of in (MEAN, STD))
-    return (pixels - mean) / std
+    def maps(self, images: Tensor) -> Iterator[Tensor]:
+        """Maps at each depth; see `FrozenEncoder`."""
+        return feature_maps(self.vision, images, self.get_buffer("position"))
 
 
 def feature_maps(vision: Any, images: Tensor, position: Tensor) -> Iterator[Tensor]:
@@ -208,18 +129,11 @@ def _attention(block: Any, x: Tensor) -> Tensor:
         q = _halved(q.reshape(count, h, w, -1))
         (h, w), (rows, columns) = q.shape[1:3], (rows // 2, columns // 2)
     heads = [t.reshape(count, -1, attn.num_attention_heads, q.shape[-1] // attn.num_attention_heads) for t in (q, k, v)]
-    out = _attend(*(t.transpose(1, 2) for t in heads)).transpose(1, 2).reshape(count, h, w, -1)
+    q, k, v = (t.transpose(1, 2) for t in heads)
+    out = attend(q, k, v).transpose(1, 2).reshape(count, h, w, -1)
     if window > 0:
         out = join(out, windows)[:, :rows, :columns]
     return linear(attn.proj, out)
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention of (count, heads, tokens, d), in parts where there are more windows than a kernel takes."""
-    if len(q) <= _MOST_WINDOWS:
-        return F.scaled_dot_product_attention(q, k, v)
-    parts = (slice(start, start + _MOST_WINDOWS) for start in range(0, len(q), _MOST_WINDOWS))
-    return torch.cat([F.scaled_dot_product_attention(q[part], k[part], v[part]) for part in parts])
 
 
 def _halved(x: Tensor) -> Tensor:

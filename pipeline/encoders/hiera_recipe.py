@@ -11,25 +11,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import accumulate
 from types import MappingProxyType
-from typing import Any, get_args
+from typing import Any
 
-from pipeline.encoders.family import JSON, Shape
-from pipeline.encoders.pooling import Pool, choose_pools
-from pipeline.encoders.sam_recipe import Precision, parse_tap
+from pipeline.encoders.pooling import Pool
+from pipeline.encoders.recipe import Geometry, Recipe, numbered
 from pipeline.errors import ConfigError
 
-PREPROCESSING = "sam2"
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of colours in [0, 1]
-ARITHMETIC = 1  # raise when the same pixels and weights give other features
-_PREPROCESSING_VERSION = 1  # raise when the same image gives other pixels
 _PATCH_PX = 4
 
 
 @dataclass(frozen=True)
-class Hiera:
+class Hiera(Geometry):
     """Size of one image encoder of SAM 2 or 2.1.
 
     Attributes:
@@ -42,6 +36,7 @@ class Hiera:
         background: Side of the part of the position embedding that is stretched over the whole grid, tokens.
         neck: Channels after the neck.
         input_px: Side of the square input that the weights were trained for, px.
+        preprocessings: What they were trained with.
     """
 
     name: str
@@ -53,6 +48,10 @@ class Hiera:
     background: int = 7
     neck: int = 256
     input_px: int = 1024
+    preprocessings: tuple[str, ...] = ("sam2",)
+
+    one_grid = False
+    arithmetic = 1
 
     @property
     def multiple_px(self) -> int:
@@ -71,12 +70,10 @@ class Hiera:
         Raises:
             ConfigError: There is no such tap.
         """
-        depth, blocks = self.named_depths.get(tap), sum(self.blocks)
-        if depth is not None:
-            return depth
-        number = tap.removeprefix("block:")
-        if tap.startswith("block:") and number.isascii() and number.isdigit() and int(number) < blocks:
-            return int(number) + 1
+        blocks = sum(self.blocks)
+        number, named = numbered(tap, "block", blocks), self.named_depths.get(tap)
+        if number is not None or named is not None:
+            return number + 1 if number is not None else named or 0
         message = (
             f"{self.name} has no tap {tap!r}; valid taps: {', '.join(self.named_depths)}, "
             f"and block:0 to block:{blocks - 1}"
@@ -91,9 +88,9 @@ class Hiera:
         """Channels of the feature map at a depth."""
         return self.neck if depth == sum(self.blocks) + 1 else self.width << self._stage_at(depth)
 
-    def stride_px(self, depth: int) -> int:
-        """Side of a cell of the grid at a depth, in pixels of the input."""
-        return _PATCH_PX << self._stage_at(depth)
+    def stride_px(self, depth: int | None) -> int:
+        """Side of a cell of the grid at a depth, in pixels of the input; of the coarsest grid for None."""
+        return _PATCH_PX << (3 if depth is None else self._stage_at(depth))
 
     def _stage_at(self, depth: int) -> int:
         """Which stage's grid a depth has, from 0; the neck has the third one's."""
@@ -139,96 +136,15 @@ HIERAS: Mapping[str, Hiera] = MappingProxyType(
 )
 
 
-@dataclass(frozen=True)
-class HieraRecipe:
-    """How features are made, apart from the weights and the pixels.
-
-    Attributes:
-        architecture: Whose geometry.
-        taps: Any of `patch early middle late neck` and `block:N`; of a turned image with `@` and a view.
-        input_px: Side S of the square input, px.
-        pool: See `pooling.choose_pools`.
-        precision: Type of the matrix products.
-
-    Raises:
-        ConfigError: There is no such tap, pool, precision or input size; with the valid values.
-    """
-
-    architecture: Hiera
-    taps: tuple[str, ...]
-    input_px: int
-    pool: Pool = None
-    precision: Precision = "float32"
-
-    def __post_init__(self) -> None:
-        if not self.taps or len(set(self.taps)) < len(self.taps):
-            message = f"taps are {list(self.taps)!r}; expected at least one, each once"
-            raise ConfigError(message)
-        _ = self.sources  # refuses taps that there are not
-        multiple = self.architecture.multiple_px
-        if self.input_px < multiple or self.input_px % multiple:
-            message = (
-                f"an input of {self.input_px!r} px is no multiple of {multiple} px, as {self.architecture.name} needs; "
-                f"try {self.architecture.input_px}"
-            )
-            raise ConfigError(message)
-        _ = self.pools  # refuses one that does not fit
-        if self.precision not in get_args(Precision):
-            message = f"there is no precision {self.precision!r}; valid: {', '.join(get_args(Precision))}"
-            raise ConfigError(message)
-
-    @cached_property
-    def sources(self) -> Mapping[str, tuple[int, str]]:
-        """Depth and view of each tap."""
-        return {tap: parse_tap(self.architecture.depth_of, tap) for tap in self.taps}
-
-    @cached_property
-    def pools(self) -> Mapping[str, int]:
-        """Side of each tap's local average, in cells of its own grid."""
-        coarsest = self.input_px // self.architecture.stride_px(self.architecture.named_depths["late"])
-        return choose_pools(self.architecture.name, self._grids, coarsest, self.pool)
-
-    @property
-    def _grids(self) -> dict[str, int]:
-        """Cells along each side of each tap's own grid."""
-        return {tap: self.input_px // self.architecture.stride_px(depth) for tap, (depth, _) in self.sources.items()}
-
-    @property
-    def shapes(self) -> Mapping[str, Shape]:
-        """Shape (C, g, g) of each tap's map after the pool, in the order asked for."""
-        sides = {tap: grid // self.pools[tap] for tap, grid in self._grids.items()}
-        channels = {tap: self.architecture.channels_at(depth) for tap, (depth, _) in self.sources.items()}
-        return MappingProxyType({tap: (channels[tap], sides[tap], sides[tap]) for tap in self.taps})
-
-    def fingerprint(self, knows_sha256: str) -> dict[str, JSON]:
-        """Everything that the features depend on, apart from the pixels.
-
-        Args:
-            knows_sha256: Digest of the file of weights.
-        """
-        colours: dict[str, JSON] = {"mean": list(MEAN), "std": list(STD)}
-        return {
-            "encoder": self.architecture.name,
-            "weights_sha256": knows_sha256,
-            "input_px": self.input_px,
-            "preprocessing": {"name": PREPROCESSING, "version": _PREPROCESSING_VERSION, **colours},
-            "precision": self.precision,
-            "taps": {tap: self.architecture.describe(depth) for tap, (depth, _) in self.sources.items()},
-            "views": {tap: view for tap, (_, view) in self.sources.items() if view != "identity"},
-            "pool": dict(self.pools),
-            "arithmetic": ARITHMETIC,
-        }
-
-
 def make_recipe(
     name: str,
     taps: tuple[str, ...],
     input_px: int | None = None,
     pool: Pool = None,
-    precision: Precision = "float32",
+    precision: str = "float32",
     preprocessing: str | None = None,
-) -> HieraRecipe:
-    """A recipe for an encoder by its name; see `HieraRecipe` for the arguments.
+) -> Recipe:
+    """A recipe for an encoder by its name; see `Recipe` for the arguments.
 
     Args:
         name: One of `HIERAS`.
@@ -236,13 +152,11 @@ def make_recipe(
         input_px: Side of the input, px; None is what the weights were trained for.
         pool: See `pooling.choose_pools`.
         precision: Type of the matrix products.
-        preprocessing: None or `sam2`: there is no other.
+        preprocessing: Whose; None for SAM 2's, and there is no other.
 
     Raises:
         ConfigError: There is no such tap, pool, precision, preprocessing or input size.
     """
-    if preprocessing not in (None, PREPROCESSING):
-        message = f"there is no preprocessing {preprocessing!r} of {name}; valid: {PREPROCESSING}"
-        raise ConfigError(message)
-    architecture = HIERAS[name]
-    return HieraRecipe(architecture, taps, architecture.input_px if input_px is None else input_px, pool, precision)
+    hiera = HIERAS[name]
+    side = hiera.input_px if input_px is None else input_px
+    return Recipe(hiera, taps, side, pool, precision, preprocessing or hiera.preprocessings[0])

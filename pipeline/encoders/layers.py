@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _ONEDNN_IMAGES = 16
+_MOST_WINDOWS = 2**15  # of one call: a CUDA kernel's grid has at most 65,535 of them
 
 
 def cast_products(module: nn.Module, dtype: torch.dtype) -> None:
@@ -41,15 +42,35 @@ def linear(layer: nn.Linear, x: Tensor) -> Tensor:
 
 def convolve(layer: nn.Conv2d, x: Tensor) -> Tensor:
     """Convolve a map whose channels come last."""
-    with _without_tf32() if x.is_cuda else contextlib.nullcontext():
+    with whole_float32(x):
         out: Tensor = layer(x.permute(0, 3, 1, 2).to(layer.weight.dtype))
     return out.permute(0, 2, 3, 1)
 
 
-def _without_tf32() -> AbstractContextManager[None]:
-    """Convolve float32 as float32: torch lets a GPU drop 13 bits of it unless told not to."""
+def whole_float32(x: Tensor) -> AbstractContextManager[None]:
+    """Convolve float32 as float32 within the block: torch lets a GPU drop 13 bits of it unless told not to."""
+    if not x.is_cuda:
+        return contextlib.nullcontext()
     now = torch.backends.cudnn
     return now.flags(now.enabled, now.benchmark, deterministic=now.deterministic, allow_tf32=False)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, scale: float | None = None) -> Tensor:
+    """Attention within windows, in parts where there are more of them than a kernel takes.
+
+    Args:
+        q: (windows, heads, tokens, d).
+        k: As `q`, of as many tokens or others.
+        v: As `k`.
+        bias: (1, heads, tokens, tokens), added to the scores.
+        scale: Of the scores; None for that of d.
+
+    Returns:
+        As `q`.
+    """
+    slices = [slice(at, at + _MOST_WINDOWS) for at in range(0, len(q), _MOST_WINDOWS)]
+    parts = [F.scaled_dot_product_attention(q[part], k[part], v[part], attn_mask=bias, scale=scale) for part in slices]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def partition(x: Tensor, window: int, padding: Tensor) -> tuple[Tensor, tuple[int, int]]:

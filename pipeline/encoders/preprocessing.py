@@ -5,7 +5,8 @@ scale, and zeros are padded at the bottom and on the right after that. `medsam` 
 (Ma et al. 2024, their inference script): the image is squeezed to a square, bicubically, and scaled to [0, 1] by its
 own smallest and largest value; it resizes with Pillow where theirs does with scikit-image, so it is close, not equal.
 `lite_medsam` is LiteMedSAM's inference script: the longest side becomes the input's side (`area_resize`), the image is
-scaled to [0, 1] by its own extremes, and zeros follow at the bottom and on the right.
+scaled to [0, 1] by its own extremes, and zeros follow at the bottom and on the right. `sam2` equals transformers'
+`Sam2ImageProcessor`: squeezed to a square, colours normalised, nothing padded, so that every cell is image.
 
 Taps may ask for one of the eight flips and quarter turns of an image (`neck@rot90`). A view is applied to the resized
 image before it is padded, so the padding of a view is at the bottom and on the right like any other; views that are
@@ -22,12 +23,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from pipeline.encoders.area_resize import resize_area
 from pipeline.encoders.family import Prepared
-from pipeline.encoders.recipe import MEAN, STD, VIEWS
+from pipeline.encoders.recipe import MEAN, MEAN_OF_1, STD, STD_OF_1, VIEWS
 from pipeline.errors import DataError
 
 if TYPE_CHECKING:
@@ -47,6 +49,8 @@ def prepare(image: npt.NDArray[np.uint8], input_px: int, preprocessing: str = "s
     """
     require_rgb(image)
     height, width = image.shape[:2]
+    if preprocessing == "sam2" and image.size:
+        return Prepared(_squeezed(image, input_px), (input_px, input_px))
     resize = _resize(input_px)
     if 0 in (height, width) or 0 in resize.get_preprocess_shape(height, width, input_px):
         message = f"an image of {height}x{width} px has no pixel left at {input_px} px; crop it or leave it out"
@@ -61,6 +65,14 @@ def prepare(image: npt.NDArray[np.uint8], input_px: int, preprocessing: str = "s
     pixels = torch.zeros(3, input_px, input_px, dtype=torch.uint8)
     pixels[:, : resized.shape[1], : resized.shape[2]] = resized
     return Prepared(pixels, (resized.shape[1], resized.shape[2]))
+
+
+def _squeezed(image: npt.NDArray[np.uint8], side_px: int) -> Tensor:
+    """Resize an image (H, W, 3) to a square (3, S, S) in bytes, bilinearly and smoothed."""
+    pixels = torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C"))
+    if pixels.shape[1:] == (side_px, side_px):
+        return pixels
+    return F.interpolate(pixels[None], (side_px, side_px), mode="bilinear", antialias=True, align_corners=False)[0]
 
 
 def require_rgb(image: npt.NDArray[np.uint8]) -> None:
@@ -96,6 +108,10 @@ def normalise(pixels: Tensor, sizes: Tensor, preprocessing: str = "sam") -> Tens
     if preprocessing == "medsam":  # every pixel is image
         low, high = pixels.amin((1, 2, 3), keepdim=True).float(), pixels.amax((1, 2, 3), keepdim=True).float()
         return (pixels - low) / (high - low).clamp(min=1e-8)
+    if preprocessing == "sam2":
+        of_1 = (torch.tensor(of).view(3, 1, 1) for of in (MEAN_OF_1, STD_OF_1))
+        mean, std = ((255 * of).to(pixels.device, non_blocking=True) for of in of_1)
+        return (pixels - mean) / std
     # No copy waits for the device, else a batch would be launched only when the one before is done.
     mean, std = (torch.tensor(of).view(3, 1, 1).to(pixels.device, non_blocking=True) for of in (MEAN, STD))
     sizes = sizes.to(pixels.device, non_blocking=True)

@@ -20,12 +20,14 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
+MEAN_OF_1, STD_OF_1 = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # the same of colours in [0, 1], but for rounding
 _VERSION = 1  # of each preprocessing: raise it when the same image gives other pixels
 PREPROCESSINGS: Mapping[str, Mapping[str, JSON]] = MappingProxyType(
     {
         "sam": {"version": _VERSION, "mean": list(MEAN), "std": list(STD)},
         "medsam": {"version": _VERSION},
         "lite_medsam": {"version": _VERSION},
+        "sam2": {"version": _VERSION, "mean": list(MEAN_OF_1), "std": list(STD_OF_1)},
     }
 )
 """What `preprocessing` makes of an image, by name, as a fingerprint has it."""

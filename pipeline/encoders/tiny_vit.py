@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.encoders.layers import attend, whole_float32
 from pipeline.encoders.tiny_vit_recipe import TinyVit
 
 State = Mapping[str, Tensor]
@@ -50,7 +51,8 @@ class Convolution(nn.Module):
             pointwise = torch.ops.mkldnn._convolution_pointwise
             y = pointwise(x, self.weight, self.bias, reach, stride, [1, 1], self.groups, name, [], "none")
         else:
-            y = F.conv2d(x, self.weight, self.bias, stride, reach, groups=self.groups)
+            with whole_float32(x):
+                y = F.conv2d(x, self.weight, self.bias, stride, reach, groups=self.groups)
             y = F.gelu(y) if gelu else y
         return cast(Tensor, y).permute(0, 2, 3, 1)
 
@@ -209,7 +211,7 @@ class Attention(nn.Module):
             qkv = padded
         qkv = qkv.reshape(batch, down, side, across, side, 3, self.heads, -1).permute(5, 0, 1, 3, 6, 2, 4, 7)
         q, k, v = qkv.reshape(3, batch * down * across, self.heads, side * side, -1)  # (windows, heads, n, d) each
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=self.pairs, scale=1.0)
+        mixed = attend(q, k, v, self.pairs, scale=1.0)
         mixed = mixed.view(batch, down, across, self.heads, side, side, -1).permute(0, 1, 4, 2, 5, 3, 6)
         mixed = mixed.reshape(batch, down * side, across * side, channels)[:, :h, :w]
         return cast(Tensor, self.out(mixed).float().add_(x))

@@ -215,6 +215,7 @@ STEPS = {  # the most important first
     "tests": Step(gpu_tests, 150),
     "encoder_vit_h": Step(against_official("sam_vit_h", ("bfloat16",)), 180),
     "encoder_vit_b": Step(against_official("sam_vit_b", ("float32", "bfloat16")), 120),
+    "lite_medsam": Step(against_a_cpu("lite_medsam"), 60),
     "sam2": Step(against_a_cpu("sam2.1_hiera_tiny"), 60),
     "out_of_memory": Step(out_of_memory, 40),
     "device_busy": Step(device_busy, 90),

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from pipeline.encoders import (
     build_encoder,
     fetch_weights,
+    layers,
     make_recipe,
     weights_file,
     weights_sha256,
@@ -29,7 +30,9 @@ from pipeline.encoders import (
 )
 from pipeline.encoders import hiera_encoder as hiera
 from pipeline.encoders.family import SAM_2
-from pipeline.encoders.hiera_recipe import HIERAS, Hiera, HieraRecipe
+from pipeline.encoders.hiera_recipe import HIERAS, Hiera
+from pipeline.encoders.preprocessing import normalise
+from pipeline.encoders.recipe import Recipe
 from pipeline.errors import CheckpointError, ConfigError, DataError
 from tests.encoders.seeded import image_like, relative_error
 
@@ -87,6 +90,10 @@ def hooked(vision: Any) -> Iterator[dict[str, Tensor]]:
             hook.remove()
 
 
+def normalised(pixels: Tensor) -> Tensor:
+    return normalise(pixels, torch.tensor([pixels.shape[2:]] * len(pixels)), "sam2")
+
+
 @torch.no_grad()
 def expected(official: Any, images: Tensor) -> dict[str, Tensor]:
     with hooked(official.vision_encoder) as seen:
@@ -96,7 +103,8 @@ def expected(official: Any, images: Tensor) -> dict[str, Tensor]:
 
 
 def build(folder: Path, taps: tuple[str, ...] = TAPS, **change: Any) -> hiera.HieraEncoder:
-    recipe = HieraRecipe(SMALL, taps, **{"input_px": 256, "pool": dict.fromkeys(taps, 1), **change})
+    arguments = {"input_px": 256, "pool": dict.fromkeys(taps, 1), "preprocessing": "sam2", **change}
+    recipe = Recipe(SMALL, taps, **arguments)
     return hiera.build(recipe, folder, "cpu")
 
 
@@ -114,7 +122,7 @@ def test_pixels_are_those_of_the_official_processor_bit_for_bit(folder: Path, sh
     prepared = build(folder).prepare(image)
     assert prepared.size == (256, 256)  # squeezed, so that every cell is image
     theirs = processor(image.copy(), input_data_format="channels_last", return_tensors="pt")["pixel_values"]
-    assert torch.equal(hiera.normalise(prepared.pixels[None]), theirs)
+    assert torch.equal(normalised(prepared.pixels[None]), theirs)
 
 
 @pytest.mark.parametrize("input_px", [256, 160])  # windows that divide the grids, and some that do not
@@ -125,7 +133,7 @@ def test_taps_are_the_hidden_states_of_the_official_module(
     encoder = build(folder, input_px=input_px, precision=precision)
     pixels, sizes = batch(encoder)
     features = encoder.encode(pixels, sizes)
-    wanted = expected(official, hiera.normalise(pixels))
+    wanted = expected(official, normalised(pixels))
     assert list(features) == list(encoder.taps) == list(TAPS)
     for tap, found in features.items():
         assert found.shape == (2, *encoder.taps[tap]) == wanted[tap].shape
@@ -135,7 +143,7 @@ def test_taps_are_the_hidden_states_of_the_official_module(
 def test_the_strides_of_the_five_taps_are_4_8_16_32_and_16() -> None:
     for name, architecture in HIERAS.items():
         taps = ("patch", "early", "middle", "late", "neck")
-        recipe = HieraRecipe(architecture, taps, 1024, dict.fromkeys(taps, 1))
+        recipe = Recipe(architecture, taps, 1024, dict.fromkeys(taps, 1), preprocessing="sam2")
         widths = [architecture.width * factor for factor in (1, 2, 4, 8)]
         sides = zip(taps, [*widths, 256], (256, 128, 64, 32, 64), strict=True)
         assert recipe.shapes == {tap: (width, side, side) for tap, width, side in sides}, name
@@ -167,7 +175,7 @@ def test_more_windows_than_a_kernel_takes_go_in_parts(folder: Path, monkeypatch:
     encoder = build(folder)
     pixels, sizes = batch(encoder)
     features = encoder.encode(pixels, sizes)
-    monkeypatch.setattr(hiera, "_MOST_WINDOWS", 3)
+    monkeypatch.setattr(layers, "_MOST_WINDOWS", 3)
     for tap, found in encoder.encode(pixels, sizes).items():
         torch.testing.assert_close(found, features[tap])
 
@@ -228,7 +236,7 @@ def test_untrained_weights_are_drawn_from_a_seed_and_read_by_both(tmp_path: Path
     )
     pixels, sizes = encoder.prepare(image_like(64, 64)).pixels[None], torch.tensor([[64, 64]])
     with torch.no_grad():
-        out = theirs(hiera.normalise(pixels))
+        out = theirs(normalised(pixels))
     features = encoder.encode(pixels, sizes)
     assert relative_error(features["late"], out.last_hidden_state.permute(0, 3, 1, 2)) <= 1e-5
     assert relative_error(features["neck"], out.fpn_hidden_states[-1]) <= 1e-5
@@ -241,10 +249,10 @@ def test_untrained_weights_are_drawn_from_a_seed_and_read_by_both(tmp_path: Path
         ({"taps": ("block:12",)}, "no tap 'block:12'.*block:0 to block:11"),
         ({"taps": ("neck@left",)}, "tap 'neck@left' has no view 'left'"),
         ({"taps": ()}, "expected at least one"),
-        ({"input_px": 1000}, "an input of 1000 px is no multiple of 32 px.*try 1024"),
+        ({"input_px": 1000}, "an input of 1000 px does not divide into patches of 32 px; try 1024"),
         ({"pool": 3}, "a pool of 3 does not divide the 32x32 grid"),
         ({"precision": "float8"}, "there is no precision 'float8'"),
-        ({"preprocessing": "medsam"}, "there is no preprocessing 'medsam' of sam2.1_hiera_tiny; valid: sam2"),
+        ({"preprocessing": "medsam"}, "there is no preprocessing 'medsam'; valid: sam2"),
     ],
 )
 def test_what_the_encoder_cannot_do_is_refused_with_what_it_can(arguments: dict[str, Any], message: str) -> None:
@@ -254,7 +262,7 @@ def test_what_the_encoder_cannot_do_is_refused_with_what_it_can(arguments: dict[
 
 @pytest.mark.parametrize("shape", [(5, 5), (0, 5, 3), (5, 5, 4)])
 def test_what_is_no_image_is_refused(folder: Path, shape: tuple[int, ...]) -> None:
-    with pytest.raises(DataError, match=r"expected uint8|has no pixel"):
+    with pytest.raises(DataError, match=r"expected uint8|no pixel"):
         build(folder).prepare(np.zeros(shape, np.uint8))
 
 
