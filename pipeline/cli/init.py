@@ -37,13 +37,13 @@ from pipeline.cli.terminal import DONE, examples, say, show
 def init(source: str | None, out: Path | None, yes: bool, as_json: bool, size_px: str | None, **given: Any) -> int:
     """Look at your data and write a configuration for them that runs.
 
-    SOURCE is a folder with a sub-folder for each class, a CSV table, a MedMNIST archive or its name, or `demo`. No file
-    is ever overwritten.
+    SOURCE is a folder with a sub-folder for each class, a CSV table, a MedMNIST archive or its name, a store with
+    labels, or `demo`. No file is ever overwritten.
     """
     asks = sys.stdin.isatty() and not yes and not as_json
     if source is None:
         if not asks:
-            message = "name the data: a folder, a CSV table, a MedMNIST set, or `demo`"
+            message = "name the data: a folder, a CSV table, a MedMNIST set, a store, or `demo`"
             raise click.UsageError(message)
         source = str(click.prompt("Where are the images? A folder, a CSV table, a MedMNIST set, or demo"))
     from pipeline.stages import first_config

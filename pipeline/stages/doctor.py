@@ -50,8 +50,6 @@ def examine(config: Config | None, progress: Progress) -> Report:
         JSON values: `software`, `processor`, `busy` (tasks that wait or run, for each core), `devices`, `memory_gib`,
         `disk`, `extras`, `weights`, `clocks` (seconds an image), `means` (sentences) and `seconds`.
     """
-    if config is not None and config.encoder.name == STORED:
-        config = None  # nothing of it can be clocked: its images are elsewhere
     began = time.perf_counter()
     where = device(config) if config is not None else ("cuda" if torch.cuda.is_available() else "cpu")
     target = config.store.path if config is not None else Path("features")
@@ -124,7 +122,7 @@ def _installed(name: str) -> bool:
 
 def _weights(config: Config | None) -> Iterator[Report]:
     """Files of weights that are here: the configured one, and published ones; with their digests."""
-    if config is not None and encoders.family_of(config.encoder.name).reads == "image":
+    if config is not None and _encodes(config):
         file = checkpoint(config)
         yield {"name": str(config.encoder.checkpoint), **_file(file), "configured": True}
     for name in encoders.PUBLISHED:
@@ -149,18 +147,18 @@ def _dataset_of(config: Config | None) -> data.Dataset | None:
 
 def _clock(config: Config | None, dataset: data.Dataset | None, where: str, progress: Progress, began: float) -> Report:
     """Seconds an image, by what is clocked; None where it could not be done, or not in time."""
-    shapes = dict(
-        recipe(config).shapes if config is not None else encoders.make_recipe("sam_vit_b", _TAPS, None, None).shapes
-    )
+    shapes = _shapes(config)
     options = model_options(config) if config is not None else ModelOptions()
     batch = config.train.batch_size if config is not None else 16
     store = None if config is None or not config.store.path.exists() else config.store.path
+    sent = config is not None and config.encoder.name == STORED  # a store without its images
     works: dict[str, Callable[[], float]] = {
-        "decode": lambda: clocks.of_decoding(dataset),
+        **({} if sent else {"decode": lambda: clocks.of_decoding(dataset)}),
         "read": lambda: clocks.of_reading(store, shapes),
         "train": lambda: clocks.of_training(options, shapes, min(batch, 16), where),
     }
-    works |= {f"encode {asked.label}": partial(clocks.of_encoding, asked, where) for asked in _asked(config)}
+    asked = [] if sent else list(_asked(config))
+    works |= {f"encode {one.label}": partial(clocks.of_encoding, one, where) for one in asked}
     found: Report = {}
     for done, (name, work) in enumerate(works.items()):
         progress("clock", done, len(works))
@@ -178,7 +176,7 @@ def _clock(config: Config | None, dataset: data.Dataset | None, where: str, prog
 def _asked(config: Config | None) -> Iterator[clocks.Asked]:
     """The configured encoder, then those that people choose between."""
     chosen = None if config is None else config.encoder
-    if config is not None and chosen is not None and encoders.family_of(chosen.name).reads == "image":
+    if config is not None and chosen is not None and _encodes(config):
         yield clocks.Asked(
             chosen.name,
             tuple(chosen.taps),
@@ -192,6 +190,22 @@ def _asked(config: Config | None) -> Iterator[clocks.Asked]:
     for name in _COMPARED:
         if name in known and (chosen is None or chosen.name != name):
             yield clocks.Asked(name, _TAPS, _present(encoders.weights_file(name, Path(name))))
+
+
+def _encodes(config: Config) -> bool:
+    """Whether the configured encoder has weights and reads images."""
+    name = config.encoder.name
+    return name != STORED and encoders.family_of(name).reads == "image"
+
+
+def _shapes(config: Config | None) -> dict[str, tuple[int, int, int]]:
+    """Shape of each tap: of the configured encoder, of the store that was sent, or of SAM ViT-B."""
+    if config is None:
+        return dict(encoders.make_recipe("sam_vit_b", _TAPS, None, None).shapes)
+    if config.encoder.name == STORED:
+        with cache.open_store(config.store.path) as store:
+            return {name: tap.shape for name, tap in store.taps.items()}
+    return dict(recipe(config).shapes)
 
 
 def _present(file: Path) -> Path | None:
@@ -241,7 +255,7 @@ def _on_precision(ratio: float | None, config: Config | None, where: str) -> Ite
 
 def _on_room(report: Report, config: Config | None, images: int) -> Iterator[str]:
     """Whether the store fits on the disk, and the features into memory."""
-    if config is None:
+    if config is None or config.encoder.name == STORED:
         return
     row = Contents({}, recipe(config).shapes, {}, config.store.dtype, config.store.image_px).row_bytes
     size, free = row * images / _GIB, report["disk"]["free_gib"]

@@ -13,11 +13,13 @@ import torch
 
 from pipeline import encoders
 from pipeline.config.schema import load_config
+from pipeline.errors import ConfigError
 from pipeline.model.classifier import ModelOptions
 from pipeline.stages import clocks, doctor
+from pipeline.stages.first_config import Given, propose
 from pipeline.stages.inputs import load_dataset
 
-from .conftest import copy_of, run_pipeline
+from .conftest import copy_of, run_pipeline, succeed
 
 
 @pytest.fixture
@@ -56,6 +58,25 @@ def test_the_machine_and_the_experiment_are_told(
     Path("weights/sam_demo.pth").unlink()
     report = doctor.examine(config, lambda *_, **__: None)
     assert "the weights 'weights/sam_demo.pth' are not here: `pipeline prepare` has them" in report["means"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_store_without_images_is_read_and_trained_on(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copy_of(trained, tmp_path / "work")
+    monkeypatch.chdir(folder)
+    succeed(folder, "store", "push", "features/demo.zarr", folder / "sent.zarr", "-c", "tiny.yaml", "--with-labels")
+    made = propose("sent.zarr", Given())
+    assert made["images"] == 48
+    assert made["next"][0] == "pipeline probe -c configs/sent.yaml"
+    report = doctor.examine(load_config(Path(made["config"])), lambda *_, **__: None)
+    assert report["clocks"].keys() == {"read", "train", "bfloat16_over_float32"}
+    images = made["counts"]["splits"]["train"]
+    assert any(sentence.startswith(f"train: none: 100 epochs of {images} images") for sentence in report["means"])
+    assert run_pipeline(folder, "train", "-c", made["config"], "--set", "train.epochs=1").returncode == 0
+    with pytest.raises(ConfigError, match="no labels travel with this store"):
+        propose("features/demo.zarr", Given())
 
 
 def test_a_clock_tells_the_time_of_what_it_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
