@@ -21,7 +21,7 @@ from pipeline.train.forward import infer
 from pipeline.train.identity import data_identity
 from pipeline.train.train import Machine
 
-FOLDER = "external"  # in that of the run
+FOLDER = run_folder.EXTERNAL
 
 
 def evaluate_elsewhere(

@@ -24,6 +24,7 @@ import io
 import json
 import os
 import re
+import shutil
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -46,7 +47,8 @@ from pipeline.weights import TORN
 _VERSION = 1
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")  # what a spreadsheet runs, or text that has been quoted already
 _QUOTED = re.compile(r"'+[=+\-@\t\r]")
-_EARLIER = "earlier"
+EXTERNAL = "external"  # in a run: a folder for each external test set
+_EARLIER = "earlier"  # in a run: scores of images that were its test set before
 _MOST_BYTES = 256 << 20  # of JSON: a history of a million epochs
 _LONGEST = 80  # characters of a setting in a message
 _OF_TRAINING = ("last.pt", "samples.csv", "model.*", "best-*.safetensors", "history.*")
@@ -316,6 +318,8 @@ def begin(folder: Path, settings: Mapping[str, Any], *, replace: bool) -> None:
         for pattern in (*_OF_EVALUATION, *_OF_TRAINING):
             for old in folder.glob(pattern):
                 old.unlink()
+        for name in (EXTERNAL, _EARLIER):  # what it came to on other images
+            shutil.rmtree(folder / name, ignore_errors=True)
     write_json(file, wanted.fields)
 
 

@@ -11,10 +11,11 @@ import pytest
 import cache
 from pipeline.errors import RunError
 from pipeline.evaluate.evaluate import evaluate
+from pipeline.evaluate.external import evaluate_elsewhere
 from pipeline.explain.explain import explain
 from pipeline.train.identity import data_identity
 from pipeline.train.run_folder import read_csv
-from tests.train.scenes import Arrays, do, make_dataset, make_store
+from tests.train.scenes import QUICK, Arrays, do, make_dataset, make_store
 
 TAPS = {"early": (5, 4, 4), "neck": (3, 4, 4)}
 
@@ -95,6 +96,23 @@ def test_new_test_images_are_scored_and_the_earlier_scores_kept(before, scene, t
     assert not (folder / "earlier/2").exists()
     evaluate(folder, scene, newer, resamples=20)
     assert json.loads((folder / "earlier/2/metrics.json").read_text())["n"] == 20
+
+
+def test_a_run_that_is_started_over_forgets_what_the_last_one_came_to(before, scene, tmp_path):
+    folder, store = before
+    elsewhere = make_dataset((8, 0, 8), seed=3)
+    elsewhere = dataclasses.replace(
+        elsewhere, samples=tuple(dataclasses.replace(s, id=f"s5{i:02d}") for i, s in enumerate(elsewhere.samples))
+    )
+    theirs = make_store(tmp_path / "theirs.zarr", elsewhere, features=features_of(elsewhere))
+    evaluate_elsewhere(folder, "there", elsewhere, theirs, resamples=20)
+    more = grown(scene)
+    newer = make_store(tmp_path / "newer.zarr", more, features=features_of(more))
+    evaluate(folder, more, newer, resamples=20)
+    assert (folder / "external/there/metrics.json").is_file()
+    assert (folder / "earlier/1/metrics.json").is_file()
+    do(scene, store, folder, options=dataclasses.replace(QUICK, epochs=1), replace=True)
+    assert not [path for path in folder.rglob("*") if path.name in ("external", "earlier", "metrics.json")]
 
 
 def test_training_again_says_what_has_changed(before, scene, tmp_path):
