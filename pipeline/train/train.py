@@ -294,9 +294,19 @@ def _run_epochs(
 
 
 def _some_features(feed: Feed) -> Iterator[Seen]:
-    """Features of the training images, `_FITTED_ON` of them where there are more, at even distances."""
+    """Features of the training images, `_FITTED_ON` of them where there are more, at even distances.
+
+    Raises:
+        RunError: They are not finite, which would make every gate's scale so.
+    """
     positions = torch.linspace(0, len(feed) - 1, min(len(feed), _FITTED_ON)).long()
     for batch in feed.batches(torch.split(positions, _AT_ONCE)):
+        for tap, feature in batch.features.items():
+            bad = (~feature.flatten(1).isfinite().all(dim=1)).nonzero().flatten().tolist()
+            if bad:
+                name = feed.ids[int(batch.positions[bad[0]])]
+                msg = f"The stored features of tap {tap!r} are not finite in sample {name!r}: extract them again."
+                raise RunError(msg)
         yield Seen(batch.features, batch.extents)
 
 
