@@ -24,7 +24,7 @@ from pipeline.explain import heat as heat_maps
 from pipeline.explain import localise
 from pipeline.explain.heat import GRAD_CAM, MEAN, Heat
 from pipeline.explain.localise import Masks
-from pipeline.explain.pictures import Case, HeatMap, draw_case, draw_sheet, draw_strip
+from pipeline.explain.pictures import Case, HeatMap, draw_case, draw_sheet, draw_strip, gate_maps, varies
 from pipeline.model.classifier import Classifier
 from pipeline.model.tasks import Task
 from pipeline.progress import Progress, silent
@@ -87,8 +87,9 @@ def explain(
     what is on it, sample by sample; `explain.json`, what is returned; and with masks `localisation.csv`, a row per map
     and score, and `localisation_samples.csv`, a row per sample and map.
 
-    The gates' colours span each map's lowest to highest value over the whole split, so that pictures can be compared
-    and a gate that hardly varies shows how little; Grad-CAM has no unit and spans each image's own.
+    Each gate is drawn twice, its colours spanning 0 to 1, and its lowest to highest value over the whole split; so
+    pictures can be compared, and the difference is said in words ("varies by 1 %"). Grad-CAM has no unit and spans each
+    image's own.
 
     Args:
         folder: A finished run.
@@ -107,9 +108,9 @@ def explain(
     Returns:
         `split`; `weights_sha256` of the model; `images`, by picture `id`, `true`, `predicted`, `probability`, `file`
         and `alt`; `sheet`, its `file`, `alt`, `hits`, `misses` and `strips`, by heading
-        pictures with the `colours` of their maps; `ranges`, by map its lowest and highest value over
-        the split; `localisation`, what `localise.summarise` gives, with `untrained_auc`, by gate that of newly drawn
-        weights from five seeds, and `left_out`, images without a lesion; or None without masks.
+        pictures with the `colours` of their maps (`low`, `high`, `own` range or not, and `words`); `ranges`, by map its lowest and highest
+        value over the split; `localisation`, what `localise.summarise` gives, with `untrained_auc`, by gate that of
+        newly drawn weights from five seeds, and `left_out`, images without a lesion; or None without masks.
 
     Raises:
         RunError: No finished run, other classes, or features of another fingerprint.
@@ -175,8 +176,10 @@ class _Pictures:
         maps = []
         for kind in kinds:
             values = self.heat.lay(kind, [position], (height, width))[0]
-            low, high = (0.0, float(values.max())) if kind == GRAD_CAM else self.ranges[kind]
-            maps.append(HeatMap(kind, values, low, high))
+            if kind == GRAD_CAM:
+                maps.append(HeatMap(kind, values, 0.0, float(values.max())))
+            else:
+                maps += gate_maps(kind, values, *self.ranges[kind])
         return Case(
             name=self.ids[position],
             image=_shrunk(image),
@@ -223,7 +226,8 @@ class _Pictures:
         draw_sheet(folder / _SHEET, cases, columns=max(len(hits), len(misses)), empty="There are none to show.")
         alt = (
             f"Contact sheet of the {self.split} images: the {len(hits)} surest of {total - wrong} hits and the "
-            f"{len(misses)} worst of {wrong} misses, each as the image with {' and '.join(kinds)} below it."
+            f"{len(misses)} worst of {wrong} misses, each as the image with "
+            f"{' and '.join(self._told(kind) for kind in kinds)} below it."
         )
         shown = {"hits": [self.ids[i] for i in hits], "misses": [self.ids[i] for i in misses]}
         strips = {heading: self._strips(folder, some, kinds) for heading, some in cases.items()}
@@ -237,9 +241,16 @@ class _Pictures:
             file = f"{_STRIPS}/strip_{file_name(case.name)}"
             draw_strip(folder / file, case)
             said = {"id": case.name, "true": case.true, "predicted": case.predicted, "probability": case.probability}
-            colours = {one.title: {"low": one.low, "high": one.high, "own": one.title == GRAD_CAM} for one in case.maps}
+            colours = {
+                one.title: {"low": one.low, "high": one.high, "own": one.title == GRAD_CAM, "words": one.words}
+                for one in case.maps
+            }
             found.append({**said, "file": file, "alt": self._alt(case, kinds), "colours": colours})
         return found
+
+    def _told(self, kind: str) -> str:
+        """A map's name, and how much it varies where it has a scale."""
+        return kind if kind == GRAD_CAM else f"{kind} ({varies(*self.ranges[kind])})"
 
     def _alt(self, case: Case, kinds: Sequence[str] = ()) -> str:
         """One sentence for who cannot see the picture."""
@@ -247,7 +258,7 @@ class _Pictures:
         return (
             f"Image {case.name} of the {self.split} split{outline}: its class is {case.true}, the classifier "
             f"said {case.predicted} with probability {case.probability:.2f}; beside it heat maps of "
-            f"{', '.join(kinds or self.heat.names)}."
+            f"{', '.join(self._told(kind) for kind in kinds or self.heat.names)}."
         )
 
 

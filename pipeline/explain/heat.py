@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from pipeline.model.classifier import Classifier
 from pipeline.model.geometry import sample_gate
+from pipeline.model.slca import Standardise
 from pipeline.model.tasks import Head, losses, probabilities
 from pipeline.model.uses import OWN, Seen
 from pipeline.progress import Progress, silent
@@ -163,6 +164,9 @@ def untrained_gates(classifier: Classifier, feed: Feed, *, seed: int, batch_size
         fresh = Classifier(replace(classifier.options, weights="none"), classifier.taps, feed.classes).gates.to(
             feed.device
         )
+    for mine, theirs in zip(fresh, classifier.gates, strict=True):
+        if isinstance(mine.norm, Standardise):  # which knew the features' scale before the training
+            mine.norm.load_state_dict(theirs.norm.state_dict())  # type: ignore[union-attr]
     chosen = {
         f"{tap} → {stage}": (tap, fresh[number])
         for number, (tap, stage) in enumerate(classifier.options.gates)

@@ -36,12 +36,14 @@ class HeatMap:
         values: (h, w) over the whole image.
         low: Value of the lowest colour.
         high: Value of the highest colour.
+        words: What else to say of it; empty for nothing.
     """
 
     title: str
     values: Floats
     low: float
     high: float
+    words: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,31 @@ class Case:
     maps: tuple[HeatMap, ...]
 
 
+def gate_maps(name: str, values: Floats, low: float, high: float) -> tuple[HeatMap, HeatMap]:
+    """Show a gate twice: on the scale that it lives on, and stretched to what it takes of it.
+
+    The first tells the truth about how much it does, the second where; a gate of .495 to .505 looks strong there.
+
+    Args:
+        name: Of the gate.
+        values: (h, w) in [0, 1].
+        low: Its lowest value, over all the images that are shown.
+        high: Its highest, likewise.
+    """
+    return (
+        HeatMap(f"{name}, 0 to 1", values, 0.0, 1.0),
+        HeatMap(f"{name}, stretched", values, low, high, varies(low, high)),
+    )
+
+
+def varies(low: float, high: float) -> str:
+    """Say in words how much of the scale from 0 to 1 a gate takes."""
+    percent = 100 * (high - low)
+    if percent < 0.05:
+        return "varies by less than 0.1 %"
+    return f"varies by {percent:.0f} %" if percent >= 0.9 else f"varies by {percent:.1f} %"
+
+
 def draw_case(path: Path, case: Case) -> None:
     """Draw an image and its maps, each with the numbers behind its colours.
 
@@ -78,7 +105,7 @@ def draw_case(path: Path, case: Case) -> None:
     columns = min(_COLUMNS, panels) if panels != 5 else 3  # 5 would leave one alone on its row
     rows = math.ceil(panels / columns)
     aspect = _aspect([case])
-    width_in, height_in = columns * _PANEL_IN, rows * (_PANEL_IN * aspect + 0.6) + 0.5
+    width_in, height_in = columns * _PANEL_IN, rows * (_PANEL_IN * aspect + 0.75) + 0.5
     with drawing(path, width_in=max(width_in, 4.2), height_in=height_in) as figure:
         figure.suptitle(_headline(case, max(width_in, 4.2)), fontsize=10, parse_math=False)
         grid = figure.add_gridspec(2 * rows, columns, height_ratios=[_PANEL_IN * aspect, 0.09] * rows, wspace=0.08)
@@ -91,7 +118,7 @@ def draw_case(path: Path, case: Case) -> None:
                 axes.set_title("image" if case.mask is None else "image, lesion outlined", fontsize=9)
                 bar.set_axis_off()
             else:
-                axes.set_title(one.title, fontsize=9, parse_math=False)
+                axes.set_title("\n".join(filter(None, (one.title, one.words))), fontsize=9, parse_math=False)
                 _number_colours(figure, mappable, bar, one, "horizontal")
 
 
@@ -155,7 +182,8 @@ def _draw_block(part: SubFigure, cases: Sequence[Case], columns: int, kinds: int
                 bar = part.add_subplot(grid[row, columns])
                 shared = all(other.maps[row - 1].high == one.high for other in cases)
                 _number_colours(part, mappable, bar, one if shared else replace(one, high=math.inf), "vertical")
-                bar.set_ylabel(one.title, fontsize=8, parse_math=False)
+                lines = [*one.title.split(", "), *filter(None, [one.words])]  # a bar is too short for one line
+                bar.set_ylabel("\n".join(lines), fontsize=8, parse_math=False)
         axes.set_xlabel(
             _fitting(case.name, 6.5, _CELL_IN, keep_end=True), fontsize=6.5, color="#555555", parse_math=False
         )

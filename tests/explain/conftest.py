@@ -83,6 +83,8 @@ def knowing_run(folder, dataset, store, *, sign=1.0):
     train(dataset, store, folder, model=ORACLE, options=dataclasses.replace(QUICK, epochs=1))
     classifier, _ = run_folder.load_classifier(folder)
     state = classifier.state_dict()
+    state["gates.0.norm.scale"].fill_(1.0)
+    state["gates.0.norm.shift"].zero_()
     state["gates.0.squeeze.weight"].fill_(1.0)
     state["gates.0.squeeze.bias"].zero_()
     state["gates.0.excite.weight"].fill_(sign * 0.1)

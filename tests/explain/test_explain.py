@@ -18,6 +18,7 @@ from pipeline.data import Sample
 from pipeline.errors import ConfigError, DataError, RunError
 from pipeline.evaluate.evaluate import evaluate
 from pipeline.explain.explain import explain, file_name
+from pipeline.explain.pictures import varies
 from pipeline.train import run_folder
 from pipeline.train.train import train
 from tests.explain.conftest import GATED, HEIGHT, PLAIN, WIDTH, knowing_run, knowing_store, lesion_dataset
@@ -79,20 +80,24 @@ def test_the_folder_holds_what_the_report_says(lesions, lesion_store, gated_run)
     for image in found["images"]:
         assert image["id"] in image["alt"]
         assert f"said {image['predicted']} with probability {image['probability']:.2f}" in image["alt"]
-        assert "early → stage1, neck → stage4, mean of the gates, Grad-CAM" in image["alt"]
+        told = [f"{name} ({varies(*found['ranges'][name].values())})" for name in [*found["ranges"]][:3]]
+        assert f"{', '.join(told)}, Grad-CAM" in image["alt"]
     assert "Contact sheet of the test images" in found["sheet"]["alt"]
     hits, misses = found["sheet"]["strips"].values()
     assert [[strip["id"] for strip in block] for block in (hits, misses)] == [
         found["sheet"][name] for name in ("hits", "misses")
     ]
     for strip in hits + misses:
-        assert strip["colours"]["mean of the gates"] == found["ranges"]["mean of the gates"] | {"own": False}
-        assert strip["colours"]["Grad-CAM"]["own"]
+        ends, colours = found["ranges"]["mean of the gates"], strip["colours"]
+        words = varies(ends["low"], ends["high"])
+        assert colours["mean of the gates, 0 to 1"] == {"low": 0, "high": 1, "own": False, "words": ""}
+        assert colours["mean of the gates, stretched"] == {**ends, "own": False, "words": words}
+        assert colours["Grad-CAM"]["own"]
         assert strip["colours"]["Grad-CAM"]["low"] == 0
-        assert strip["alt"].endswith("beside it heat maps of mean of the gates, Grad-CAM.")
+        assert strip["alt"].endswith(f"beside it heat maps of mean of the gates ({words}), Grad-CAM.")
         with Image.open(folder / strip["file"]) as picture:
             width, height = picture.size
-            assert height / width == pytest.approx(3.06 * HEIGHT / WIDTH, rel=0.03)  # image and two maps
+            assert height / width == pytest.approx(4.09 * HEIGHT / WIDTH, rel=0.03)  # image and three maps
             assert np.asarray(picture.convert("L")).std() > 10
     assert {path.name for path in (folder / "strips").iterdir()} == {Path(s["file"]).name for s in hits + misses}
     assert found["ranges"].keys() == {"early → stage1", "neck → stage4", "mean of the gates", "Grad-CAM"}
@@ -152,20 +157,24 @@ def test_a_picture_shows_every_gate_their_mean_and_grad_cam_over_the_image(lesio
         verdict = "right" if image["true"] == image["predicted"] else "wrong"
         assert said == f"predicted: {image['predicted']} ({image['probability']:.0%}, {verdict})"
         panels = {axes.get_title(): axes for axes in figure.axes if axes.images}
-        assert [*panels] == ["image, lesion outlined", *maps]
+        ranges = {name: tuple(ends.values()) for name, ends in found["ranges"].items()}
+        twice = [(f"{m}, 0 to 1", f"{m}, stretched\n{varies(*ranges[m])}") for m in maps[:3]]
+        assert [*panels] == ["image, lesion outlined", *(title for pair in twice for title in pair), "Grad-CAM"]
         pixels = lesions.read(place[image["id"]])
         (shown,) = layers(panels.pop("image, lesion outlined"))
         np.testing.assert_array_equal(shown.get_array(), pixels)
         heat = {}
-        for title, axes in panels.items():
+        for shown_as, axes in panels.items():
             _, below, over = layers(axes)
             np.testing.assert_array_equal(below.get_array(), pixels.mean(axis=2))
+            title, _, scale = shown_as.partition(", ")
             heat[title] = np.asarray(over.get_array())
             assert heat[title].shape == (HEIGHT, WIDTH)
             assert np.ptp(heat[title]) > 1e-3
             assert 0.3 < over.get_alpha() < 1  # the image is to be seen through it
-            ends = found["ranges"][title]
-            low, high = (0, heat[title].max()) if title == "Grad-CAM" else (ends["low"], ends["high"])
+            low, high = (0, 1) if scale == "0 to 1" else ranges[title]
+            if title == "Grad-CAM":
+                low, high = 0, heat[title].max()
             assert over.get_clim() == pytest.approx((low, high))
         np.testing.assert_allclose(heat[maps[2]], (heat[maps[0]] + heat[maps[1]]) / 2, atol=1e-6)
         assert not np.allclose(heat[maps[0]], heat[maps[1]])
@@ -175,7 +184,7 @@ def test_heat_lies_where_the_lesion_is(lesions, lesion_store, oracle_run, figure
     found = explain(oracle_run, lesions, lesion_store, **QUICKLY)
     place = {sample.id: index for index, sample in enumerate(lesions.samples)}
     for image in found["images"]:
-        (axes,) = (axes for axes in figures[image["file"]].axes if axes.get_title() == "neck → stage4")
+        (axes,) = (axes for axes in figures[image["file"]].axes if axes.get_title() == "neck → stage4, 0 to 1")
         _, _, over = layers(axes)  # above the image and its grey levels
         heat, mask = np.asarray(over.get_array()), lesions.mask(place[image["id"]])
         assert mask[np.unravel_index(heat.argmax(), heat.shape)]
@@ -196,19 +205,23 @@ def test_the_sheet_labels_what_it_shows(lesions, lesion_store, seeing_run, figur
     assert re.fullmatch(r"Worst misses \(\d+ of 12 are wrong\)", misses.get_suptitle())
     for part, ids in ((hits, found["sheet"]["hits"]), (misses, found["sheet"]["misses"])):
         panels = [axes for axes in part.axes if axes.images]
-        images, mean, cam = panels[0::3], panels[1::3], panels[2::3]  # a column for each sample
+        images, mean, stretched, cam = (panels[k::4] for k in range(4))  # a column for each sample
         assert [axes.get_xlabel() for axes in cam] == ids
         assert [axes.get_title() for axes in images] == [
             f"true {known[i]['true']}\nsaid {known[i]['predicted']}\n{known[i]['probability']:.0%}" for i in ids
         ]
         for axes in images:
             assert len(layers(axes)) == 1
-        for axes in (*mean, *cam):
+        for axes in (*mean, *stretched, *cam):
             _, _, over = layers(axes)
             heat = np.asarray(over.get_array())
             assert heat.shape == (HEIGHT, WIDTH)
             assert np.ptp(heat) > 1e-3
-        assert [axes.get_ylabel() for axes in part.axes if axes.get_ylabel()] == ["mean of the gates", "Grad-CAM"]
+        assert [axes.get_ylabel() for axes in part.axes if axes.get_ylabel()] == [
+            "mean of the gates\n0 to 1",
+            f"mean of the gates\nstretched\n{varies(*found['ranges']['mean of the gates'].values())}",
+            "Grad-CAM",
+        ]
 
 
 def test_again_gives_the_same_bytes_and_another_choice_nothing_of_the_last(lesions, lesion_store, gated_run):

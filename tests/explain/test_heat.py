@@ -133,6 +133,9 @@ def test_untrained_gates_are_those_of_a_new_classifier_and_leave_the_random_stat
     classifier, _, feed, _ = seen
     torch.manual_seed(7)
     fresh = Classifier(classifier.options, classifier.taps, feed.classes)
+    for mine, theirs in zip(fresh.gates, classifier.gates, strict=True):
+        assert not torch.equal(theirs.norm.scale, mine.norm.scale)
+        mine.norm.load_state_dict(theirs.norm.state_dict())  # the scale of the features is known before the training
     before = torch.get_rng_state()
     found = untrained_gates(classifier, feed, seed=7)
     assert torch.equal(torch.get_rng_state(), before)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.explain.pictures import Case, HeatMap, _fitting, draw_case, draw_sheet
+from pipeline.explain.pictures import Case, HeatMap, _fitting, draw_case, draw_sheet, draw_strip, gate_maps, varies
 
 
 def case(height, width, kinds, **changes):
@@ -60,3 +61,37 @@ def test_long_names_keep_what_tells_them_apart():
     long = "x" * 100 + "_2.png"
     assert _fitting(long, 8, 1.45, keep_end=True) == "…" + "x" * 13 + "_2.png"
     assert len(_fitting(long, 8, 1.45)) == 20
+
+
+@pytest.mark.parametrize("level", [0.0, 0.25, 0.5, 1.0])
+def test_the_fixed_scale_gives_a_gate_the_colour_of_its_value_whatever_its_range(tmp_path, level):
+    grey = np.full((32, 32, 3), 100, np.uint8)
+    values = np.full((4, 4), level)
+    values[:, 2:] = min(1.0, level + 0.01)
+    fixed, stretched = gate_maps("gate", values, level, level + 0.01)
+    draw_strip(tmp_path / "strip.png", case(32, 32, 0, image=grey, mask=None, maps=(fixed, stretched)))
+    with Image.open(tmp_path / "strip.png") as picture:
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    inferno = matplotlib.colormaps["inferno"]
+    parts = np.array_split(pixels, 3)  # the image, the gate from 0 to 1, the gate stretched
+    for part, low, high in ((parts[1], 0.0, 1.0), (parts[2], level, level + 0.01)):
+        for side, value in ((0.25, level), (0.75, min(1.0, level + 0.01))):
+            seen = part[part.shape[0] // 2, int(side * part.shape[1])]
+            wanted = 0.6 * 255 * np.array(inferno((value - low) / (high - low))[:3]) + 0.4 * 100
+            np.testing.assert_allclose(seen, wanted, atol=4)
+    across = [np.abs(np.diff(part[part.shape[0] // 2].sum(axis=1))).max() for part in parts[1:]]
+    assert across[0] < 20  # a difference of 1 % is hardly seen on the scale from 0 to 1
+    assert across[1] > 60 or level == 1.0
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (0.4930, 0.5025, "varies by 1 %"),
+        (0.2, 0.43, "varies by 23 %"),
+        (0.5, 0.504, "varies by 0.4 %"),
+        (0.5, 0.5, "varies by less than 0.1 %"),
+    ],
+)
+def test_a_range_is_said_in_words(low, high, said):
+    assert varies(low, high) == said

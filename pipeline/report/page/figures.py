@@ -236,10 +236,11 @@ def strips(pictures: Pictures) -> Iterator[Markup]:
         yield tag("p", f"{said} {_PROVES_NOTHING}", class_="caption")
 
 
-def _colours(ends: Mapping[str, float]) -> str:
+def _colours(ends: Mapping[str, Any]) -> str:
     if ends["own"]:
         return "from 0 to each image's highest"
-    return f"{ends['low']:.4g} to {ends['high']:.4g}, the same for all"
+    words = f": it {ends['words']}" if ends.get("words") else ""
+    return f"{ends['low']:.4g} to {ends['high']:.4g}, the same for all{words}"
 
 
 def sheet(pictures: Pictures) -> Markup:
