@@ -83,13 +83,13 @@ def knowing_run(folder, dataset, store, *, sign=1.0):
     train(dataset, store, folder, model=ORACLE, options=dataclasses.replace(QUICK, epochs=1))
     classifier, _ = run_folder.load_classifier(folder)
     state = classifier.state_dict()
-    state["gates.0.norm.scale"].fill_(1.0)
-    state["gates.0.norm.shift"].zero_()
-    state["gates.0.squeeze.weight"].fill_(1.0)
-    state["gates.0.squeeze.bias"].zero_()
+    scale, shift = state["gates.0.norm.scale"], state["gates.0.norm.shift"]
+    state["gates.0.squeeze.weight"].fill_(1 / scale.item())  # undoes the norm
+    state["gates.0.squeeze.bias"].fill_(-shift.item() / scale.item())
     state["gates.0.excite.weight"].fill_(sign * 0.1)
     state["gates.0.excite.bias"].zero_()
     run_folder.save_weights(folder / "model.safetensors", state)
+    run_folder.save_description(folder, run_folder.load_description(folder))  # names the weights by their digest
     return folder
 
 
