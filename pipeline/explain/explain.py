@@ -108,8 +108,9 @@ def explain(
     Returns:
         `split`; `weights_sha256` of the model; `images`, by picture `id`, `true`, `predicted`, `probability`, `file`
         and `alt`; `sheet`, its `file`, `alt`, `hits`, `misses` and `strips`, by heading
-        pictures with the `colours` of their maps (`low`, `high`, `own` range or not, and `words`); `ranges`, by map its lowest and highest
-        value over the split; `localisation`, what `localise.summarise` gives, with `untrained_auc`, by gate that of
+        pictures with the `colours` of their maps (`low`, `high`, whether they are its `own`, and `words`); `ranges`, by
+        map its lowest and highest value over the split; `localisation`, what `localise.summarise` gives, with
+        `untrained_auc`, by gate that of
         newly drawn weights from five seeds, and `left_out`, images without a lesion; or None without masks.
 
     Raises:
