@@ -96,3 +96,12 @@ def test_the_page_of_a_result_that_may_be_chance_begins_with_that(gated: Case, t
     assert "Not shown to be better than guessing" in banner
     assert any(a.get("class") == "banner open" for a in page.all("div"))
     assert "cannot be told from guessing" in page.text.split("Patients and images")[0]
+
+
+def test_gates_that_ended_flat_are_a_limit(gated):
+    description = gated.collect().description
+    for value, told in ((0.004, True), (0.2, False)):
+        spreads = {"early_stage1": 0.15, "neck_stage4": value}
+        said = dataclasses.replace(description, metrics={**description.metrics, "gate_spread": spreads})
+        limits = caveats(said, figures(0.6, 0.9), {"grouped": True}, leaks=0)
+        assert any("1 of 2 gates ended flat" in one and "neck_stage4 (0.004)" in one for one in limits) == told
