@@ -82,7 +82,7 @@ def probe(
         dataset: Labels and splits; its images are not read.
         store: Features.
         folder: The run; made if it is not there.
-        taps: Those to look at; all that the store holds by default.
+        taps: Those to look at; by default all that the store holds of images as they are (not `neck@hflip`).
         options: Of these `fraction` and `seed` choose the training samples, and `loss` and `class_weights` count; the
             rest is for training by gradient.
         resamples: Draws of groups for the intervals.
@@ -101,7 +101,7 @@ def probe(
         DataError: AUC is not defined on a split.
     """
     options = options or TrainOptions()
-    held = [tap for tap, spec in store.taps.items() if not spec.holds_pixels]
+    held = [tap for tap, spec in store.taps.items() if not spec.holds_pixels and "@" not in tap]
     names = tuple(dict.fromkeys(taps)) or tuple(held)
     check_taps(store, names)
     if not names:

@@ -12,6 +12,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
+import cache
 from pipeline.errors import DataError, RunError
 from pipeline.evaluate.compare import compare
 from pipeline.evaluate.evaluate import evaluate
@@ -169,11 +170,22 @@ def test_what_cannot_be_probed_is_said_before_anything_is_written(scene, tmp_pat
     assert found["samples"]["test"] == 20
 
 
-def test_images_in_the_store_are_no_tap_to_probe(tmp_path):
-    assert set(TAPS) == {"early", "neck"}
+def test_images_and_views_in_the_store_are_no_taps_to_probe(tmp_path):
     dataset = make_dataset((40, 30, 30))
-    taps = {"neck": TAPS["neck"]}
+    taps = {"neck": TAPS["neck"], "neck@hflip": TAPS["neck"]}
     store = make_store(tmp_path / "s.zarr", dataset, taps=taps)
-    found = probe(blind(dataset), store, tmp_path / "run", resamples=20)
-    assert found["chosen"] == ["neck"]
-    assert {row["tap"] for row in found["table"]} == {"neck"}
+    assert probe(blind(dataset), store, tmp_path / "run", resamples=20)["chosen"] == ["neck"]
+    asked = probe(blind(dataset), store, tmp_path / "asked", taps=("neck@hflip",), resamples=20)
+    assert asked["chosen"] == ["neck@hflip"]
+    rows = [cache.Row(sample.id, bytes([i]) * 32) for i, sample in enumerate(dataset.samples)]
+    specs = {"image": cache.TapSpec(3, 16, 16, "uint8")}
+    with cache.create_store(tmp_path / "i.zarr", fingerprint=cache.Fingerprint({}), taps=specs, rows=rows) as writer:
+        for plan in writer.pending:
+            writer.write(
+                plan,
+                {"image": np.zeros((len(plan.rows), 3, 16, 16), np.uint8)},
+                np.ones((len(plan.rows), 2), np.float32),
+            )
+        images = writer.commit()
+    with pytest.raises(RunError, match="holds no features, only images"):
+        probe(blind(dataset), images, tmp_path / "none")
