@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from pipeline import download
-from pipeline.encoders import PUBLISHED, checkpoint_path, fetch_checkpoint, weight_files
+from pipeline.encoders import PUBLISHED, checkpoint_path, family_of, fetch_checkpoint, weight_files
 from pipeline.encoders.weight_files import Published
 from pipeline.errors import CheckpointError, ConfigError
 
