@@ -28,6 +28,7 @@ _ROUNDS_SECONDS = 1.5  # a clock repeats what it measures this long, and once at
 _SIDE_PX = 1024  # of images where there are none
 _ROWS = 32  # of a store where there is none
 _CLASSES = 2
+_SLOWER = 1.1  # bfloat16 over float32, from which on it is worth a word
 _PRODUCT = 1024  # side of the matrices whose product tells the speed of a type
 
 
@@ -151,6 +152,22 @@ def of_types(device: str) -> dict[str, float]:
             (matrix @ matrix)[0, 0].item()
             best[name] = min(best[name], time.perf_counter() - began)
     return best
+
+
+def slow_precision(precision: str, device: str) -> str:
+    """One sentence where bfloat16 is slower than float32 on a machine, which half a second tells; else empty.
+
+    Args:
+        precision: Of the encoder's matrix products.
+        device: Where it is to encode.
+    """
+    if precision != "bfloat16":
+        return ""
+    seconds = of_types(device)
+    ratio = seconds["bfloat16"] / seconds["float32"]
+    if ratio <= _SLOWER:
+        return ""
+    return f"bfloat16 takes {ratio:.1f} times as long as float32 on this machine: set encoder.precision to float32"
 
 
 def _average(works: list[Callable[[], object]], *, warm: bool = False) -> float:

@@ -26,6 +26,7 @@ from pipeline.progress import Progress
 from pipeline.report import evidence, reproduce
 from pipeline.report import export as handing_on
 from pipeline.report import report as report_page
+from pipeline.stages import clocks
 from pipeline.stages.arguments import augmentation, machine, model_options, train_options
 from pipeline.stages.inputs import build_encoder, contents, device, load_dataset, reading, workers
 from pipeline.stages.loaded import Shared
@@ -47,6 +48,8 @@ def prepare(config: Config, progress: Progress, *, encoder: bool = True) -> Repo
     report = {"data": prepare_data(config, progress)}
     if encoder:
         report["encoder"] = prepare_encoder(config, progress)
+        slow = clocks.slow_precision(config.encoder.precision, device(config))
+        report["data"]["notes"] = [*report["data"]["notes"], *filter(None, [slow])]
     if config.model.weights == "imagenet":
         report["backbone"] = {"weights": str(download_imagenet(config.model.backbone))}
     return report
@@ -65,6 +68,9 @@ def extract(
     in_a_fold = config.fold is not None  # of which a store, its card and its name know nothing
     dataset, rules = load_dataset(config, only_test=in_a_fold), data.reading_rules(reading(config))
     encoder = build_encoder(config, new_images=False)
+    slow = clocks.slow_precision(config.encoder.precision, str(encoder.device))
+    if slow:
+        progress("precision", 1, 1, note=slow)
     before = rows_of(config.store.path) or {}
     report = stage_one.extract(
         dataset,
