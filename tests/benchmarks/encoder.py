@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from pipeline.cli.memory import keep_freed_memory
 from pipeline.encoders import ARCHITECTURES, Architecture, Encoder, build_encoder, layers
 from pipeline.encoders.preprocessing import normalise
+from tests.benchmarks import tiny_vit
 from tests.encoders.seeded import hooked, image_like, official_encoder, relative_error, seeded_state
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -219,8 +220,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, help="images a call: 1 on a CPU, 8 on a GPU by default")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args(arguments)
+    tiny = tiny_vit.measure(options.rounds) if options.json and options.device == "cpu" else {}
     keep_freed_memory()  # as the command does
-    figures = summary(
+    figures = tiny | summary(
         measure(
             options.model,
             options.input_px or ARCHITECTURES[options.model].input_px,

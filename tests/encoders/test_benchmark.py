@@ -31,6 +31,10 @@ def test_json_has_the_figures_that_are_compared_between_machines(capsys: pytest.
     assert figures["cpu_fp32_speedup"] > 0
     assert figures["cpu_bf16_speedup"] > 0
     assert figures["fp32_error"] <= 1e-5
+    assert figures["tiny_fp32_speedup"] > 0
+    assert figures["tiny_bf16_speedup"] > 0
+    assert figures["tiny_fp32_error"] <= 1e-5
+    assert figures["tiny_bf16_error"] <= 0.2
     assert figures["bf16_error"] <= 2e-2
     assert set(figures["variants"]) == {"official", "float32", "bfloat16"}
     assert not any(key.startswith("gpu") for key in figures)
