@@ -30,7 +30,7 @@ _DEPTHS = {1: 128, 2: 64, 3: 64, 4: 64}  # cells along a side after each layer
 
 
 @torch.no_grad()
-def measure(rounds: int = 3) -> dict[str, Any]:
+def measure(rounds: int = 5) -> dict[str, Any]:
     """Speed and errors of one image on a CPU; `rate` is that of a product of the same type, operations a second."""
     tiny, state = TINY_VITS["lite_medsam"], trained_state()
     official = official_tiny_vit(tiny, state)
