@@ -9,7 +9,7 @@ import pytest
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[1]
-DEMO, PAPER = "dvc.yaml", "configs/paper/dvc.yaml"
+DEMO, PAPER, MEDSAM = "dvc.yaml", "configs/paper/dvc.yaml", "configs/breastmnist_medsam/dvc.yaml"
 STARTS = {  # the modules that a stage's command calls, by file and stage; layouts of data are chosen by configuration
     (DEMO, "prepare"): ("data/layouts/demo", "encoders/demo"),
     (DEMO, "extract"): ("extract/extract", "encoders/sam_encoder", "data/layouts/demo"),
@@ -21,6 +21,13 @@ STARTS = {  # the modules that a stage's command calls, by file and stage; layou
     (PAPER, "study"): (
         "train/train", "evaluate/evaluate", "study/files", "study/table", "data/layouts/medmnist", "data/layouts/table",
     ),
+    (MEDSAM, "prepare"): ("data/layouts/medmnist", "encoders/tiny_vit_recipe"),
+    (MEDSAM, "extract"): ("extract/extract", "encoders/tiny_vit_encoder", "data/layouts/medmnist"),
+    (MEDSAM, "probe"): ("evaluate/probe", "data/layouts/medmnist"),
+    (MEDSAM, "train"): ("train/train", "data/layouts/medmnist"),
+    (MEDSAM, "evaluate"): ("evaluate/evaluate", "data/layouts/medmnist"),
+    (MEDSAM, "explain"): ("explain/explain", "data/layouts/medmnist"),
+    (MEDSAM, "report"): ("report/report", "report/evidence", "report/reproduce", "data/layouts/medmnist"),
 }  # fmt: skip
 SAME_RESULT = {
     "errors": "words",
@@ -35,6 +42,7 @@ SAME_RESULT = {
 }
 ELSEWHERE = {  # what a stage takes no numbers from, although something that it reads imports the file
     (DEMO, "report"): ("model/classifier",),  # it describes models and runs none
+    (MEDSAM, "report"): ("model/classifier",),
 }
 
 
@@ -95,7 +103,7 @@ def stages(file: str) -> dict[str, dict]:
 
 
 def test_every_stage_is_known() -> None:
-    assert {(file, name) for file in (DEMO, PAPER) for name in stages(file)} == STARTS.keys()
+    assert {(file, name) for file in (DEMO, PAPER, MEDSAM) for name in stages(file)} == STARTS.keys()
 
 
 @pytest.mark.parametrize("stage", STARTS, ids="/".join)
