@@ -11,18 +11,18 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).parents[1]
 DEMO, PAPER, MEDSAM = "dvc.yaml", "configs/paper/dvc.yaml", "configs/breastmnist_medsam/dvc.yaml"
 STARTS = {  # the modules that a stage's command calls, by file and stage; layouts of data are chosen by configuration
-    (DEMO, "prepare"): ("data/layouts/demo", "encoders/demo"),
-    (DEMO, "extract"): ("extract/extract", "encoders/sam_encoder", "data/layouts/demo"),
+    (DEMO, "prepare"): ("data/layouts/demo", "encoders/sam/demo"),
+    (DEMO, "extract"): ("extract/extract", "encoders/sam/encoder", "data/layouts/demo"),
     (DEMO, "train"): ("train/train", "data/layouts/demo"),
     (DEMO, "evaluate"): ("evaluate/evaluate", "data/layouts/demo"),
     (DEMO, "explain"): ("explain/explain", "data/layouts/demo"),
     (DEMO, "report"): ("report/report", "report/evidence", "report/reproduce", "data/layouts/demo"),
-    (PAPER, "extract"): ("extract/extract", "encoders/sam_encoder", "data/layouts/medmnist", "data/layouts/table"),
+    (PAPER, "extract"): ("extract/extract", "encoders/sam/encoder", "data/layouts/medmnist", "data/layouts/table"),
     (PAPER, "study"): (
         "train/train", "evaluate/evaluate", "study/files", "study/table", "data/layouts/medmnist", "data/layouts/table",
     ),
-    (MEDSAM, "prepare"): ("data/layouts/medmnist", "encoders/tiny_vit_recipe"),
-    (MEDSAM, "extract"): ("extract/extract", "encoders/tiny_vit_encoder", "data/layouts/medmnist"),
+    (MEDSAM, "prepare"): ("data/layouts/medmnist", "encoders/tiny_vit/recipe"),
+    (MEDSAM, "extract"): ("extract/extract", "encoders/tiny_vit/encoder", "data/layouts/medmnist"),
     (MEDSAM, "probe"): ("evaluate/probe", "data/layouts/medmnist"),
     (MEDSAM, "train"): ("train/train", "data/layouts/medmnist"),
     (MEDSAM, "evaluate"): ("evaluate/evaluate", "data/layouts/medmnist"),

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.encoders.checkpoint import load_encoder
-    from pipeline.encoders.demo import DemoReport, train_demo_encoder
     from pipeline.encoders.family import (
         FAMILIES,
         Encoder,
@@ -28,23 +27,24 @@ if TYPE_CHECKING:
         weights_file,
         write_untrained_encoder,
     )
-    from pipeline.encoders.sam_encoder import SamEncoder
-    from pipeline.encoders.sam_recipe import ARCHITECTURES, VIEWS, Architecture, architecture_named
+    from pipeline.encoders.sam.demo import DemoReport, train_demo_encoder
+    from pipeline.encoders.sam.encoder import SamEncoder
+    from pipeline.encoders.sam.recipe import ARCHITECTURES, VIEWS, Architecture, architecture_named
     from pipeline.encoders.weight_files import PUBLISHED, checkpoint_path, fetch_checkpoint, weights_sha256
 
 _MODULES = {
-    "ARCHITECTURES": "sam_recipe",
-    "Architecture": "sam_recipe",
-    "DemoReport": "demo",
+    "ARCHITECTURES": "sam.recipe",
+    "Architecture": "sam.recipe",
+    "DemoReport": "sam.demo",
     "Encoder": "family",
     "FAMILIES": "family",
     "Family": "family",
     "PUBLISHED": "weight_files",
     "Prepared": "family",
     "Recipe": "family",
-    "SamEncoder": "sam_encoder",
-    "VIEWS": "sam_recipe",
-    "architecture_named": "sam_recipe",
+    "SamEncoder": "sam.encoder",
+    "VIEWS": "sam.recipe",
+    "architecture_named": "sam.recipe",
     "build_encoder": "family",
     "checkpoint_path": "weight_files",
     "fetch_checkpoint": "weight_files",
@@ -54,7 +54,7 @@ _MODULES = {
     "make_recipe": "family",
     "of_taps": "family",
     "present_weights": "family",
-    "train_demo_encoder": "demo",
+    "train_demo_encoder": "sam.demo",
     "weights_file": "family",
     "weights_sha256": "weight_files",
     "write_untrained_encoder": "family",

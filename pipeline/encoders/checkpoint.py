@@ -8,7 +8,7 @@ from pathlib import Path
 from segment_anything.modeling import ImageEncoderViT
 from torch import Tensor
 
-from pipeline.encoders.sam_recipe import ARCHITECTURES, Architecture
+from pipeline.encoders.sam.recipe import ARCHITECTURES, Architecture
 from pipeline.errors import CheckpointError
 from pipeline.weights import read_weights
 

@@ -1,8 +1,8 @@
 """What a family of encoders must say of itself: the one seam of stage one. Imports no torch.
 
-A family shares an architecture: SAM's ViT in its sizes, and the known mask, which is none. Asked for by a name, it
+A family shares an architecture: SAM's ViT, TinyViT, Hiera, and the known mask, which is none. Asked for by a name, it
 says before a weight is read what its features are and what they depend on (`Recipe`), and then encodes (`Encoder`).
-A new family is one file, or one file without torch and one with it, and one line in `FAMILIES`.
+A new family is a folder, with one module without torch and one with it, and one line in `FAMILIES`.
 """
 
 from __future__ import annotations
@@ -108,17 +108,16 @@ class Family:
 
     Attributes:
         names: What configurations call them.
-        recipes: Module of this room with `make_recipe(name, taps, input_px, pool, precision, preprocessing)`; no torch.
-        encoders: Module of this room with `build(recipe, checkpoint, device)`, and `write_untrained(name, path,
-            generator)` where it has weights.
+        folder: Its own in this room, with two modules. `recipe` has `make_recipe(name, taps, input_px, pool, precision,
+            preprocessing)` and no torch; `encoder` has `build(recipe, checkpoint, device)`, and `write_untrained(name,
+            path, generator)` where there are weights.
         reads: What its encoders encode of a sample.
         weights: Module of this room with `weights_file(checkpoint)`, `absent(checkpoint)` and
             `fetch_weights(checkpoint, progress)`: where its files of weights lie; no torch.
     """
 
     names: tuple[str, ...]
-    recipes: str
-    encoders: str
+    folder: str
     reads: Reads = "image"
     weights: str = "weight_files"
 
@@ -127,10 +126,10 @@ SAM_2 = tuple(
     f"{version}_hiera_{size}" for version in ("sam2.1", "sam2") for size in ("tiny", "small", "base_plus", "large")
 )
 FAMILIES = (
-    Family(("sam_vit_b", "sam_vit_l", "sam_vit_h", "sam_demo"), "sam_recipe", "sam_encoder"),
-    Family(("lite_medsam", "mobile_sam"), "tiny_vit_recipe", "tiny_vit_encoder"),
-    Family(SAM_2, "hiera_recipe", "hiera_encoder", weights="hiera_files"),
-    Family(("mask",), "known_mask_recipe", "known_mask", reads="mask"),
+    Family(("sam_vit_b", "sam_vit_l", "sam_vit_h", "sam_demo"), "sam"),
+    Family(("lite_medsam", "mobile_sam"), "tiny_vit"),
+    Family(SAM_2, "hiera", weights="hiera.files"),
+    Family(("mask",), "known_mask", reads="mask"),
 )
 
 
@@ -171,7 +170,9 @@ def make_recipe(
     Raises:
         ConfigError: The encoder cannot do what is asked of it; with the valid values.
     """
-    recipe: Recipe = _module(family_of(name).recipes).make_recipe(name, taps, input_px, pool, precision, preprocessing)
+    recipe: Recipe = _module(f"{family_of(name).folder}.recipe").make_recipe(
+        name, taps, input_px, pool, precision, preprocessing
+    )
     return recipe
 
 
@@ -203,7 +204,7 @@ def build_encoder(
         CheckpointError: The file is missing or not of this encoder.
     """
     recipe = make_recipe(name, tuple(taps), input_px, pool, precision, preprocessing)
-    encoder: Encoder = _module(family_of(name).encoders).build(recipe, checkpoint, device)
+    encoder: Encoder = _module(f"{family_of(name).folder}.encoder").build(recipe, checkpoint, device)
     return encoder
 
 
@@ -253,7 +254,7 @@ def write_untrained_encoder(name: str, path: Path, *, seed: int = 0) -> int:
     import torch
 
     generator = torch.Generator().manual_seed(seed)
-    parameters: int = _module(family_of(name).encoders).write_untrained(name, path, generator)
+    parameters: int = _module(f"{family_of(name).folder}.encoder").write_untrained(name, path, generator)
     return parameters
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import cache
 from pipeline.data import Dataset
 from pipeline.data.scan import memory_of, scan
-from pipeline.encoders.known_mask import KnownMask
+from pipeline.encoders.known_mask.encoder import KnownMask
 from pipeline.extract.batch_size import BatchSize
 from pipeline.extract.encode import Clock, Encoding
 from pipeline.extract.plan import Contents, Rows, refuse_another_data_set, unchanged

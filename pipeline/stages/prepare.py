@@ -16,7 +16,7 @@ from pipeline.data.count import count
 from pipeline.data.glance import glance
 from pipeline.data.layouts.files import Files
 from pipeline.data.splits import even_seed
-from pipeline.encoders.sam_recipe import ARITHMETIC
+from pipeline.encoders.sam.recipe import ARITHMETIC
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.progress import Progress
 from pipeline.stages.inputs import checkpoint, load_dataset

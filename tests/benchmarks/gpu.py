@@ -33,7 +33,7 @@ import torch
 
 from pipeline.cli.memory import keep_freed_memory
 from pipeline.encoders import ARCHITECTURES, build_encoder, write_untrained_encoder
-from pipeline.encoders.sam_encoder import compiles
+from pipeline.encoders.sam.encoder import compiles
 from pipeline.extract import batch_size
 from pipeline.extract.batch_size import BatchSize
 from pipeline.extract.extract import extract

@@ -20,8 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.cli.memory import keep_freed_memory
 from pipeline.encoders.preprocessing import normalise, prepare
-from pipeline.encoders.tiny_vit import Network
-from pipeline.encoders.tiny_vit_recipe import TINY_VITS
+from pipeline.encoders.tiny_vit.network import Network
+from pipeline.encoders.tiny_vit.recipe import TINY_VITS
 from tests.encoders.seeded import image_like, relative_error
 from tests.encoders.tiny_vits import hooked, official_tiny_vit, trained_state
 

@@ -9,7 +9,8 @@ import torch
 from segment_anything.modeling.image_encoder import add_decomposed_rel_pos
 from torch import Tensor
 
-from pipeline.encoders import attention, sam_vit
+from pipeline.encoders.sam import attention
+from pipeline.encoders.sam import vit as sam_vit
 from tests.encoders.seeded import TINY, official_encoder, relative_error, seeded_state
 
 B, HEADS, H, W, D = 3, 2, 4, 6, 8

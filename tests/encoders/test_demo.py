@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from pipeline.data import demo_arrays
-from pipeline.encoders import build_encoder, demo, train_demo_encoder
+from pipeline.encoders import build_encoder, train_demo_encoder
+from pipeline.encoders.sam import demo
 from pipeline.encoders.untrained import write_whole
 
 

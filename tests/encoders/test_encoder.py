@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cache.care import convert
-from pipeline.encoders import ARCHITECTURES, Encoder, build_encoder, sam_vit, weights_sha256
-from pipeline.encoders.sam_encoder import compiles
+from pipeline.encoders import ARCHITECTURES, Encoder, build_encoder, weights_sha256
+from pipeline.encoders.sam import vit as sam_vit
+from pipeline.encoders.sam.encoder import compiles
 from pipeline.errors import ConfigError
 from tests.encoders.seeded import image_like
 

@@ -28,9 +28,9 @@ from pipeline.encoders import (
     weights_sha256,
     write_untrained_encoder,
 )
-from pipeline.encoders import hiera_encoder as hiera
 from pipeline.encoders.family import SAM_2
-from pipeline.encoders.hiera_recipe import HIERAS, Hiera
+from pipeline.encoders.hiera import encoder as hiera
+from pipeline.encoders.hiera.recipe import HIERAS, Hiera
 from pipeline.encoders.preprocessing import normalise
 from pipeline.encoders.recipe import Recipe
 from pipeline.errors import CheckpointError, ConfigError, DataError

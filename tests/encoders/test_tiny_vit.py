@@ -21,10 +21,10 @@ from pipeline.encoders import (
     present_weights,
     write_untrained_encoder,
 )
-from pipeline.encoders import tiny_vit as ours
 from pipeline.encoders.area_resize import resize_area
 from pipeline.encoders.preprocessing import normalise, prepare
-from pipeline.encoders.tiny_vit_recipe import TINY_VITS
+from pipeline.encoders.tiny_vit import network as ours
+from pipeline.encoders.tiny_vit.recipe import TINY_VITS
 from pipeline.encoders.weight_files import PUBLISHED, Published
 from pipeline.errors import CheckpointError, ConfigError
 from tests.encoders.seeded import image_like, relative_error

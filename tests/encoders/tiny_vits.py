@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.encoders import checkpoint_path
-from pipeline.encoders.tiny_vit_encoder import load_state
-from pipeline.encoders.tiny_vit_recipe import TINY_VITS, TinyVit
+from pipeline.encoders.tiny_vit.encoder import load_state
+from pipeline.encoders.tiny_vit.recipe import TINY_VITS, TinyVit
 
 
 def trained_state() -> dict[str, Tensor]:

@@ -15,8 +15,8 @@ import cache
 from pipeline.config.schema import load_config
 from pipeline.data import load_medmnist, pixel_digest, read_image
 from pipeline.encoders import build_encoder, make_recipe, write_untrained_encoder
-from pipeline.encoders.known_mask import KnownMask, map_of
-from pipeline.encoders.known_mask_recipe import CHANNELS
+from pipeline.encoders.known_mask.encoder import KnownMask, map_of
+from pipeline.encoders.known_mask.recipe import CHANNELS
 from pipeline.errors import CheckpointError, ConfigError, DataError
 from pipeline.extract.extract import extract
 from pipeline.progress import silent

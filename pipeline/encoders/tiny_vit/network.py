@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.encoders.layers import attend, whole_float32
-from pipeline.encoders.tiny_vit_recipe import TinyVit
+from pipeline.encoders.tiny_vit.recipe import TinyVit
 
 State = Mapping[str, Tensor]
 

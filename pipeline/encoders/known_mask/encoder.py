@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.encoders.family import JSON, Prepared, Reads
-from pipeline.encoders.known_mask_recipe import NAME, MaskRecipe
+from pipeline.encoders.known_mask.recipe import NAME, MaskRecipe
 from pipeline.errors import DataError
 
 _AROUND = 0.1  # of the longer side
@@ -84,7 +84,7 @@ def map_of(mask: npt.NDArray[np.bool_] | npt.NDArray[np.uint8], grid: int) -> Te
         grid: Cells along each side.
 
     Returns:
-        float32 (4, grid, grid) in [0, 1]: `known_mask_recipe.CHANNELS`.
+        float32 (4, grid, grid) in [0, 1]: `recipe.CHANNELS`.
     """
     finding = torch.from_numpy(mask.astype(np.float32))[None, None]  # (1, 1, H, W)
     reach = max(1, round(_AROUND * max(mask.shape)))

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from pipeline.encoders.checkpoint import require_same, shapes_of
 from pipeline.encoders.frozen import FrozenEncoder
-from pipeline.encoders.hiera_files import CONFIG_FILE, absent, weights_file
-from pipeline.encoders.hiera_recipe import HIERAS, Hiera
+from pipeline.encoders.hiera.files import CONFIG_FILE, absent, weights_file
+from pipeline.encoders.hiera.recipe import HIERAS, Hiera
 from pipeline.encoders.layers import attend, cast_products, convolve, join, layer_norm, linear, partition
 from pipeline.encoders.recipe import Recipe
 from pipeline.encoders.untrained import count, draw, write_whole

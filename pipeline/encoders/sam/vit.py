@@ -15,8 +15,8 @@ from segment_anything.modeling import ImageEncoderViT
 from segment_anything.modeling.image_encoder import Block
 from torch import Tensor, nn
 
-from pipeline.encoders.attention import attend, relative_terms
 from pipeline.encoders.layers import cast_products, convolve, join, layer_norm, linear, partition
+from pipeline.encoders.sam.attention import attend, relative_terms
 
 
 def run_block(block: Block, x: Tensor) -> Tensor:

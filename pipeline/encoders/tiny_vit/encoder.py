@@ -13,8 +13,8 @@ from torch import Tensor
 from pipeline.encoders.checkpoint import encoder_state, require_same, shapes_of
 from pipeline.encoders.frozen import FrozenEncoder
 from pipeline.encoders.recipe import Recipe
-from pipeline.encoders.tiny_vit import Network
-from pipeline.encoders.tiny_vit_recipe import TINY_VITS, TinyVit
+from pipeline.encoders.tiny_vit.network import Network
+from pipeline.encoders.tiny_vit.recipe import TINY_VITS, TinyVit
 from pipeline.encoders.untrained import write_whole
 from pipeline.encoders.weight_files import weights_sha256
 from pipeline.errors import CheckpointError

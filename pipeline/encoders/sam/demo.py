@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from segment_anything.modeling import ImageEncoderViT
 from torch import Tensor, nn
 
-from pipeline.encoders import preprocessing, sam_vit
-from pipeline.encoders.sam_recipe import architecture_named
+from pipeline.encoders import preprocessing
+from pipeline.encoders.sam import vit as sam_vit
+from pipeline.encoders.sam.recipe import architecture_named
 from pipeline.encoders.untrained import count, draw, write_whole
 from pipeline.progress import Progress, silent
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from pipeline.encoders.hiera_recipe import HIERAS
+from pipeline.encoders.hiera.recipe import HIERAS
 from pipeline.encoders.weight_files import user_folder, weights_sha256
 from pipeline.errors import CheckpointError, needs_extra
 from pipeline.progress import Progress, silent

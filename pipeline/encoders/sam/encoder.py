@@ -15,12 +15,12 @@ import torch
 from segment_anything.modeling import ImageEncoderViT
 from torch import Tensor, nn
 
-from pipeline.encoders import sam_vit
 from pipeline.encoders.checkpoint import load_encoder
 from pipeline.encoders.family import JSON, Prepared, Reads
 from pipeline.encoders.pooling import average
 from pipeline.encoders.preprocessing import normalise, prepare, turned
-from pipeline.encoders.sam_recipe import Recipe, architecture_named
+from pipeline.encoders.sam import vit as sam_vit
+from pipeline.encoders.sam.recipe import Recipe, architecture_named
 from pipeline.encoders.untrained import count, draw, write_whole
 from pipeline.encoders.weight_files import weights_sha256
 from pipeline.errors import CheckpointError

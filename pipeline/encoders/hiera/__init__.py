@@ -1,0 +1,1 @@
+"""Hiera: SAM 2 and 2.1, through transformers."""

@@ -1,0 +1,1 @@
+"""SAM's ViT in its sizes, and the miniature SAM of the demo."""

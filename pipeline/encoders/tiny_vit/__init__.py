@@ -1,0 +1,1 @@
+"""TinyViT: LiteMedSAM and MobileSAM."""
