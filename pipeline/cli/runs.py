@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from pipeline.cli.pages import figure, with_interval
+from pipeline.cli.pages import with_interval
 from pipeline.cli.tables import print_table
 from pipeline.cli.terminal import DONE, examples, say, show
 
@@ -39,8 +39,8 @@ def runs(folder: Path, table: Path | None, as_json: bool) -> int:
 def _figures(row: dict[str, Any]) -> list[str]:
     """When it was, and its scores."""
     test = (row["test"].get(key, {}) for key in ("auc", "acc"))
-    scores = [with_interval(found.get("value"), found) for found in test]
-    return [(row["when"] or "")[:16].replace("T", " "), figure(row["val"].get("auc", {}).get("value")), *scores]
+    scores = [with_interval(found.get("value"), found) for found in (row["val"].get("auc", {}), *test)]
+    return [(row["when"] or "")[:16].replace("T", " "), *scores]
 
 
 def _what(row: dict[str, Any]) -> str:

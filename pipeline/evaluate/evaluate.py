@@ -24,6 +24,7 @@ from pipeline.train.identity import data_changed
 from pipeline.train.train import Machine
 
 Floats = npt.NDArray[np.floating[Any]]
+ON_VAL = ("auc", "acc", "balanced_acc")
 SUBGROUP = "subgroup_"  # begins the name of a column of `predictions.csv` that says a subgroup
 
 
@@ -64,11 +65,12 @@ def evaluate(
         progress: Called while images are decoded.
 
     Returns:
-        What `metrics.json` holds: `positive`, the class that is looked for, if one is; the scores of `metrics.score`;
-        `prevalence`, the share of each class; `intervals`, by score `low` and `high`; `operating_points`, by point and
-        class the threshold, the shares of `operating.PointScorer` with the decisions that they rest on, and the counts;
-        `subgroups`, see `by_subgroup`, at the first of the points; what the run is; and `data_changed`, in words, where
-        the data set is not that of the training any more.
+        What `metrics.json` holds: `val`, `n` and by score of `ON_VAL` the `value` on val and its `low` and `high` (too
+        good, for val chose the epoch); `positive`, the class that is looked for, if one is; the scores of
+        `metrics.score`; `prevalence`, the share of each class; `intervals`, by score `low` and `high`;
+        `operating_points`, by point and class the threshold, the shares of `operating.PointScorer` with the decisions
+        that they rest on, and the counts; `subgroups`, see `by_subgroup`, at the first of the points; what the run is;
+        and `data_changed`, in words, where the data set is not that of the training any more.
 
     Raises:
         RunError: No finished run, other classes, or features of another fingerprint.
@@ -97,12 +99,13 @@ def evaluate(
         return feed, found
 
     feed, said = score_split(split)
-    thresholds = {}
+    thresholds, about = {}, dict[str, Any](split=split)
     if dataset.indices("val"):
         chosen_on, guessed = score_split("val")
         thresholds = {point: _thresholds(point, task, chosen_on, guessed, names) for point in points}
+        about["val"] = _on_val(task, chosen_on, guessed, names, resamples=resamples, seed=seed)
     changed = data_changed(folder, dataset)
-    about = {"split": split, **({"data_changed": changed} if changed else {})}
+    about |= {"data_changed": changed} if changed else {}
     run_folder.keep_earlier(folder, {feed.ids[i]: (feed.pixel_digest(i) or b"").hex() for i in range(len(feed))})
     return leave_scores(folder, folder, dataset, feed, said, thresholds, about=about, resamples=resamples, seed=seed)
 
@@ -168,6 +171,14 @@ def leave_scores(
     run_folder.write_csv(folder / "decision_curve.csv", _decision_rows(task, feed, said, names, resamples, seed))
     _draw(folder, run, task, feed.labels, said, names, steps, figures)
     return figures
+
+
+def _on_val(
+    task: Task, feed: Feed, said: Floats, names: Sequence[str], *, resamples: int, seed: int
+) -> dict[str, int | dict[str, float]]:
+    """A few scores on val, with their intervals."""
+    found = scores_with_intervals(task, feed.labels, feed.groups, said, names, resamples=resamples, seed=seed)
+    return {"n": len(feed), **{key: {"value": found[key], **found["intervals"][key]} for key in ON_VAL}}
 
 
 def scores_with_intervals(

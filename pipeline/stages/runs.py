@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Mapping
 from datetime import datetime
@@ -23,7 +24,8 @@ def list_runs(folder: Path) -> Report:
 
     Returns:
         JSON values: `folder`, and `runs`: `run`, `state`, `data`, `model`, `training`, `val` and `test` by score with
-        `value` (and `low` and `high` on test), `seconds`, `when`, and `store`: its `encoder`, `data_set`, `version`.
+        `value`, and `low` and `high` once evaluated, `seconds`, `when`, and `store`: its `encoder`, `data_set`,
+        `version`.
 
     Raises:
         RunError: There is no such folder, or no run below it.
@@ -91,6 +93,7 @@ def _of_finished(folder: Path) -> Report:
         return found | {"state": "not evaluated"}
     ends = figures["intervals"]
     found["test"] = {key: {"value": figures[key], **ends.get(key, {})} for key in _SCORES if key in figures}
+    found["val"] |= {key: value for key, value in figures.get("val", {}).items() if key in _SCORES}
     return found
 
 
@@ -147,10 +150,10 @@ def _flat(row: Mapping[str, Any]) -> Report:
     """A row without nesting: `val_auc`, `test_auc`, `test_auc_low`, ..."""
     store = row["store"] or {}
     flat: Report = {key: row[key] for key in ("run", "state", "data", "model", "training")}
-    flat |= {f"val_{key}": row["val"].get(key, {}).get("value") for key in _SCORES}
-    for key in _SCORES:
-        found = row["test"].get(key, {})
-        flat |= {f"test_{key}": found.get("value"), f"test_{key}_low": found.get("low")}
-        flat[f"test_{key}_high"] = found.get("high")
+    for split, key in itertools.product(("val", "test"), _SCORES):
+        found = row[split].get(key, {})
+        flat |= {f"{split}_{key}": found.get("value")} | {
+            f"{split}_{key}_{end}": found.get(end) for end in ("low", "high")
+        }
     flat |= {"seconds": row["seconds"], "when": row["when"]}
     return flat | {f"store_{key}": store.get(key) for key in ("encoder", "data_set", "version")}

@@ -28,6 +28,8 @@ def test_runs_are_told_by_what_they_are_and_came_to(trained: Path, tmp_path: Pat
     demo = rows[str(folder / "runs/demo")]
     assert demo["model"] == "resnet18, 64 px, gates from early, neck"
     assert demo["training"] == "2 epochs, lr 0.001, seed 0"
+    assert demo["val"]["auc"] == figures["val"]["auc"]
+    assert figures["val"]["auc"]["low"] < figures["val"]["auc"]["value"] == figures["val_auc"]
     assert demo["test"]["auc"] == {"value": figures["auc"], **figures["intervals"]["auc"]}
     assert (demo["store"]["encoder"], demo["store"]["data_set"]) == ("sam_demo", "demo")
     assert rows[str(folder / "runs/study/runs/formula")]["state"] == "not evaluated"
@@ -41,6 +43,7 @@ def test_runs_are_told_by_what_they_are_and_came_to(trained: Path, tmp_path: Pat
     assert done.returncode == 0, done.stderr
     line = next(line for line in done.stdout.splitlines() if line.startswith("runs/demo "))
     assert with_interval(figures["auc"], figures["intervals"]["auc"]) in line
+    assert with_interval(figures["val"]["auc"]["value"], figures["val"]["auc"]) in line
 
 
 def test_where_nothing_was_trained_the_message_says_so(tmp_path: Path) -> None:
