@@ -40,7 +40,7 @@ def test_a_run_on_stored_images_is_the_same_run(kept: Path) -> None:
 
 def test_a_store_with_images_is_looked_after_like_any_other(kept: Path) -> None:
     name = "features/kept.zarr"
-    assert succeed(kept, "store", "info", name)["format"] == "zarr 2"
+    assert succeed(kept, "store", "info", name)["format"] == "zarr 3"
     assert succeed(kept, "store", "inspect", name, "-c", "tiny.yaml")["rows"] == 48
     assert succeed(kept, "store", "inspect", name, "-c", "tiny.yaml", "--plot", "map.png")["plot"]["tap"] == "neck"
     converted = succeed(kept, "store", "convert", name, "features/pooled.h5", "--pool", "2")

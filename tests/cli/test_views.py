@@ -9,7 +9,7 @@ import pytest
 
 import cache
 
-from .conftest import complaint, succeed
+from .conftest import complaint, copy_of, succeed
 
 VIEWS = ("-c", "tiny.yaml", "--set", "train.augment={views: [hflip, rot90]}")
 TAPS = ("--set", "encoder.taps=[early, neck, early@hflip, neck@hflip, early@rot90, neck@rot90]")
@@ -47,9 +47,10 @@ def test_views_that_make_no_sense_are_refused(work: Path, override: str, message
     assert message in complaint(work, "train", "-c", "tiny.yaml", "--set", override, status=2)
 
 
-def test_tensorboard_is_asked_for_in_the_configuration(trained: Path) -> None:
+def test_tensorboard_is_asked_for_in_the_configuration(trained: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="the tensorboard extra is not installed")
     settings = ("-c", "tiny.yaml", "--set", "run=runs/watched")
-    succeed(trained, "train", *settings, "--set", "resources.tensorboard=true")
-    assert len(list((trained / "runs/watched/tensorboard").glob("events.*"))) == 2
-    assert not (trained / "runs/demo/tensorboard").exists()
+    folder = copy_of(trained, tmp_path / "work")
+    succeed(folder, "train", *settings, "--set", "resources.tensorboard=true")
+    assert len(list((folder / "runs/watched/tensorboard").glob("events.*"))) == 2
+    assert not (folder / "runs/demo/tensorboard").exists()
