@@ -27,9 +27,10 @@ if TYPE_CHECKING:
         weights_file,
         write_untrained_encoder,
     )
+    from pipeline.encoders.recipe import VIEWS
     from pipeline.encoders.sam.demo import DemoReport, train_demo_encoder
     from pipeline.encoders.sam.encoder import SamEncoder
-    from pipeline.encoders.sam.recipe import ARCHITECTURES, VIEWS, Architecture, architecture_named
+    from pipeline.encoders.sam.recipe import ARCHITECTURES, Architecture, architecture_named
     from pipeline.encoders.weight_files import PUBLISHED, checkpoint_path, fetch_checkpoint, weights_sha256
 
 _MODULES = {
@@ -43,7 +44,7 @@ _MODULES = {
     "Prepared": "family",
     "Recipe": "family",
     "SamEncoder": "sam.encoder",
-    "VIEWS": "sam.recipe",
+    "VIEWS": "recipe",
     "architecture_named": "sam.recipe",
     "build_encoder": "family",
     "checkpoint_path": "weight_files",

@@ -49,11 +49,14 @@ VIEWS: Mapping[str, tuple[bool, int]] = (
 
 
 class Geometry(ABC):
-    """What a family says of one of its encoders; a depth counts what has been computed.
+    """What a family says of one of its encoders.
+
+    A depth counts what has been computed: 0 after the patch embedding, i + 1 after step i, one more after the neck.
 
     Attributes:
         name: What configurations call it.
         input_px: Side of the square input that its weights were trained for, px.
+        step: What the family calls a step, such as `block`.
         one_grid: Whether every depth has the same grid.
         arithmetic: Raised when the same pixels and weights give other features.
         preprocessings: Names of what its weights may have been trained with, its own first.
@@ -62,25 +65,44 @@ class Geometry(ABC):
     name: str
     input_px: int
     preprocessings: tuple[str, ...]
+    step: ClassVar[str] = "block"
     one_grid: ClassVar[bool]
     arithmetic: ClassVar[int]
+
+    @property
+    @abstractmethod
+    def steps(self) -> int:
+        """How many there are between the patch embedding and the neck."""
+
+    @property
+    @abstractmethod
+    def named_depths(self) -> dict[str, int]:
+        """Depth of each of the five named taps, in order."""
 
     @property
     def multiple_px(self) -> int:
         """What an input's side has to be a multiple of, px: a cell of the coarsest grid."""
         return self.stride_px(None)
 
-    @abstractmethod
     def depth_of(self, tap: str) -> int:
-        """Depth of a tap, one of the five names or another of the family's.
+        """Depth of a tap: one of the five names, or a step's number, such as `block:3`.
 
         Raises:
             ConfigError: There is no such tap.
         """
+        numbered = {f"{self.step}:{number}": number + 1 for number in range(self.steps)}
+        depths = {**numbered, **self.named_depths}
+        if tap not in depths:
+            message = (
+                f"{self.name} has no tap {tap!r}; valid taps: {', '.join(self.named_depths)}, "
+                f"and {self.step}:0 to {self.step}:{self.steps - 1}"
+            )
+            raise ConfigError(message)
+        return depths[tap]
 
-    @abstractmethod
     def describe(self, depth: int) -> str:
         """What is computed last at a depth, in words that keep their meaning whatever the five names come to mean."""
+        return {0: "patch", self.steps + 1: "neck"}.get(depth, f"{self.step}:{depth - 1}")
 
     @abstractmethod
     def channels_at(self, depth: int) -> int:
@@ -113,6 +135,20 @@ class Recipe:
     pool: Pool = 1
     precision: str = "float32"
     preprocessing: str = "sam"
+
+    @classmethod
+    def of(
+        cls,
+        architecture: Geometry,
+        taps: tuple[str, ...],
+        input_px: int | None = None,
+        pool: Pool = None,
+        precision: str = "float32",
+        preprocessing: str | None = None,
+    ) -> Recipe:
+        """Leave to the architecture what is None: the side of its input, and what its weights were trained with."""
+        side = architecture.input_px if input_px is None else input_px
+        return cls(architecture, taps, side, pool, precision, preprocessing or architecture.preprocessings[0])
 
     def __post_init__(self) -> None:
         if not self.taps or len(set(self.taps)) < len(self.taps):
@@ -190,10 +226,3 @@ def parse_tap(architecture: Geometry, tap: str) -> tuple[int, str]:
         message = f"tap {tap!r} has no view {view!r}; valid views: {', '.join(list(VIEWS)[1:])}, or none at all"
         raise ConfigError(message)
     return architecture.depth_of(name), view or "identity"
-
-
-def numbered(tap: str, kind: str, count: int) -> int | None:
-    """The number N of a tap `kind:N`, from 0 to `count` - 1; None for anything else."""
-    number = tap.removeprefix(f"{kind}:")
-    ours = tap.startswith(f"{kind}:") and number.isascii() and number.isdigit() and int(number) < count
-    return int(number) if ours else None

@@ -11,7 +11,7 @@ import torch
 
 from pipeline.encoders import ARCHITECTURES, Encoder, build_encoder
 from pipeline.encoders.preprocessing import normalise
-from pipeline.encoders.sam.recipe import Precision
+from pipeline.encoders.recipe import Precision
 from tests.encoders.seeded import hooked, image_like, official_encoder, predictor, relative_error, seeded_state
 
 LIMITS: dict[Precision, float] = {"float32": 1e-5, "bfloat16": 2e-2}

@@ -15,9 +15,7 @@ from itertools import accumulate
 from types import MappingProxyType
 from typing import Any
 
-from pipeline.encoders.pooling import Pool
-from pipeline.encoders.recipe import Geometry, Recipe, numbered
-from pipeline.errors import ConfigError
+from pipeline.encoders.recipe import Geometry, Recipe
 
 _PATCH_PX = 4
 
@@ -59,34 +57,19 @@ class Hiera(Geometry):
         return _PATCH_PX * math.lcm(self.windows[0], 8)
 
     @property
+    def steps(self) -> int:
+        """Blocks of all stages."""
+        return sum(self.blocks)
+
+    @property
     def named_depths(self) -> dict[str, int]:
         """Depth of each of the five named taps, in order."""
         _, early, middle, late = accumulate(self.blocks)
         return {"patch": 0, "early": early, "middle": middle, "late": late, "neck": late + 1}
 
-    def depth_of(self, tap: str) -> int:
-        """Depth of a tap: one of the five names, or `block:N`.
-
-        Raises:
-            ConfigError: There is no such tap.
-        """
-        blocks = sum(self.blocks)
-        number, named = numbered(tap, "block", blocks), self.named_depths.get(tap)
-        if number is not None or named is not None:
-            return number + 1 if number is not None else named or 0
-        message = (
-            f"{self.name} has no tap {tap!r}; valid taps: {', '.join(self.named_depths)}, "
-            f"and block:0 to block:{blocks - 1}"
-        )
-        raise ConfigError(message)
-
-    def describe(self, depth: int) -> str:
-        """What is computed last at a depth, in the words of `depth_of`."""
-        return {0: "patch", sum(self.blocks) + 1: "neck"}.get(depth, f"block:{depth - 1}")
-
     def channels_at(self, depth: int) -> int:
         """Channels of the feature map at a depth."""
-        return self.neck if depth == sum(self.blocks) + 1 else self.width << self._stage_at(depth)
+        return self.neck if depth == self.steps + 1 else self.width << self._stage_at(depth)
 
     def stride_px(self, depth: int | None) -> int:
         """Side of a cell of the grid at a depth, in pixels of the input; of the coarsest grid for None."""
@@ -94,7 +77,7 @@ class Hiera(Geometry):
 
     def _stage_at(self, depth: int) -> int:
         """Which stage's grid a depth has, from 0; the neck has the third one's."""
-        if depth == sum(self.blocks) + 1:
+        if depth == self.steps + 1:
             return 2
         return sum(depth > end for end in accumulate(self.blocks))
 
@@ -136,27 +119,6 @@ HIERAS: Mapping[str, Hiera] = MappingProxyType(
 )
 
 
-def make_recipe(
-    name: str,
-    taps: tuple[str, ...],
-    input_px: int | None = None,
-    pool: Pool = None,
-    precision: str = "float32",
-    preprocessing: str | None = None,
-) -> Recipe:
-    """A recipe for an encoder by its name; see `Recipe` for the arguments.
-
-    Args:
-        name: One of `HIERAS`.
-        taps: Depths and views.
-        input_px: Side of the input, px; None is what the weights were trained for.
-        pool: See `pooling.choose_pools`.
-        precision: Type of the matrix products.
-        preprocessing: Whose; None for SAM 2's, and there is no other.
-
-    Raises:
-        ConfigError: There is no such tap, pool, precision, preprocessing or input size.
-    """
-    hiera = HIERAS[name]
-    side = hiera.input_px if input_px is None else input_px
-    return Recipe(hiera, taps, side, pool, precision, preprocessing or hiera.preprocessings[0])
+def make_recipe(name: str, *options: Any) -> Recipe:
+    """A recipe for an encoder by its name; see `Recipe.of` for the options and `family.make_recipe`."""
+    return Recipe.of(HIERAS[name], *options)

@@ -11,10 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
-from pipeline.encoders.pooling import Pool
-from pipeline.encoders.recipe import Geometry, Recipe, numbered
-from pipeline.errors import ConfigError
+from pipeline.encoders.recipe import Geometry, Recipe
 
 _NAMED = ("patch", "early", "middle", "late", None, "neck")
 
@@ -45,32 +44,19 @@ class TinyVit(Geometry):
     windows: tuple[int, ...] = (7, 7, 14, 7)
     neck: int = 256
 
+    step = "layer"
     one_grid = False
     arithmetic = 1
+
+    @property
+    def steps(self) -> int:
+        """Layers."""
+        return len(self.widths)
 
     @property
     def named_depths(self) -> dict[str, int]:
         """Depth of each of the five named taps, in order."""
         return {name: depth for depth, name in enumerate(_NAMED) if name}
-
-    def depth_of(self, tap: str) -> int:
-        """Depth of a tap: one of the five names, or `layer:N`.
-
-        Raises:
-            ConfigError: There is no such tap.
-        """
-        layers = len(self.widths)
-        number = numbered(tap, "layer", layers)
-        depth = self.named_depths.get(tap, None if number is None else number + 1)
-        if depth is None:
-            valid = f"{', '.join(self.named_depths)}, and layer:0 to layer:{layers - 1}"
-            message = f"{self.name} has no tap {tap!r}; valid taps: {valid}"
-            raise ConfigError(message)
-        return depth
-
-    def describe(self, depth: int) -> str:
-        """What is computed last at a depth, in the words of `depth_of`."""
-        return {0: "patch", len(self.widths) + 1: "neck"}.get(depth, f"layer:{depth - 1}")
 
     def channels_at(self, depth: int) -> int:
         """Channels of the map at a depth; a layer ends with the step to the width of the next."""
@@ -148,27 +134,6 @@ TINY_VITS: Mapping[str, TinyVit] = MappingProxyType(
 )
 
 
-def make_recipe(
-    name: str,
-    taps: tuple[str, ...],
-    input_px: int | None = None,
-    pool: Pool = None,
-    precision: str = "float32",
-    preprocessing: str | None = None,
-) -> Recipe:
-    """A recipe for an encoder by its name; see `Recipe` for the arguments.
-
-    Args:
-        name: `lite_medsam` or `mobile_sam`.
-        taps: Depths and views.
-        input_px: Side of the input, px; None is what the weights were trained for.
-        pool: See `pooling.choose_pools`.
-        precision: Type of the matrix products.
-        preprocessing: Whose; None for the encoder's own.
-
-    Raises:
-        ConfigError: There is no such tap, pool, precision, preprocessing or input size.
-    """
-    tiny = TINY_VITS[name]
-    side = tiny.input_px if input_px is None else input_px
-    return Recipe(tiny, taps, side, pool, precision, preprocessing or tiny.preprocessings[0])
+def make_recipe(name: str, *options: Any) -> Recipe:
+    """A recipe for an encoder by its name; see `Recipe.of` for the options and `family.make_recipe`."""
+    return Recipe.of(TINY_VITS[name], *options)
