@@ -59,7 +59,9 @@ def _problem(kind: type[BaseModel], problem: Mapping[str, Any]) -> tuple[str, st
     if what == "union_tag_invalid":
         given = value.get("layout") if isinstance(value, dict) else value
         return f"{key}.layout", f"{given!r} is no layout; expected one of {', '.join(_LAYOUTS)}"
-    expected = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    if what == "value_error":  # about several keys of a section, which it names
+        return key, problem["msg"].removeprefix("Value error, ")
+    expected = problem["msg"].removeprefix("Input should be ")
     return key, f"got {value!r}, expected {expected}"
 
 

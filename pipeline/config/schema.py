@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.config.check import validate
 from pipeline.config.file import parse_override, read_yaml, set_key
@@ -373,13 +373,22 @@ class TrainConfig(Section):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """`auto` is a 16-bit type on a GPU that has one, and float32 elsewhere."""
     seed: int = 0
-    """Of weights, order, augmentation and dropout, and of the choice of `fraction`."""
+    """Of weights, order, augmentation and dropout, and of the choice of `fraction` and `shots`."""
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the training split to train on: class by class, whole groups, smaller shares within larger ones."""
+    shots: Positive | None = None
+    """Images of each class to train on instead of a share: whole groups, fewer within more; null takes the share."""
     augment: AugmentConfig = AugmentConfig()
     """How far a training image may be changed."""
     allow_missing: bool = False
     """Train and score without the samples that the store lacks (images set aside), instead of refusing."""
+
+    @model_validator(mode="after")
+    def _one_size(self) -> TrainConfig:
+        if self.shots is not None and self.fraction < 1:
+            problem = f"shots is {self.shots!r} and fraction is {self.fraction!r}; leave one of them out"
+            raise ValueError(problem)
+        return self
 
 
 class FoldConfig(Section):

@@ -16,7 +16,7 @@ from pipeline.data.layouts.medmnist import load_medmnist
 from pipeline.data.layouts.medmnist_sets import fetch_medmnist
 from pipeline.data.layouts.table import load_csv
 from pipeline.data.load import load_dataset
-from pipeline.data.splits import stratified_part
+from pipeline.data.splits import few_shots, stratified_part
 
 __all__ = [
     "Dataset",
@@ -32,6 +32,7 @@ __all__ = [
     "as_test_set",
     "demo_arrays",
     "fetch_medmnist",
+    "few_shots",
     "generate_demo",
     "identical_across_splits",
     "in_fold",

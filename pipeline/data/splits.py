@@ -245,6 +245,50 @@ def stratified_part(labels: Sequence[Label], groups: Sequence[str], *, fraction:
     return [group in chosen for group in groups]
 
 
+def few_shots(
+    labels: Sequence[Label], groups: Sequence[str], class_names: Sequence[str], *, shots: int, seed: int
+) -> list[bool]:
+    """Choose about so many samples of each class and whole groups; choices of one seed are nested.
+
+    The groups that hold a class are put in an order drawn from their names and the seed; a group is taken if the middle
+    of the class's samples in it lies within the first `shots` of them. Without groups of several samples each class has
+    exactly `shots`; else it differs by less than half a group, and the first group of a class is always taken. A group
+    of several classes brings all of its samples along. Where samples have several labels, each label has that many
+    samples with it, and there are as many without any label, or all such samples where there are fewer: our choice.
+
+    Args:
+        labels: Of each sample.
+        groups: Of each sample; samples of one group come and go together.
+        class_names: By class number.
+        shots: Samples of each class, at least 1.
+        seed: Another seed, another draw.
+
+    Returns:
+        Whether each sample is chosen, the same for the same groups and labels whatever their order.
+
+    Raises:
+        DataError: A class has fewer samples.
+    """
+    contents = _contents(labels, groups)
+    totals = _totals(contents)
+    short = [f"{name!r} has {totals[k]}" for k, name in enumerate(class_names) if totals[k] < shots]
+    if short:
+        message = (
+            f"train.shots is {shots!r}, and of some classes there are fewer images to train on: {', '.join(short)}; "
+            f"choose at most {min(totals[k] for k in range(len(class_names)))}, or set train.fraction instead"
+        )
+        raise DataError(message)
+    order = sorted(contents, key=lambda group: _draw(seed, group))
+    chosen: set[str] = set()
+    for k in totals:
+        before = 0
+        for group in (group for group in order if contents[group][k]):
+            if not before or before + contents[group][k] / 2 <= shots:
+                chosen.add(group)
+            before += contents[group][k]
+    return [group in chosen for group in groups]
+
+
 def _contents(labels: Sequence[Label], groups: Sequence[str]) -> dict[str, Counter[int]]:
     """How many samples of each class a group holds; a sample without any finding is of a class of its own."""
     contents: dict[str, Counter[int]] = defaultdict(Counter)

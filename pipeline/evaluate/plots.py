@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -206,25 +206,36 @@ def draw_plane(
         bottom.text(0.02, 1, "\n".join(lines), fontsize=7.5, va="top", parse_math=False)
 
 
-def draw_efficiency(path: Path, panels: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], *, score: str) -> None:
-    """Draw a score over the fraction of the training set: a panel per setting, a line per variant.
+def draw_efficiency(
+    path: Path,
+    panels: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]],
+    *,
+    score: str,
+    across: Literal["fraction", "shots"] = "fraction",
+) -> None:
+    """Draw a score over how much was trained on: a panel per setting, a line per variant.
 
     The band is one standard deviation over the seeds to either side, where there are several.
 
     Args:
         path: The PNG file.
-        panels: By title, by variant, rows of `fraction`, `mean`, and `sd` or None.
+        panels: By title, by variant, rows of `fraction` or `shots`, `mean`, and `sd` or None.
         score: Its name.
+        across: Share of the training set, or images of each class, which double from one to the next.
     """
     with _figure(path, width_in=1.2 + 4.0 * len(panels), height_in=3.6, panels=len(panels)) as every:
         for axes, (title, lines) in zip(every, panels.items(), strict=True):
             for number, (name, rows) in enumerate(lines.items()):
-                across = [100 * row["fraction"] for row in rows]
-                axes.plot(across, [row["mean"] for row in rows], **_line(number), marker="o", markersize=3, label=name)
+                at = [100 * row[across] if across == "fraction" else row[across] for row in rows]
+                axes.plot(at, [row["mean"] for row in rows], **_line(number), marker="o", markersize=3, label=name)
                 sd = [row["sd"] or 0.0 for row in rows]
                 low, high = ([row["mean"] + sign * s for row, s in zip(rows, sd, strict=True)] for sign in (-1, 1))
-                axes.fill_between(across, low, high, color=_line(number)["color"], alpha=0.12, linewidth=0)
-            axes.set(xlabel="share of the training set (%)", ylabel=score)
+                axes.fill_between(at, low, high, color=_line(number)["color"], alpha=0.12, linewidth=0)
+            if across == "shots":
+                axes.set_xscale("log", base=2)
+                axes.xaxis.set_major_formatter("{x:g}")
+            label = "share of the training set (%)" if across == "fraction" else "images of each class"
+            axes.set(xlabel=label, ylabel=score)
             axes.set_title(title, fontsize=9)
             axes.legend(loc="best", fontsize=8)
 

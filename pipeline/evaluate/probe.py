@@ -83,8 +83,8 @@ def probe(
         store: Features.
         folder: The run; made if it is not there.
         taps: Those to look at; by default all that the store holds of images as they are (not `neck@hflip`).
-        options: Of these `fraction` and `seed` choose the training samples, and `loss` and `class_weights` count; the
-            rest is for training by gradient.
+        options: Of these `fraction`, `shots` and `seed` choose the training samples, and `loss` and `class_weights`
+            count; the rest is for training by gradient.
         resamples: Draws of groups for the intervals.
         seed: Of the draws.
         allow_missing: Leave out samples that the store lacks.
@@ -133,6 +133,7 @@ def probe(
         "candidates": list(names),
         **chosen.setting,
         **{key: getattr(options, key) for key in ("seed", "fraction", "loss", "class_weights")},
+        **({} if options.shots is None else {"shots": options.shots}),
         "precision": "float32",
     }
     _write_run(samples, folder, model, training, chosen, chosen_path, replace=replace)

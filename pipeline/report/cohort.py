@@ -20,7 +20,7 @@ class Part:
         groups: That they are of.
         set_aside: Images that cannot be read.
         missing: Images that the store lacks for another reason.
-        left_out: Images that were at hand and not used, such as by `train.fraction`.
+        left_out: Images that were at hand and not used, such as by `train.fraction` or `train.shots`.
         used: Images that were trained on, chosen on or scored.
         used_groups: That those are of.
     """

@@ -100,7 +100,7 @@ def sections(settings: Mapping[str, Any]) -> dict[str, Any]:
     gates = [{"tap": tap, "stage": stage} for tap, stage in model.pop("gates")]
     return {
         "model": {**own, "gates": gates, "slca": model},
-        "train": {**settings["train"], "augment": settings["augmentation"]},
+        "train": {"shots": None, **settings["train"], "augment": settings["augmentation"]},
     }
 
 

@@ -143,6 +143,8 @@ def _training_in_words(training: Mapping[str, Any]) -> str:
     said.append(f"seed {training['seed']}")
     if training.get("fraction", 1.0) != 1.0:
         said.append(f"{training['fraction']:.3g} of the training set")
+    if training.get("shots") is not None:
+        said.append(f"{training['shots']} of each class")
     return ", ".join(said)
 
 

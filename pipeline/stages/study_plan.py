@@ -9,7 +9,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,6 +26,7 @@ Overrides = dict[str, Any]  # dotted key of the experiment to its value
 Score = Literal["auc", "ap", "acc", "balanced_acc", "f1", "kappa", "ece", "brier"]
 Command = Literal["train", "probe"]
 _SEED = "train.seed"
+_EVERY = "all"  # in the column of shots: as many images of a class as there are
 _COMMAND = "command"  # key of a variant: what makes its runs
 _TAKEN = {"run": "the study names the folders of its runs", "resources": "no result rests on it (`set` takes it)"}
 
@@ -136,6 +137,8 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
         commands[named] = command
         number = None if fold is None else fold["number"]
         runs.append(Planned(named, configs[named].run, _cell(variant, labels, checked), checked.train.seed, number))
+    if all(run.cell["shots"] == _EVERY for run in runs):
+        runs = [replace(run, cell={key: said for key, said in run.cell.items() if key != "shots"}) for run in runs]
     _check_names(path, runs)
     order = {seed: number for number, seed in enumerate(dict.fromkeys(run.seed for run in runs))}
     runs.sort(key=lambda run: (order[run.seed], run.fold or 0))  # stable: one that is cut short has whole seeds
@@ -236,10 +239,17 @@ def _check_stores(path: Path, study: Study) -> None:
 
 
 def _cell(variant: str, labels: Mapping[str, Any], config: Config) -> dict[str, Any]:
-    """What a row of the table is about: variant, fraction, backbone, and what else the grid names but the seed."""
-    rest = {axis: label for axis, label in labels.items() if axis not in ("seed", "fraction", "backbone", "fold")}
+    """What a row of the table is about: variant, backbone, how much is trained on, and other axes of the grid."""
+    own = ("seed", "fraction", "shots", "backbone", "fold")
+    rest = {axis: label for axis, label in labels.items() if axis not in own}
     backbone = labels.get("backbone", config.model.backbone)
-    return {"variant": variant, "backbone": backbone, **rest, "fraction": config.train.fraction}
+    return {
+        "variant": variant,
+        "backbone": backbone,
+        **rest,
+        "fraction": config.train.fraction,
+        "shots": config.train.shots or _EVERY,
+    }
 
 
 def _run_name(variant: str, labels: Mapping[str, Any], config: Config) -> str:

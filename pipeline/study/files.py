@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.evaluate import plots
 from pipeline.study.folds import MEAN
@@ -24,7 +24,8 @@ def write_files(folder: Path, summary: Summary) -> list[Row]:
     """Write what is known so far of a study into its folder; returns the table.
 
     `results.csv` has a row per run; `table.csv` a row per setting and score; `table.md` and `table.tex` a row per
-    setting; `curve.csv` and `curve.png`, only where there are several fractions, the first score over the fraction.
+    setting; `curve.csv` and `curve.png`, only where there are several fractions, or several
+    numbers of shots, the first score over them.
     Of a cross-validation, `folds.csv` and `folds.md` have a row per fold, and the pooled score.
     """
     results, table = summary.results(), summary.table()
@@ -44,12 +45,21 @@ def write_files(folder: Path, summary: Summary) -> list[Row]:
         head, *body = fold_lines(by_fold)
         _write_text(folder / "folds.md", f"{_in_markdown([head, *body])}\n\n{FOLDS_LEGEND}\n")
     curve = [row for row in table if row["score"] == summary.scores[0]]
-    if len({row["fraction"] for row in curve}) > 1:
+    across = _across(curve)
+    if across:
         columns = [*cell_columns(curve), "score", "seeds", "mean", "sd", "low", "high"]
         run_folder.write_csv(folder / "curve.csv", [{key: row[key] for key in columns} for row in curve])
-        score = NAMES[summary.scores[0]]
-        plots.draw_efficiency(folder / "curve.png", _panels(curve), score=score)
+        panels = _panels([row for row in curve if row[across] != "all"], across)
+        plots.draw_efficiency(folder / "curve.png", panels, score=NAMES[summary.scores[0]], across=across)
     return table
+
+
+def _across(curve: Sequence[Row]) -> Literal["fraction", "shots"] | None:
+    """What the curve is drawn over: the first of the two that has several values; None where neither has."""
+    for column in ("fraction", "shots"):
+        if len({row[column] for row in curve if row.get(column, "all") != "all"}) > 1:
+            return column
+    return None
 
 
 def as_markdown(table: Sequence[Row], baseline: str, missing: int, said: str | None = None) -> str:
@@ -180,20 +190,16 @@ def _for_latex(cell: str) -> str:
     return re.sub(r"(?<!\w)([+-])(?=\d+\.)", r"$\1$", cell.replace(" \\pm ", " $\\pm$ "))
 
 
-def _panels(curve: Sequence[Row]) -> dict[str, dict[str, list[Row]]]:
-    """Group the rows of the curve: a panel for all that agree in everything but variant and fraction."""
-    shared = [key for key in cell_columns(curve) if key not in ("variant", "fraction")]
+def _panels(curve: Sequence[Row], across: str) -> dict[str, dict[str, list[Row]]]:
+    """Group the rows of the curve: a panel for all that agree in everything but variant and what it is drawn over."""
+    shared = [key for key in cell_columns(curve) if key not in ("variant", across)]
     varying = [key for key in shared if len({str(row[key]) for row in curve}) > 1]
     panels: dict[str, dict[str, list[Row]]] = {}
-    for row in sorted(curve, key=_fraction):
+    for row in sorted(curve, key=lambda row: float(row[across])):
         title = ", ".join(f"{key} {_spell(row[key])}" for key in varying)
         panels.setdefault(title, {}).setdefault(row["variant"], []).append(row)
     order = {row["variant"]: None for row in curve}  # as planned, so that colours agree between panels
     return {title: {name: lines[name] for name in order if name in lines} for title, lines in panels.items()}
-
-
-def _fraction(row: Mapping[str, Any]) -> float:
-    return float(row["fraction"])
 
 
 def _write_text(path: Path, text: str) -> None:

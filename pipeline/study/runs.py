@@ -32,7 +32,7 @@ class Planned:
     Attributes:
         name: Of the run, unique in its study.
         folder: Where it is made.
-        cell: What its row of the table is about, by column: variant, backbone, other axes, fraction.
+        cell: What its row of the table is about, by column: variant, backbone, other axes, fraction, and any shots.
         seed: What the runs of a cell differ in.
         fold: Of a cross-validation, from 0; None without one. The runs of a cell and seed are its folds.
     """

@@ -52,14 +52,17 @@ def identity_of(
         "data": data_identity(dataset, read),
         "features": None if read is None else of_features(read.fingerprint).fields,
         "model": _without_new_defaults(asdict(model)),
-        "train": asdict(options),
+        "train": _without_new_defaults(asdict(options)),
         "augmentation": asdict(augmentation),
     }
 
 
-def _without_new_defaults(model: dict[str, Any]) -> dict[str, Any]:
+_CAME_LATER: dict[str, Any] = {"fuse": (), "shots": None}  # keys of `model` and `train`, and what changes nothing
+
+
+def _without_new_defaults(section: dict[str, Any]) -> dict[str, Any]:
     """Leave out keys that came later where they change nothing: a run of an earlier version is the same run."""
-    return {key: value for key, value in model.items() if key != "fuse" or value}
+    return {key: value for key, value in section.items() if key not in _CAME_LATER or value != _CAME_LATER[key]}
 
 
 def data_identity(dataset: Dataset, store: Store | None) -> dict[str, Any]:

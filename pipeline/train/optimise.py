@@ -40,9 +40,11 @@ class TrainOptions:
         ema_decay: Decay per step of a running average of the weights, which is then scored and kept; 0 for none.
         freeze: Parts of the backbone that stay as they start, `"stem"` to `"stage4"`; `"backbone"` names all of them.
         precision: `"auto"` is bfloat16 or float16 on a GPU that has it and float32 elsewhere.
-        seed: Of weights, order, augmentation, dropout, and the choice of `fraction`.
+        seed: Of weights, order, augmentation, dropout, and the choice of `fraction` and `shots`.
         fraction: Share of the training split to train on, in (0, 1]: class by class, whole groups, and of one seed a
             smaller share within each larger one (see `pipeline.data.splits.stratified_part`).
+        shots: Images of each class to train on instead of a share, nested alike (see `pipeline.data.splits.few_shots`);
+            None takes the share.
     """
 
     epochs: int = 100
@@ -66,6 +68,7 @@ class TrainOptions:
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     seed: int = 0
     fraction: float = 1.0
+    shots: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
@@ -80,6 +83,12 @@ class TrainOptions:
             raise ConfigError(msg)
         if not 0 < self.fraction <= 1:
             msg = f"train's fraction is {self.fraction!r}: give a share of the training split above 0 and at most 1."
+            raise ConfigError(msg)
+        if self.shots is not None and (self.shots < 1 or self.fraction < 1):
+            msg = (
+                f"train's shots are {self.shots!r} and its fraction is {self.fraction!r}: give a number of images of "
+                f"each class, or a share of all, and not both."
+            )
             raise ConfigError(msg)
         for name in ("label_smoothing", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from cache import Store
-from pipeline.data import Dataset, Split, stratified_part
+from pipeline.data import Dataset, Split, few_shots, stratified_part
 from pipeline.errors import ConfigError, RunError
 from pipeline.evaluate import metrics
 from pipeline.image_tap import of_features
@@ -206,15 +206,17 @@ def _begin(folder: Path, settings: Mapping[str, Any], dataset: Dataset, *, repla
 
 
 def training_part(dataset: Dataset, options: TrainOptions) -> list[int]:
-    """Choose the training samples, `fraction` of them: positions in the data set, ascending."""
+    """Choose the training samples, `fraction` of them or `shots` of each class: positions in the data set, ascending.
+
+    Raises:
+        DataError: A class has fewer than `shots`.
+    """
     indices = dataset.indices("train")
-    samples = [dataset.samples[i] for i in indices]
-    chosen = stratified_part(
-        [sample.label for sample in samples],
-        [sample.group for sample in samples],
-        fraction=options.fraction,
-        seed=options.seed,
-    )
+    labels, groups = ([getattr(dataset.samples[i], of) for i in indices] for of in ("label", "group"))
+    if options.shots is None:
+        chosen = stratified_part(labels, groups, fraction=options.fraction, seed=options.seed)
+    else:
+        chosen = few_shots(labels, groups, dataset.class_names, shots=options.shots, seed=options.seed)
     return [i for i, is_chosen in zip(indices, chosen, strict=True) if is_chosen]
 
 

@@ -127,11 +127,12 @@ def test_a_second_probe_finds_its_run_and_other_settings_are_refused(scene, tmp_
     assert not equal(before, weights_of(tmp_path / "run"))
 
 
-def test_a_fraction_is_that_of_a_training(scene, tmp_path):
+@pytest.mark.parametrize("part", [{"fraction": 0.3}, {"shots": 6}])
+def test_a_part_is_that_of_a_training(scene, tmp_path, part):
     dataset, store = scene
-    probe(dataset, store, tmp_path / "probe", options=TrainOptions(fraction=0.3, seed=4), resamples=20)
+    probe(dataset, store, tmp_path / "probe", options=TrainOptions(**part, seed=4), resamples=20)
     plain = make_dataset((40, 30, 30))
-    do(plain, None, tmp_path / "plain", model=PLAIN, options=TrainOptions(fraction=0.3, seed=4, epochs=1))
+    do(plain, None, tmp_path / "plain", model=PLAIN, options=TrainOptions(**part, seed=4, epochs=1))
     used = [[row["id"] for row in run_folder.read_csv(tmp_path / name / "samples.csv")] for name in ("probe", "plain")]
     assert used[0] == used[1]
 

@@ -55,6 +55,15 @@ def test_the_flow_on_the_page_says_where_each_went(partial: Case) -> None:
     assert "Of 50 files found 34 are used." in text
 
 
+def test_few_shots_are_named_as_what_left_images_out(tmp_path) -> None:
+    dataset = make_dataset()
+    do(dataset, None, tmp_path, model=PLAIN, options=dataclasses.replace(QUICK, epochs=1, shots=4))
+    evaluate(tmp_path, dataset, None, resamples=50)
+    text = Page(Case(tmp_path, dataset, None).page()).text
+    assert "16 left out by train.shotstrained on: 8 images" in text
+    assert "images of each class 4" in text
+
+
 def test_images_are_not_called_patients_where_nobody_knows(tmp_path) -> None:
     dataset = make_dataset()
     dataset = dataclasses.replace(dataset, samples=tuple(dataclasses.replace(s, group=s.id) for s in dataset.samples))

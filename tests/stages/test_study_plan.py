@@ -64,6 +64,25 @@ def test_every_variant_meets_every_point_of_the_grid_seed_by_seed(folder):
     assert len(last.model.gates) == 2
 
 
+def test_shots_stand_beside_the_fraction_where_any_run_has_them(folder):
+    grid = "size: {one: {train.shots: 1}, four: {train.shots: 4}, half: {train.fraction: 0.5}}"
+    study = load(STUDY.replace("train.fraction: [0.5, 1]", grid).replace("  size:\n", "  side:\n"))
+    assert {(run.cell["size"], run.cell["fraction"], run.cell["shots"]) for run in study.runs} == {
+        ("one", 1.0, 1), ("four", 1.0, 4), ("half", 0.5, "all"),
+    }  # fmt: skip
+    named = load(STUDY.replace("train.fraction: [0.5, 1]", "train.shots: [1, 2, 4]")).runs
+    assert named[0].name.startswith("plain-small-shots1-seed0-")
+    assert [list(run.cell) for run in named[:1]] == [["variant", "backbone", "size", "fraction", "shots"]]
+    assert {run.cell["shots"] for run in named} == {1, 2, 4}
+
+
+def test_shots_and_a_fraction_are_refused_together(folder):
+    both = STUDY.replace("set: {train.epochs: 3}", "set: {train.shots: 4}")
+    assert refusal(both).startswith(
+        "s.yaml: variant 'plain', size 'small', fraction 0.5, seed 0: train: shots is 4 and fraction is 0.5; leave one"
+    )
+
+
 def test_overrides_come_after_set_and_reach_every_run(folder):
     study = load(STUDY, "train.epochs=7", "resources.device=cpu")
     assert {config.train.epochs for config in study.configs.values()} == {7}

@@ -246,6 +246,29 @@ def test_the_curve_is_the_mean_and_the_spread_over_seeds_by_fraction(done, tmp_p
             assert (there.min(), there.max()) == pytest.approx((mean - sd, mean + sd))
 
 
+def test_the_curve_over_shots_doubles_and_leaves_out_what_has_none(done, tmp_path, monkeypatch):
+    runs, _, _ = done
+    figures, save = [], Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda figure, *rest, **options: (figures.append(figure), save(figure, *rest, **options))
+    )
+    shots = {("plain", 0.5): 1, ("plain", 1.0): 4, ("gated_x", 0.5): 1, ("gated_x", 1.0): "all"}
+    few = [
+        dataclasses.replace(
+            planned,
+            cell={**planned.cell, "fraction": 1.0, "shots": shots[planned.cell["variant"], planned.cell["fraction"]]},
+        )
+        for planned in runs
+    ]
+    write_files(tmp_path, Summary(few, "plain", ("auc",), resamples=50))
+    (axes,) = figures[0].axes
+    assert (axes.get_xlabel(), axes.get_xscale()) == ("images of each class", "log")
+    at = {line.get_label(): list(line.get_xdata()) for line in axes.get_lines()}
+    assert at == {"plain": [1, 4], "gated_x": [1]}
+    with (tmp_path / "curve.csv").open() as file:
+        assert [row["shots"] for row in csv.DictReader(file)] == ["1", "1", "4", "all"]
+
+
 def test_latex_escapes_names_and_sets_signs_as_mathematics(done):
     runs, _, _ = done
     text = as_latex(Summary(runs, "plain", ("auc",), resamples=50).table(), "plain", 0)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pipeline.data import Dataset
-from pipeline.errors import RunError
+from pipeline.errors import ConfigError, DataError, RunError
 from pipeline.evaluate.evaluate import evaluate
 from pipeline.train import run_folder
 from pipeline.train.feeding import feed as feed_module
@@ -120,6 +120,19 @@ def test_a_part_of_the_training_set_is_recorded_and_val_and_test_stay_whole(scen
         assert run_folder.load_description(folder).training["fraction"] == fraction
         assert evaluate(folder, scene, store, resamples=10)["n"] == 12
     assert sizes == {0.5: ["train: 12 samples", "val: 12 samples"], 1.0: ["train: 24 samples", "val: 12 samples"]}
+
+
+def test_shots_are_recorded_and_a_run_without_them_is_that_of_an_earlier_version(scene, store, tmp_path):
+    report = do(scene, store, tmp_path / "few", options=dataclasses.replace(QUICK, epochs=1, shots=2))
+    assert [line.split(";")[0] for line in report.feeds] == ["train: 4 samples", "val: 12 samples"]
+    assert json.loads((tmp_path / "few/settings.json").read_text())["train"]["shots"] == 2
+    do(scene, store, tmp_path / "all", options=dataclasses.replace(QUICK, epochs=1))
+    assert "shots" not in json.loads((tmp_path / "all/settings.json").read_text())["train"]
+    with pytest.raises(DataError, match=r"train.shots is 13, and of some classes there are fewer"):
+        do(scene, store, tmp_path / "many", options=dataclasses.replace(QUICK, shots=13))
+    assert not (tmp_path / "many").exists()
+    with pytest.raises(ConfigError, match=r"shots are 2 and its fraction is 0.5"):
+        dataclasses.replace(QUICK, shots=2, fraction=0.5)
 
 
 def test_seeds_draw_other_parts_and_variants_of_one_seed_the_same(scene, store, tmp_path, monkeypatch):

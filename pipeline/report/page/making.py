@@ -30,6 +30,7 @@ _RECIPE = {
     "schedule": "schedule",
     "seed": "seed",
     "fraction": "share of the training set",
+    "shots": "images of each class",
 }
 
 
@@ -63,7 +64,10 @@ def model(evidence: Evidence) -> Iterator[Markup]:
         *([("pooled features (taps)", ", ".join(model.fuse))] if model.fuse else []),
         ("parameters", f"{parameters['backbone']:,} of the backbone, {parameters['slca']:,} of the gates"),
         ("operations", f"{flops['backbone'] / 1e9:.3g} G of the backbone, {flops['slca'] / 1e9:.3g} G of the gates"),
-        ("training", ", ".join(f"{_RECIPE[key]} {text_of(training[key])}" for key in _RECIPE if key in training)),
+        (
+            "training",
+            ", ".join(f"{_RECIPE[key]} {text_of(training[key])}" for key in _RECIPE if training.get(key) is not None),
+        ),
     ]
     yield tag("h2", "Model and training", id="model")
     yield table(["what", "value"], rows, caption="What was trained; all settings are further down", numeric=False)

@@ -78,7 +78,10 @@ def _part(evidence: Evidence, part: Part) -> Markup:
 
 
 def _why_left_out(evidence: Evidence, part: Part) -> str:
-    if part.split == "train" and evidence.description.training.get("fraction", 1.0) < 1:
+    training = evidence.description.training
+    if part.split == "train" and training.get("shots") is not None:
+        return "left out by train.shots"
+    if part.split == "train" and training.get("fraction", 1.0) < 1:
         return "left out by train.fraction"
     if not part.used:
         return "not looked at"
