@@ -27,7 +27,7 @@ ROOMS = {  # of `pipeline`: what each may import, beside what those may import; 
     "cli": ("stages",),
 }
 DOORS = {("train", "evaluate"): "pipeline.evaluate.metrics"}  # the scores on val that choose an epoch
-BESIDE = {"__init__", "__main__", "errors", "progress", "overlap", "download", "weights", "image_tap"}
+BESIDE = {"__init__", "__main__", "errors", "progress", "overlap", "download", "weights", "clip", "image_tap"}
 CACHE_ROOMS = {
     "formats": (),
     "reading": ("formats",),
@@ -40,6 +40,7 @@ ONLY_IN = {
     "zarr": ("cache/",),
     "h5py": ("cache/",),
     "segment_anything": ("pipeline/encoders/",),
+    "open_clip": ("pipeline/clip.py",),
     "click": ("pipeline/cli/",),
     "rich": ("pipeline/cli/",),
     "pydantic": ("pipeline/config/", "pipeline/stages/study_plan.py"),
