@@ -52,7 +52,7 @@ class TapSpec:
         channels: Channels C.
         height: Grid cells h.
         width: Grid cells w.
-        dtype: `"float16"` or `"float32"`; `"uint8"` for pixels.
+        dtype: `"float16"` or `"float32"`; `"uint8"` for pixels and, with one channel, for numbers of regions.
     """
 
     channels: int
@@ -72,8 +72,13 @@ class TapSpec:
 
     @property
     def holds_pixels(self) -> bool:
-        """Whether rows are images, not features."""
-        return self.dtype == "uint8"
+        """Whether rows are images."""
+        return self.dtype == "uint8" and self.channels != 1
+
+    @property
+    def holds_features(self) -> bool:
+        """Whether rows are numbers that may be averaged over cells: neither images nor numbers of regions."""
+        return self.dtype != "uint8"
 
 
 @dataclass(frozen=True)
@@ -166,7 +171,7 @@ def check_taps(taps: Mapping[str, TapSpec], version: int = FORMAT_VERSION) -> No
                 f"and none of {sorted({*_RESERVED, IDS})}"
             )
             raise UntrustedStoreError(message)
-        if version < 2 and (tap.holds_pixels or "@" in name):
+        if version < 2 and (not tap.holds_features or "@" in name):
             message = f"tap {name!r} of type {tap.dtype!r} is none of format version 1"
             raise UntrustedStoreError(message)
         if tap.dtype not in DTYPES:

@@ -33,7 +33,7 @@ def convert_store(
     target: str | os.PathLike[str],
     *,
     taps: Sequence[str] | None = None,
-    pool: int = 1,
+    pool: int | Mapping[str, int] = 1,
     fingerprint: Fingerprint | None = None,
     pseudonym: Callable[[str], str] | None = None,
     labels: Labels | None = None,
@@ -48,7 +48,8 @@ def convert_store(
         taps: Taps to keep, in this order; all by default.
         pool: Side of the windows, in grid cells, that are averaged, trailing cells that fill no window left out. Rows
             are those of an extraction with the coarser pool, bit for bit, where no prime factor of this one is smaller
-            than one of the source's own pool: see `pool_steps`. Images (taps of type uint8) stay as they are.
+            than one of the source's own pool: see `pool_steps`. Images and maps of regions (taps of type uint8) stay
+            as they are, and so do those that a mapping does not name.
         fingerprint: What the result is to be taken for. Needed where taps or pool change, because only the caller
             knows how the encoder would have named that; else the source's.
         pseudonym: Gives the id to use instead of an id. Then the digests of the source pixels, the samples set aside
@@ -70,7 +71,8 @@ def convert_store(
     if (pool != 1 or names != tuple(store.taps)) and fingerprint is None:
         message = f"{os.fspath(source)}: other taps or another pool are another fingerprint; give the one they have"
         raise StoreError(message)
-    specs = {name: _pooled_spec(store, name, pool) for name in names}
+    pools = {name: pool if isinstance(pool, int) else pool.get(name, 1) for name in names}
+    specs = {name: _pooled_spec(store, name, pools[name]) for name in names}
     if pseudonym is not None:
         _refuse_pixels(source, specs)
     if labels is None and pseudonym is None:
@@ -94,7 +96,7 @@ def convert_store(
             blank = [plan.rows.index(row) for row in plan.rows if row in reasons]
             extents = np.insert(store.extents[stored], _gaps(blank), 1.0, axis=0)
             pooled = {
-                name: np.insert(_pool(features[name], _pool_of(store.taps[name], pool)), _gaps(blank), 0, axis=0)
+                name: np.insert(_pool(features[name], _pool_of(store.taps[name], pools[name])), _gaps(blank), 0, axis=0)
                 for name in names
             }
             writer.write(plan, pooled, extents, {row: reasons[row] for row in plan.rows if row in reasons})
@@ -114,8 +116,8 @@ def _refuse_pixels(source: str | os.PathLike[str], taps: Mapping[str, TapSpec]) 
 
 
 def _pool_of(tap: TapSpec, pool: int) -> int:
-    """The pool that a tap takes part in: images do not."""
-    return 1 if tap.holds_pixels else pool
+    """The pool that a tap takes part in: images and maps of regions do not."""
+    return pool if tap.holds_features else 1
 
 
 def _gaps(places: Sequence[int]) -> list[int]:

@@ -129,7 +129,7 @@ def _report(store: Store, tap: str, progress: Progress) -> TapReport:
     numbers *= max(1, int(finite.sum()))
     mean = total / numbers
     usual = finite & ~zero
-    if spec.holds_pixels:  # a black, white or dark image is no damage
+    if not spec.holds_features:  # a black, white or dark image is no damage, nor one without a region
         zero, constant = np.zeros_like(zero), np.zeros_like(constant)
     median = float(np.median(norms[usual])) if usual.any() else 0.0
     return TapReport(
@@ -138,7 +138,7 @@ def _report(store: Store, tap: str, progress: Progress) -> TapReport:
         zero=_ids(store, zero),
         constant=_ids(store, constant & finite),
         outliers={
-            store.ids[i]: float(norms[i] / median) for i in (() if spec.holds_pixels else _outliers(norms, usual))
+            store.ids[i]: float(norms[i] / median) for i in (_outliers(norms, usual) if spec.holds_features else ())
         },
         median_norm=median,
         mean=mean,

@@ -74,7 +74,7 @@ def _tap_document(name: str, tap: TapSpec, description: Description) -> dict[str
     }
     axes = ("channel", "y", "x")
     names = ["slot", *axes] if description.version < 3 else [IDS, *(f"{name}_{axis}" for axis in axes)]
-    fill = 0 if tap.holds_pixels else 0.0
+    fill = 0.0 if tap.holds_features else 0
     shape, chunk = [description.slots, *tap.shape], [description.shard_rows, *tap.shape]
     return _array(shape, chunk, tap.dtype, [sharding], fill, names)
 

@@ -33,6 +33,8 @@ def what_strangers_read(store: Store, *, labels: bool = False) -> list[str]:
         said.append("digests of the pixels, by which whoever has an image finds it again")
     if any(tap.holds_pixels for tap in store.taps.values()):
         said.append("the images themselves")
+    if any(tap.dtype == "uint8" and not tap.holds_pixels for tap in store.taps.values()):
+        said.append("outlines of what was found in the images")
     if labels or store.labels is not None:
         said.append("labels and splits")
     return said

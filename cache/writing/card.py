@@ -25,8 +25,12 @@ Without that package: `zarr.open_group` or `h5py.File` read the same arrays; `in
 def _caution(taps: Mapping[str, TapSpec]) -> str:
     """What a person should know before handing the store on."""
     pixels = [f"`{name}`" for name, tap in taps.items() if tap.holds_pixels]
+    outlines = [f"`{name}`" for name, tap in taps.items() if not (tap.holds_features or tap.holds_pixels)]
     if not pixels:
-        return "They are no images, but may tell much about them: treat them under the licence of the data."
+        shown = (
+            f" Of {' and '.join(outlines)} one sees outlines of what was found, and no grey value." if outlines else ""
+        )
+        return f"They are no images, but may tell much about them: treat them under the licence of the data.{shown}"
     return (
         f"**This store holds the images themselves**, reduced, in {' and '.join(pixels)}: whoever has it sees them, "
         "and they may identify people. Hand it on only where the images may go."

@@ -203,6 +203,36 @@ class DemoTraining(Section):
     """Of its images and weights."""
 
 
+class MasksConfig(Section):
+    """How everything in an image is segmented, where `encoder.taps` has `masks`.
+
+    Null is what suits the encoder's weights: see `pipeline.encoders.masks.rules`.
+    """
+
+    prompts: Literal["points", "boxes"] | None = None
+    """What the mask decoder is asked: a grid of points, or of boxes; null is what its weights were trained on, which is
+    boxes for MedSAM and LiteMedSAM, and points for the others.
+    """
+    points: Annotated[int, Field(ge=1, le=256)] | None = None
+    """Points along each side of the grid; null is 32."""
+    box_sides: tuple[Annotated[float, Field(gt=0, le=1)], ...] | None = None
+    """Sides of the square boxes, as shares of the image's longer side; null is three."""
+    box_step: Annotated[float, Field(ge=0.05, le=1)] | None = None
+    """From one box to the next of its side, as a share of that side."""
+    predicted_iou: Fraction | None = None
+    """Masks of which the decoder itself expects no larger IoU are dropped."""
+    stability: Fraction | None = None
+    """Masks that change more than this with the cut-off are dropped: IoU of the masks at two cut-offs."""
+    stability_offset: Annotated[float, Field(ge=0, le=100)] | None = None
+    """How far those cut-offs are from the usual one, in logits."""
+    overlap: Fraction | None = None
+    """IoU of the boxes around two masks above which the one with the smaller predicted IoU is dropped."""
+    min_region_px: Annotated[int, Field(ge=0, le=2**20)] | None = None
+    """Holes and islands of fewer pixels of the stored map are filled and removed; 0 for none."""
+    side_px: Annotated[int, Field(ge=16, le=1024)] | None = None
+    """Side of the stored map; null is 256."""
+
+
 class EncoderConfig(Section):
     """The frozen encoder of stage one; `mask` is none: the known mask as a tap (see `pipeline.encoders.known_mask`).
 
@@ -214,7 +244,7 @@ class EncoderConfig(Section):
     checkpoint: Path
     """Its weights: a published name, which `prepare` fetches, or a file."""
     taps: tuple[str, ...] = ("patch", "early", "middle", "late", "neck")
-    """Depths at which features are kept; a gate needs its tap here."""
+    """Depths at which features are kept; a gate needs its tap here. `masks` are what its mask decoder finds."""
     input_px: Positive | None = None
     """Side at which the encoder sees images; null is its own. Smaller is faster and gives other features."""
     pool: Positive | dict[str, Positive] | None = None
@@ -228,6 +258,8 @@ class EncoderConfig(Section):
     """How images become the encoder's input: null is the encoder's own way; MedSAM's weights for `sam_vit_b` want
     `medsam`.
     """
+    masks: MasksConfig = MasksConfig()
+    """How the tap `masks` is made."""
     training: DemoTraining = DemoTraining()
     """How `prepare` makes the weights of `sam_demo`, or random ones of any encoder."""
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from pipeline import mask_tap
 from pipeline.encoders.pooling import Pool
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.progress import Progress, silent
@@ -109,8 +110,8 @@ class Family:
     Attributes:
         names: What configurations call them.
         folder: Its own in this room, with two modules. `recipe` has `make_recipe(name, taps, input_px, pool, precision,
-            preprocessing)` and no torch; `encoder` has `build(recipe, checkpoint, device)`, and `write_untrained(name,
-            path, generator)` where there are weights.
+            preprocessing, masks)` and no torch; `encoder` has `build(recipe, checkpoint, device)`, and
+            `write_untrained(name, path, generator)` where there are weights.
         reads: What its encoders encode of a sample.
         weights: Module of this room with `weights_file(checkpoint)`, `absent(checkpoint)` and
             `fetch_weights(checkpoint, progress)`: where its files of weights lie; no torch.
@@ -156,6 +157,7 @@ def make_recipe(
     pool: Pool = 1,
     precision: str = "float32",
     preprocessing: str | None = None,
+    masks: Mapping[str, Any] | None = None,
 ) -> Recipe:
     """How an encoder makes features, checked.
 
@@ -166,12 +168,13 @@ def make_recipe(
         pool: Side of the local average: see `pooling.choose_pools`.
         precision: Type of the matrix products.
         preprocessing: Whose; None is what the encoder was made for.
+        masks: How the tap `masks` is made, if it is asked for: see `masks.rules.MaskRules`.
 
     Raises:
         ConfigError: The encoder cannot do what is asked of it; with the valid values.
     """
     recipe: Recipe = _module(f"{family_of(name).folder}.recipe").make_recipe(
-        name, taps, input_px, pool, precision, preprocessing
+        name, taps, input_px, pool, precision, preprocessing, masks
     )
     return recipe
 
@@ -185,6 +188,7 @@ def build_encoder(
     pool: Pool = 1,
     precision: str = "float32",
     preprocessing: str | None = None,
+    masks: Mapping[str, Any] | None = None,
     device: str = "cpu",
 ) -> Encoder:
     """Load a frozen encoder onto a device.
@@ -192,18 +196,20 @@ def build_encoder(
     Args:
         name: Of the encoder, such as `sam_vit_b`.
         checkpoint: File of weights, see `checkpoint.load_encoder`; None for what has none.
-        taps: For SAM any of `patch early middle late neck`, `block:N`; of a turned image with `@` and one of `VIEWS`.
+        taps: For SAM any of `patch early middle late neck`, `block:N`; of a turned image with `@` and one of `VIEWS`;
+            and `masks`, with which `mask_scores` come.
         input_px: Side of the square input, px; None is what the encoder was made for.
         pool: Side of the local average: see `pooling.choose_pools`.
         precision: Type of the matrix products.
         preprocessing: What the weights were trained with, such as `medsam`; None is what the encoder was made for.
+        masks: How the tap `masks` is made, if it is asked for: see `masks.rules.MaskRules`.
         device: As torch names it.
 
     Raises:
         ConfigError: There is no such encoder, tap, pool, precision, preprocessing or input size.
         CheckpointError: The file is missing or not of this encoder.
     """
-    recipe = make_recipe(name, tuple(taps), input_px, pool, precision, preprocessing)
+    recipe = make_recipe(name, tuple(taps), input_px, pool, precision, preprocessing, masks)
     encoder: Encoder = _module(f"{family_of(name).folder}.encoder").build(recipe, checkpoint, device)
     return encoder
 
@@ -258,10 +264,20 @@ def write_untrained_encoder(name: str, path: Path, *, seed: int = 0) -> int:
     return parameters
 
 
+def mask_settings(fields: Mapping[str, Any]) -> dict[str, Any] | None:
+    """How masks were made, from a fingerprint, as `make_recipe` takes it; None where there are none."""
+    masks = fields.get("masks")
+    return {key: value for key, value in masks.items() if key != "version"} if isinstance(masks, Mapping) else None
+
+
 def of_taps(fields: Mapping[str, Any], taps: Collection[str]) -> dict[str, Any]:
     """What a fingerprint would be with some of its taps only: whatever it says tap by tap is left to those."""
     by_tap = [field for field in ("taps", "views", "pool") if isinstance(fields.get(field), Mapping)]
-    return {**fields, **{field: {tap: said for tap, said in fields[field].items() if tap in taps} for field in by_tap}}
+    taps = mask_tap.with_scores(taps)
+    kept = {**fields, **{field: {tap: said for tap, said in fields[field].items() if tap in taps} for field in by_tap}}
+    if not mask_tap.others_of(taps):
+        kept.pop("masks", None)  # how masks were made
+    return kept
 
 
 def _module(name: str) -> Any:

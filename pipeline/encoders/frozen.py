@@ -13,6 +13,7 @@ from pipeline.encoders.family import JSON, Prepared, Reads
 from pipeline.encoders.pooling import average
 from pipeline.encoders.preprocessing import normalise, prepare, turned
 from pipeline.encoders.recipe import Recipe
+from pipeline.errors import ConfigError
 
 
 class FrozenEncoder(nn.Module):
@@ -35,6 +36,9 @@ class FrozenEncoder(nn.Module):
             digest: Of the file that the weights came from.
         """
         super().__init__()
+        if recipe.masks is not None:
+            message = f"encoder.taps: {recipe.architecture.name!r} makes no masks yet; leave 'masks' out"
+            raise ConfigError(message)
         self.name = recipe.architecture.name
         self.input_px = recipe.input_px
         self.taps = recipe.shapes

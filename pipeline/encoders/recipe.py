@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
+from pipeline import mask_tap
 from pipeline.encoders.family import JSON, Shape
+from pipeline.encoders.masks.rules import MaskRules
 from pipeline.encoders.pooling import Pool, choose_pools
 from pipeline.errors import ConfigError
 
@@ -60,11 +62,13 @@ class Geometry(ABC):
         one_grid: Whether every depth has the same grid.
         arithmetic: Raised when the same pixels and weights give other features.
         preprocessings: Names of what its weights may have been trained with, its own first.
+        masks: What suits its mask decoder by preprocessing, as `MaskRules.of` takes it; empty where there is none.
     """
 
     name: str
     input_px: int
     preprocessings: tuple[str, ...]
+    masks: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
     step: ClassVar[str] = "block"
     one_grid: ClassVar[bool]
     arithmetic: ClassVar[int]
@@ -124,6 +128,7 @@ class Recipe:
         pool: See `pooling.choose_pools`.
         precision: Type of the matrix products.
         preprocessing: What the weights were trained with.
+        masks: How masks are made, where the tap `masks` is among the taps.
 
     Raises:
         ConfigError: There is no such tap, pool, precision, preprocessing or input size; with the valid values.
@@ -135,6 +140,7 @@ class Recipe:
     pool: Pool = 1
     precision: str = "float32"
     preprocessing: str = "sam"
+    masks: MaskRules | None = None
 
     @classmethod
     def of(
@@ -145,10 +151,13 @@ class Recipe:
         pool: Pool = None,
         precision: str = "float32",
         preprocessing: str | None = None,
+        masks: Mapping[str, Any] | None = None,
     ) -> Recipe:
         """Leave to the architecture what is None: the side of its input, and what its weights were trained with."""
         side = architecture.input_px if input_px is None else input_px
-        return cls(architecture, taps, side, pool, precision, preprocessing or architecture.preprocessings[0])
+        whose = preprocessing or architecture.preprocessings[0]
+        rules = _mask_rules(architecture, whose, masks) if mask_tap.MASKS in taps else None
+        return cls(architecture, taps, side, pool, precision, whose, rules)
 
     def __post_init__(self) -> None:
         if not self.taps or len(set(self.taps)) < len(self.taps):
@@ -174,8 +183,9 @@ class Recipe:
 
     @cached_property
     def sources(self) -> Mapping[str, tuple[int, str]]:
-        """Depth and view of each tap."""
-        return {tap: parse_tap(self.architecture, tap) for tap in self.taps}
+        """Depth and view of each tap of features."""
+        masks = mask_tap.shapes_of(mask_tap.MASKS, 1) if self.masks else {}
+        return {tap: parse_tap(self.architecture, tap) for tap in self.taps if tap not in masks}
 
     @cached_property
     def _grids(self) -> Mapping[str, int]:
@@ -190,10 +200,12 @@ class Recipe:
 
     @property
     def shapes(self) -> Mapping[str, Shape]:
-        """Shape (C, g, g) of each tap's map after its pool, in the order asked for."""
+        """Shape (C, g, g) of each tap's map after its pool, in the order asked for; then of masks and their scores."""
         channels = {tap: self.architecture.channels_at(depth) for tap, (depth, _) in self.sources.items()}
         sides = {tap: grid // self.pools[tap] for tap, grid in self._grids.items()}
-        return MappingProxyType({tap: (channels[tap], sides[tap], sides[tap]) for tap in self.taps})
+        maps = {tap: (channels[tap], sides[tap], sides[tap]) for tap in self.sources}
+        masks = mask_tap.shapes_of(mask_tap.MASKS, self.masks.side_px) if self.masks else {}
+        return MappingProxyType({**maps, **masks})
 
     def fingerprint(self, weights_sha256: str) -> dict[str, JSON]:
         """Everything that the features depend on, apart from the pixels.
@@ -201,18 +213,35 @@ class Recipe:
         Args:
             weights_sha256: Digest of the file of weights.
         """
-        one_pool = self.architecture.one_grid and not isinstance(self.pool, Mapping)
+        one_pool = self.architecture.one_grid and not isinstance(self.pool, Mapping) and self.pools
+        masks: dict[str, JSON] = {tap: tap for tap in self.shapes if tap not in self.sources}
         return {
             "encoder": self.architecture.name,
             "weights_sha256": weights_sha256,
             "input_px": self.input_px,
             "preprocessing": {"name": self.preprocessing, **PREPROCESSINGS[self.preprocessing]},
             "precision": self.precision,
-            "taps": {tap: self.architecture.describe(depth) for tap, (depth, _) in self.sources.items()},
+            "taps": {**{tap: self.architecture.describe(depth) for tap, (depth, _) in self.sources.items()}, **masks},
             "views": {tap: view for tap, (_, view) in self.sources.items() if view != "identity"},
             "pool": next(iter(self.pools.values())) if one_pool else dict(self.pools),
             "arithmetic": self.architecture.arithmetic,
+            **({"masks": self.masks.fingerprint()} if self.masks else {}),
         }
+
+
+def _mask_rules(architecture: Geometry, preprocessing: str, settings: Mapping[str, Any] | None) -> MaskRules:
+    """How an encoder makes masks.
+
+    Raises:
+        ConfigError: It has no mask decoder, or a setting is out of its range.
+    """
+    if preprocessing not in architecture.masks:
+        message = (
+            f"encoder.taps: {architecture.name!r} has no mask decoder and so no tap {mask_tap.MASKS!r}: leave it out, "
+            f"or choose an encoder of the SAM family"
+        )
+        raise ConfigError(message)
+    return MaskRules.of(settings, architecture.masks[preprocessing])
 
 
 def parse_tap(architecture: Geometry, tap: str) -> tuple[int, str]:
@@ -222,6 +251,12 @@ def parse_tap(architecture: Geometry, tap: str) -> tuple[int, str]:
         ConfigError: There is no such tap or view.
     """
     name, _, view = tap.partition("@")
+    if view and mask_tap.is_masks(name):
+        message = (
+            f"tap {tap!r}: masks have no views, because an overlay is painted before the image is turned; "
+            f"list {name!r} in encoder.taps"
+        )
+        raise ConfigError(message)
     if "@" in tap and (view not in VIEWS or view == "identity"):
         message = f"tap {tap!r} has no view {view!r}; valid views: {', '.join(list(VIEWS)[1:])}, or none at all"
         raise ConfigError(message)

@@ -25,6 +25,7 @@ from pipeline.errors import RunError
 from pipeline.evaluate import metrics, plots
 from pipeline.evaluate.evaluate import scores_with_intervals
 from pipeline.image_tap import of_features
+from pipeline.mask_tap import features_of
 from pipeline.model.classifier import Classifier, ModelOptions
 from pipeline.model.pooled import standard
 from pipeline.model.tasks import Head, head_of, losses, outputs_of, probabilities
@@ -101,11 +102,11 @@ def probe(
         DataError: AUC is not defined on a split.
     """
     options = options or TrainOptions()
-    held = [tap for tap, spec in store.taps.items() if not spec.holds_pixels and "@" not in tap]
+    held = [tap for tap in features_of(store.taps) if "@" not in tap]
     names = tuple(dict.fromkeys(taps)) or tuple(held)
     check_taps(store, names)
     if not names:
-        msg = f"{str(store.path)!r} holds no features, only images: extract some (encoder.taps)."
+        msg = f"{str(store.path)!r} holds no features, only images or masks: extract some (encoder.taps)."
         raise RunError(msg)
     feeds = _feeds(dataset, store, names, options, allow_missing, progress)
     samples = _Samples(dataset, store, feeds, head_of(dataset.task, options.loss), options)

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cache import Store
+from pipeline.mask_tap import features_of
 from pipeline.progress import Progress, silent
 
 OUTLIER = 6.0  # robust standard deviations of the log distance beyond which a row lies apart: our choice
@@ -60,7 +61,7 @@ def project(store: Store, tap: str | None = None, *, seed: int = 0, progress: Pr
         progress: Called after each piece.
     """
     if tap is None:
-        features = [name for name, spec in store.taps.items() if not spec.holds_pixels] or [*store.taps]
+        features = features_of(store.taps) or [*store.taps]
         tap = "neck" if "neck" in features else features[-1]
     mean, covariance, finite = _moments(store, tap, progress)
     values, vectors = np.linalg.eigh(covariance)

@@ -17,7 +17,7 @@ from typing import Any, overload
 import numpy as np
 
 import cache
-from pipeline import image_tap
+from pipeline import image_tap, mask_tap
 from pipeline.data import Dataset, Image, Mask
 from pipeline.data.scan import Digests, Scan
 from pipeline.errors import DataError
@@ -52,7 +52,9 @@ class Contents:
     @cached_property
     def taps(self) -> Mapping[str, cache.TapSpec]:
         """The arrays of the store, images among them."""
-        features = {name: cache.TapSpec(*shape, self.dtype) for name, shape in self.shapes.items()}
+        features = {
+            name: cache.TapSpec(*shape, mask_tap.dtype_of(name, self.dtype)) for name, shape in self.shapes.items()
+        }
         return features | image_tap.specify(self.image_px)
 
     @property

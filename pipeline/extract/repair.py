@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cache
-from pipeline import image_tap
+from pipeline import image_tap, mask_tap
 from pipeline.data import Dataset, Image, pixel_digest
 from pipeline.errors import DataError
 from pipeline.extract.batch_size import BatchSize
@@ -51,7 +51,7 @@ def repair(
         if writer.identity is None:
             return ExtractReport(path, len(names), 0, len(names), {}, clock.seconds)
         taps = writer.identity.taps
-        dtype = next((tap.dtype for tap in taps.values() if not tap.holds_pixels), "float16")
+        dtype = next((taps[tap].dtype for tap in mask_tap.features_of(taps)), "float16")
         image_px = image_tap.stored_px(taps)
         ours = Contents(encoder.fingerprint(), encoder.taps, reading, dtype, image_px)
         differences = writer.identity.fingerprint.differences(ours.fingerprint)

@@ -194,6 +194,7 @@ def load_export(folder: Path, *, checkpoint: Path | None = None, device: str = "
             pool=fields["pool"],
             precision=fields["precision"],
             preprocessing=fields["preprocessing"]["name"],
+            masks=encoders.mask_settings(fields),
             device=device,
         )
         made = {**encoder.fingerprint(), "reading": data.reading_rules(reading), "dtype": fields["dtype"]}

@@ -69,7 +69,7 @@ def _other_features(config: Mapping[str, Any], features: Mapping[str, Any]) -> l
         return []  # the store is all that describes its features
     described: dict[str, Any] = {"encoder": encoder["name"], "dtype": config["store"]["dtype"]}
     if encoder["name"] == features["encoder"]:
-        making = (encoder[key] for key in ("input_px", "pool", "precision", "preprocessing"))
+        making = (encoder.get(key) for key in ("input_px", "pool", "precision", "preprocessing", "masks"))
         recipe = encoders.make_recipe(encoder["name"], tuple(encoder["taps"]), *making)
         described |= recipe.fingerprint(_knows(encoder, features))
         rules: dict[str, Any] = {

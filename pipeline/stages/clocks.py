@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from PIL import Image as Pillow
 import cache
 from pipeline import data, encoders
 from pipeline.encoders.pooling import Pool
+from pipeline.mask_tap import others_of
 from pipeline.model.classifier import Classifier, ModelOptions
 from pipeline.model.tasks import losses
 
@@ -43,6 +45,7 @@ class Asked:
     pool: Pool = None
     precision: str = "float32"
     preprocessing: str | None = None
+    masks: Mapping[str, Any] | None = None
 
     @property
     def label(self) -> str:
@@ -65,18 +68,20 @@ def of_decoding(dataset: data.Dataset | None) -> float:
 def of_encoding(asked: Asked, device: str) -> float:
     """Seconds that an encoder takes for an image, one at a time on a CPU and four on a GPU."""
     with tempfile.TemporaryDirectory() as folder:
-        file = asked.weights
-        if file is None:
+        file, taps = asked.weights, asked.taps
+        if file is None:  # drawn ones have no mask decoder
+            taps = tuple(tap for tap in taps if tap not in others_of(taps)) or ("neck",)
             file = Path(folder, "untrained.pth")
             encoders.write_untrained_encoder(asked.name, file)
         encoder = encoders.build_encoder(
             asked.name,
             checkpoint=file,
-            taps=asked.taps,
+            taps=taps,
             input_px=asked.input_px,
             pool=asked.pool,
             precision=asked.precision,
             preprocessing=asked.preprocessing,
+            masks=asked.masks,
             device=device,
         )
     noise = np.random.default_rng(0).integers(0, 256, (encoder.input_px, encoder.input_px, 3), np.uint8)

@@ -18,7 +18,7 @@ import torch
 
 import cache
 from pipeline import data, encoders
-from pipeline.config.schema import STORED, Config
+from pipeline.config.schema import STORED, Config, to_dict
 from pipeline.errors import PipelineError
 from pipeline.extract.plan import Contents
 from pipeline.model.classifier import ModelOptions
@@ -185,6 +185,7 @@ def _asked(config: Config | None) -> Iterator[clocks.Asked]:
             chosen.pool,
             chosen.precision,
             chosen.preprocessing,
+            to_dict(chosen.masks),
         )
     known = [name for family in encoders.FAMILIES for name in family.names]
     for name in _COMPARED:

@@ -23,6 +23,7 @@ from pipeline.data.layouts.files import Files
 from pipeline.data.layouts.medmnist_sets import SETS
 from pipeline.data.splits import even_seed
 from pipeline.errors import CheckpointError, ConfigError, DataError
+from pipeline.mask_tap import features_of
 from pipeline.stages.inputs import load_dataset
 
 Report = dict[str, Any]
@@ -190,8 +191,8 @@ def _describe_store(path: Path, draft: _Draft) -> None:
         ConfigError: No labels travel with it.
     """
     with cache.open_store(path) as store:
-        labels, taps, rows = store.labels, list(store.taps), len(store)
-        features = [name for name in taps if not store.taps[name].holds_pixels]
+        labels, rows = store.labels, len(store)
+        features = features_of(store.taps)
     if labels is None:
         message = (
             f"{path}: no labels travel with this store: ask whoever sent it for `pipeline store push --with-labels`, "

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import data, encoders
-from pipeline.config.schema import STORED, Config, StoreData
+from pipeline.config.schema import STORED, Config, StoreData, to_dict
 from pipeline.data.layouts.stored import WITHOUT_IMAGES
 from pipeline.data.scan import memory_of, remembered
 from pipeline.errors import CheckpointError, ConfigError
@@ -89,7 +89,13 @@ def recipe(config: Config) -> encoders.Recipe:
     """
     wanted = config.encoder
     return encoders.make_recipe(
-        wanted.name, tuple(wanted.taps), wanted.input_px, wanted.pool, wanted.precision, wanted.preprocessing
+        wanted.name,
+        tuple(wanted.taps),
+        wanted.input_px,
+        wanted.pool,
+        wanted.precision,
+        wanted.preprocessing,
+        to_dict(wanted.masks),
     )
 
 
@@ -125,6 +131,7 @@ def build_encoder(config: Config, *, new_images: bool = True) -> encoders.Encode
         pool=config.encoder.pool,
         precision=config.encoder.precision,
         preprocessing=config.encoder.preprocessing,
+        masks=to_dict(config.encoder.masks),
         device=device(config),
     )
 

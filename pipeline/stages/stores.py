@@ -12,7 +12,7 @@ from typing import Any
 import cache
 from cache.durable import sync_folder, write_file
 from cache.reading.ranges import file_system, local_place
-from pipeline import data, encoders, image_tap
+from pipeline import data, encoders, image_tap, mask_tap
 from pipeline.config.schema import Config
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluate import plots
@@ -82,7 +82,10 @@ def labels_of(config: Config, path: Path) -> cache.Labels:
 
 def inspect(path: Path, progress: Progress, labels: cache.Labels | None = None) -> Report:
     """Report rows that cannot be right, identical images across splits or with other labels, and counts."""
-    return asdict(cache.inspect_store(path, labels, progress))
+    found = asdict(cache.inspect_store(path, labels, progress))
+    without = mask_tap.others_of(tap["tap"] for tap in found["taps"])  # an image may well have no mask
+    usual: Report = {"zero": (), "constant": (), "outliers": {}}
+    return {**found, "taps": [tap | usual if tap["tap"] in without else tap for tap in found["taps"]]}
 
 
 def draw_plane(
@@ -182,14 +185,14 @@ def convert(source: Path, target: Path, progress: Progress, *, taps: Sequence[st
         cache.StoreError: The pool does not fit, or `target` holds something else.
     """
     with cache.open_store(source) as store:
-        kept = tuple(taps) or tuple(store.taps)
+        kept = tuple(tap for tap in mask_tap.with_scores(taps) if tap in taps or tap in store.taps) or tuple(store.taps)
         missing = [tap for tap in kept if tap not in store.taps]
         if missing:
             message = f"{source} has no tap {missing[0]!r}; it has {', '.join(store.taps)}"
             raise ConfigError(message)
         fields = _fields_of(store, kept)
-        features = [store.taps[tap] for tap in kept if not store.taps[tap].holds_pixels]
-        sides = {side for tap in features for side in (tap.height, tap.width)}
+        features = [tap for tap in mask_tap.features_of(store.taps) if tap in kept]
+        sides = {side for tap in features for side in store.taps[tap].shape[1:]}
         if any(side % pool for side in sides):
             message = f"a pool of {pool} does not divide the grid of {source} ({sorted(sides)} cells a side)"
             raise ConfigError(message)
@@ -197,7 +200,12 @@ def convert(source: Path, target: Path, progress: Progress, *, taps: Sequence[st
         fields["pool"] = _pooled_further(fields["pool"], pool)
     there = target.exists()  # only an equal store is left as it is; anything else is refused
     done = cache.convert_store(
-        source, target, taps=kept, pool=pool, fingerprint=cache.Fingerprint(fields), progress=progress
+        source,
+        target,
+        taps=kept,
+        pool=dict.fromkeys(features, pool),
+        fingerprint=cache.Fingerprint(fields),
+        progress=progress,
     )
     with done:
         written = "no, it was there already" if there else "yes"

@@ -50,6 +50,7 @@ class Hiera(Geometry):
 
     one_grid = False
     arithmetic = 1
+    masks = MappingProxyType({"sam2": {"prompts": "points", "predicted_iou": 0.8}})  # its authors' default
 
     @property
     def multiple_px(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 from pipeline.encoders.family import JSON, Shape
 from pipeline.encoders.pooling import Pool, choose_pools
@@ -50,7 +51,13 @@ class MaskRecipe:
 
 
 def make_recipe(
-    name: str, taps: tuple[str, ...], input_px: int | None, pool: Pool, precision: str, preprocessing: str | None
+    name: str,
+    taps: tuple[str, ...],
+    input_px: int | None,
+    pool: Pool,
+    precision: str,
+    preprocessing: str | None,
+    masks: Mapping[str, Any] | None = None,
 ) -> MaskRecipe:
     """The recipe of the known mask; its grid is the input's side in patches of 16 px, over the pool.
 
@@ -61,6 +68,7 @@ def make_recipe(
         pool: Patches along each side of a cell; see `pooling.choose_pools` for what else it may be.
         precision: Asked of every family; masks are averaged in float32.
         preprocessing: Asked of every family; masks have none.
+        masks: Asked of every family.
 
     Raises:
         ConfigError: Another tap is asked for, or the grid is not whole.

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from segment_anything.modeling import ImageEncoderViT
 
 
+MASKS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {"sam": {"prompts": "points"}, "medsam": {"prompts": "boxes"}}
+)
 ARITHMETIC = 3  # raise when the same pixels and weights give other features
 
 
@@ -54,6 +57,7 @@ class Architecture(Geometry):
 
     one_grid = True
     arithmetic = ARITHMETIC
+    masks = MASKS
 
     @property
     def steps(self) -> int:

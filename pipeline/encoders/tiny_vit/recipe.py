@@ -47,6 +47,7 @@ class TinyVit(Geometry):
     step = "layer"
     one_grid = False
     arithmetic = 1
+    masks = MappingProxyType({"sam": {"prompts": "points"}, "lite_medsam": {"prompts": "boxes"}})
 
     @property
     def steps(self) -> int:

@@ -27,6 +27,7 @@ from pipeline.data import Dataset, Image, Split, pixel_digest
 from pipeline.data.resize import squared
 from pipeline.errors import DataError, RunError
 from pipeline.image_tap import IMAGE, stored_px
+from pipeline.mask_tap import features_of
 from pipeline.overlap import ahead
 from pipeline.progress import Progress, silent
 from pipeline.train.feeding.in_memory import Held, Holdings, free_host_bytes
@@ -63,7 +64,7 @@ def check_taps(store: Store, taps: Sequence[str]) -> None:
     Raises:
         RunError: It does.
     """
-    features = [tap for tap, spec in store.taps.items() if not spec.holds_pixels]
+    features = features_of(store.taps)
     absent = [tap for tap in taps if tap not in features]
     if absent:
         msg = (
