@@ -21,13 +21,16 @@ class Section(BaseModel):
 STORED = "stored"  # the name of an encoder that only a store knows
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
+Expected = dict[Literal["train", "val", "test", "all"], Positive]
 
 
 class SplitRule(Section):
     """Shares of the samples for val and test where the data set has no splits of its own; the rest is train."""
 
     val: Fraction = 0.15
-    """Share of the samples for val, on which the best epoch and thresholds are chosen."""
+    """Share of the samples for val, on which the best epoch and thresholds are chosen. Where the data set comes with
+    train and test alone it is a share of train.
+    """
     test: Fraction = 0.25
     """Share of the samples for test, which `evaluate` reads once."""
     seed: int = 0
@@ -86,6 +89,10 @@ class DemoData(Section):
     """Name of the class that is looked for, which sensitivity, predictive values and the report speak of first; null
     takes the last of two classes, and none of more. It changes no training and no order of classes.
     """
+    expect: Expected | None = None
+    """How many images there should be, such as `{train: 251, test: 66}` in splits that the data set comes with (before
+    val is drawn from train), or `{all: 780}`; other numbers stop every command at once. Null checks nothing.
+    """
 
 
 class MedMnistData(Section):
@@ -107,6 +114,10 @@ class MedMnistData(Section):
     """Name of the class that is looked for, which sensitivity, predictive values and the report speak of first; null
     takes the last of two classes, and none of more. It changes no training and no order of classes.
     """
+    expect: Expected | None = None
+    """How many images there should be, such as `{train: 251, test: 66}` in splits that the data set comes with (before
+    val is drawn from train), or `{all: 780}`; other numbers stop every command at once. Null checks nothing.
+    """
 
 
 class FolderData(Section):
@@ -120,13 +131,25 @@ class FolderData(Section):
     """Regular expression searched in each file name; its first parenthesis, or else the whole match, is the group (a
     patient), which never straddles splits. Without it every image is a group.
     """
+    masks: str | None = None
+    """How the mask files of an image are called: `{stem}_mask*.png` are those beside it whose names begin with its own.
+    Several of one image are merged, and none is taken for an image. `encoder.name: mask` and `explain` use them.
+    """
+    skip: tuple[str, ...] = ()
+    """Patterns of files that are no images of this data set, such as `[*_overlay.png]`, for the file's name or its path
+    below the folder.
+    """
     split: SplitRule = SplitRule()
-    """How splits are drawn where the folder has none."""
+    """How splits are drawn where the folder has none, and val where it has train and test alone."""
     reading: ReadingConfig = ReadingConfig()
     """How files become 8 bits."""
     positive: str | None = None
     """Name of the class that is looked for, which sensitivity, predictive values and the report speak of first; null
     takes the last of two classes, and none of more. It changes no training and no order of classes.
+    """
+    expect: Expected | None = None
+    """How many images there should be, such as `{train: 251, test: 66}` in splits that the data set comes with (before
+    val is drawn from train), or `{all: 780}`; other numbers stop every command at once. Null checks nothing.
     """
 
 
@@ -160,7 +183,7 @@ class CsvData(Section):
     Null: binary or multiclass, by the number of classes.
     """
     split: SplitRule = SplitRule()
-    """How splits are drawn where the table has none."""
+    """How splits are drawn where the table has none, and val where it has train and test alone."""
     reading: ReadingConfig = ReadingConfig()
     """How files become 8 bits."""
     subgroup_columns: tuple[str, ...] = ()
@@ -170,6 +193,10 @@ class CsvData(Section):
     positive: str | None = None
     """Name of the class that is looked for, which sensitivity, predictive values and the report speak of first; null
     takes the last of two classes, and none of more. It changes no training and no order of classes.
+    """
+    expect: Expected | None = None
+    """How many images there should be, such as `{train: 251, test: 66}` in splits that the data set comes with (before
+    val is drawn from train), or `{all: 780}`; other numbers stop every command at once. Null checks nothing.
     """
 
 
@@ -187,6 +214,10 @@ class StoreData(Section):
     """What the labels mean; null takes what travels with them, or what they look like."""
     positive: str | None = None
     """Name of the class that is looked for; see the other layouts."""
+    expect: Expected | None = None
+    """How many images there should be, such as `{train: 251, test: 66}` in splits that the data set comes with (before
+    val is drawn from train), or `{all: 780}`; other numbers stop every command at once. Null checks nothing.
+    """
 
 
 DataConfig = Annotated[DemoData | MedMnistData | FolderData | CsvData | StoreData, Field(discriminator="layout")]

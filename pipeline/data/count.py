@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipeline.data.dataset import SPLITS, Dataset, positives
+from pipeline.errors import DataError
+
+ALL = "all"
 
 
 @dataclass(frozen=True)
@@ -40,3 +43,33 @@ def count(dataset: Dataset) -> Counts:
             classes[dataset.class_names[k]][sample.split] += 1
     largest = max(n for members in groups.values() for n in members.values())
     return Counts(len(dataset), splits, dict(classes), {split: len(groups[split]) for split in SPLITS}, largest)
+
+
+def check_expected(dataset: Dataset, expected: Mapping[str, int]) -> None:
+    """Refuse a data set that has other numbers of images than its makers, or a paper, say.
+
+    Args:
+        dataset: As it was loaded.
+        expected: Images by split of the data set's own, before val is drawn from train, or in `all`.
+
+    Raises:
+        DataError: A number is another one, or a split is expected of a data set that has none of its own.
+    """
+    splits = sorted(expected.keys() - {ALL})
+    if splits and dataset.drawn is not None:
+        message = (
+            f"{dataset.name}: data.expect names {', '.join(splits)}, and this data set has no splits of its own: say "
+            f"how many images there are in `all`"
+        )
+        raise DataError(message)
+    there = {split: len(dataset.indices(split)) for split in SPLITS} | {ALL: len(dataset)}
+    if dataset.val_drawn:
+        there["train"], there["val"] = there["train"] + there["val"], 0
+    if all(there[what] == number for what, number in expected.items()):
+        return
+    lines = ", ".join(f"{number} in {what} and found {there[what]}" for what, number in expected.items())
+    message = (
+        f"{dataset.name}: expected {lines} images (data.expect). Look whether the download is whole and of the version "
+        f"that is meant; to use what is there, say so: --set data.expect=null"
+    )
+    raise DataError(message)

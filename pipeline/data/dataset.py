@@ -70,6 +70,7 @@ class Dataset:
         positive: The class that is looked for; None leaves it to `positive_class`.
         subgroup_names: What is known of each sample besides its label, for scores by subgroup.
         drawn: How the splits were drawn; None where the data set has its own.
+        val_drawn: Whether val was drawn from the train that the data set comes with.
 
     Raises:
         DataError: An id is empty, repeated or holds control characters, a label does not fit the task, a group is in
@@ -85,6 +86,7 @@ class Dataset:
     positive: str | None = None
     subgroup_names: tuple[str, ...] = ()
     drawn: Draw | None = field(default=None, compare=False)
+    val_drawn: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
         _check_positive(self.name, self.positive, self.class_names)

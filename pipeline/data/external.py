@@ -69,7 +69,13 @@ def as_test_set(
         )
         raise DataError(message)
     return dataclasses.replace(
-        dataset, samples=samples, class_names=tuple(class_names), task=task, positive=None, drawn=None
+        dataset,
+        samples=samples,
+        class_names=tuple(class_names),
+        task=task,
+        positive=None,
+        drawn=None,
+        val_drawn=False,
     )
 
 

@@ -45,7 +45,9 @@ def in_fold(dataset: Dataset, number: int, *, of: int, seed: int = 0, val: float
     samples = tuple(
         dataclasses.replace(sample, split=split) for sample, split in zip(dataset.samples, splits, strict=True)
     )
-    return dataclasses.replace(dataset, name=f"{dataset.name}, fold {number} of {of}", samples=samples, drawn=None)
+    return dataclasses.replace(
+        dataset, name=f"{dataset.name}, fold {number} of {of}", samples=samples, drawn=None, val_drawn=False
+    )
 
 
 def _check(dataset: Dataset, splits: list[Split], fold: str) -> None:

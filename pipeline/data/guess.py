@@ -1,4 +1,4 @@
-"""What names seem to mean: the patient in a file name, the columns of a table. Guesses, each to be shown and confirmed.
+"""What names seem to mean: patients and masks in file names, columns of a table. Guesses, to be shown and confirmed.
 
 A pattern must match every name and put several images into some group, but not many into one. Only what can hardly be
 anything but a patient may leave every image on its own.
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pipeline.data.dataset import listing
 from pipeline.data.image import SUFFIXES
+from pipeline.data.layouts.mask_files import masks_of
 from pipeline.data.splits import split_named
 from pipeline.errors import DataError
 
@@ -31,6 +32,7 @@ _SURE = {  # names that look like this have such a patient, even if none of them
     PATTERNS[0]: PATTERNS[0],
     r"^\d{4,}[_-]\d{1,4}\.[^.]+$": PATTERNS[1],
 }
+_MASKS = ("{stem}_mask*", "{stem}-mask*", "{stem}_seg*", "{stem}_gt*", "../masks/{stem}.*", "../mask/{stem}.*")
 _FEWEST_GROUPS, _LARGEST_SHARE = 6, 0.25
 _ROWS = 2000  # of a table, enough to tell what its columns are
 _MOST_CLASSES = 50
@@ -59,6 +61,22 @@ def guess_group_pattern(names: Sequence[str]) -> str | None:
             continue
         if max(map(len, groups.values())) <= max(2, _LARGEST_SHARE * len(names)):
             return pattern
+    return None
+
+
+def guess_masks(names: Sequence[str]) -> tuple[str, int] | None:
+    """How mask files among images seem to be called, as `data.masks` has it, and how many there are.
+
+    Args:
+        names: Files of a folder, taken for images.
+
+    Returns:
+        None where no pattern finds a mask for at least half of what it leaves as images.
+    """
+    for pattern in _MASKS:
+        found = masks_of(names, pattern)
+        if 2 * sum(map(bool, found.values())) >= len(found) > 0:
+            return pattern, len(names) - len(found)
     return None
 
 

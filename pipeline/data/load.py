@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.count import check_expected
 from pipeline.data.dataset import Dataset, Split
 from pipeline.data.depth import Reading
 from pipeline.data.layouts.demo import load_demo
@@ -24,6 +25,7 @@ def load_dataset(
     path: Any,
     reading: Reading,
     positive: str | None = None,
+    expect: Mapping[str, int] | None = None,
     only_test: bool = False,
     **options: Any,
 ) -> Dataset:
@@ -34,16 +36,19 @@ def load_dataset(
         path: Where it lies; of a table a path by split where each split has one of its own.
         reading: How image files become uint8 RGB where that is a choice.
         positive: Name of the class that is looked for; None for the last of two.
+        expect: How many images there should be in `train`, `val` and `test` of the data set's own splits, or in `all`.
         only_test: Draw no splits where there are none: everything is test then.
         options: The others that the layout has, by the names that a configuration gives them; see its loader.
 
     Raises:
         ConfigError: There is no such layout.
-        DataError: The data set cannot be loaded, or has no class of the name `positive`.
+        DataError: The data set cannot be loaded, has no class of the name `positive`, or other numbers of images than
+            are expected.
     """
     if only_test and "split" in options:
         options["split"] = {**options["split"], "draw": None}
     found = _load(layout, path, reading, options)
+    check_expected(found, expect or {})
     return found if positive is None else dataclasses.replace(found, positive=positive)
 
 
@@ -54,9 +59,8 @@ def _load(layout: str, path: Any, reading: Reading, options: dict[str, Any]) -> 
         case "medmnist":
             return _load_archive(path, options["name"], options["masks"])
         case "folder":
-            return load_folder(
-                path, group_pattern=options["group_pattern"], reading=reading, **_drawn(options["split"])
-            )
+            split = options.pop("split")
+            return load_folder(path, reading=reading, **options, **_drawn(split))
         case "csv":
             split, images = options.pop("split"), options.pop("images")
             return load_csv(path, root=images, reading=reading, **options, **_drawn(split))

@@ -13,7 +13,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from pipeline.data.dataset import LISTED, SPLITS, Draw, Label, Split, positives
 from pipeline.errors import DataError
@@ -67,6 +67,62 @@ def draw_splits(
                 )
                 raise DataError(message)
     return splits
+
+
+class Settled(NamedTuple):
+    """The splits of a data set, and what of them was drawn.
+
+    Attributes:
+        splits: Of each sample.
+        drawn: How all of them were drawn; None where the data set has its own.
+        val_drawn: Whether val was drawn from the train that the data set comes with.
+    """
+
+    splits: list[Split]
+    drawn: Draw | None
+    val_drawn: bool
+
+
+def settle_splits(
+    own: Sequence[Split],
+    labels: Sequence[Label],
+    groups: Sequence[str],
+    class_names: Sequence[str],
+    *,
+    draw: Draw | None,
+    fractions: Mapping[Split, float],
+    seed: int,
+    where: str,
+) -> Settled:
+    """Take the splits that a data set has, and draw what it lacks: all of them, or val from its train.
+
+    Args:
+        own: Splits that the data set has, of each sample; empty if it has none.
+        labels: Of each sample.
+        groups: Of each sample; samples of one group that is drawn stay together.
+        class_names: By class number.
+        draw: `steady` or `balanced`, see above; None draws nothing: all is test, or as it came.
+        fractions: Shares of val and test. Where only val is drawn, its share is one of train.
+        seed: Another seed, another draw.
+        where: What the data set is called in messages.
+
+    Raises:
+        DataError: See `draw_splits`.
+    """
+    if not own:
+        drawn = draw_splits(labels, groups, class_names, draw=draw, fractions=fractions, seed=seed, where=where)
+        return Settled(drawn, draw, val_drawn=False)
+    splits = list(own)
+    val: dict[Split, float] = {"val": fractions.get("val", 0.0)}
+    train = [i for i, split in enumerate(splits) if split == "train"]
+    if draw is None or not val["val"] or not train or "val" in splits:
+        return Settled(splits, None, val_drawn=False)
+    of_train = [labels[i] for i in train], [groups[i] for i in train]
+    for i, split in zip(
+        train, draw_splits(*of_train, class_names, draw=draw, fractions=val, seed=seed, where=where), strict=True
+    ):
+        splits[i] = split
+    return Settled(splits, None, val_drawn=True)
 
 
 def _lacking(

@@ -233,6 +233,11 @@ def _describe_folder(path: Path, given: Given, ask: Ask, draft: _Draft) -> None:
     except DataError as error:
         _advise_on_folder(path, error)
         raise
+    masks = guess.guess_masks(names)
+    if masks is not None:
+        section["masks"], _ = masks
+        draft.beside["data.masks"] = f"guessed: {masks[1]} files are masks of images beside them, and no images"
+        names = [sample.id for sample in data.load_folder(path, draw="balanced", masks=masks[0]).samples]
     pattern = given.group_pattern or guess.guess_group_pattern(names)
     if given.group_pattern is None:
         pattern = ask("--group-pattern", _question_of(pattern, names), pattern or NONE)

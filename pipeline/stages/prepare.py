@@ -11,9 +11,10 @@ from typing import Any, get_args
 import torch
 
 from pipeline import data, encoders
-from pipeline.config.schema import STORED, Config, DemoData, MedMnistData, to_dict
+from pipeline.config.schema import STORED, Config, DemoData, FolderData, MedMnistData, to_dict
 from pipeline.data.count import count
 from pipeline.data.glance import glance
+from pipeline.data.guess import guess_masks
 from pipeline.data.layouts.files import Files
 from pipeline.data.splits import even_seed
 from pipeline.encoders.sam.recipe import ARITHMETIC
@@ -72,6 +73,13 @@ def _notes(config: Config, dataset: data.Dataset) -> list[str]:
             f"each of the {len(dataset)} images counts as a patient of its own, because there is no data.{key}: where "
             f"a patient has several images, they land in train and test, and scores are too good"
         )
+    if isinstance(config.data, FolderData) and config.data.masks is None:
+        masks = guess_masks([sample.id for sample in dataset.samples])
+        if masks is not None:
+            notes.append(
+                f"{masks[1]} of the {len(dataset)} images seem to be masks of the others: "
+                f'--set data.masks="{masks[0]}" takes them for what they are'
+            )
     if dataset.drawn == "steady":
         notes += _uneven(config, dataset)
     if isinstance(dataset.source, Files):

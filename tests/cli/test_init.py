@@ -48,6 +48,26 @@ def test_a_folder_becomes_a_configuration_that_loads(tmp_path: Path) -> None:
     assert report["data"]["train"] + report["data"]["val"] + report["data"]["test"] == 80
 
 
+def test_masks_among_the_images_are_no_images(tmp_path: Path) -> None:
+    for name in ("benign", "malignant"):
+        for i in range(30):
+            write(tmp_path / "busi" / name / f"{name} ({i}).png", i)
+            write(tmp_path / "busi" / name / f"{name} ({i})_mask.png")
+    done = run_pipeline(tmp_path, "init", "busi", "--encoder", "sam_demo")
+    assert done.returncode == 0, done.stderr
+    assert "guessed: 60 files are masks of images beside them" in (tmp_path / "configs/busi.yaml").read_text()
+    quick = ("-c", "configs/busi.yaml", "--set", "encoder.training.steps=0")
+    report = succeed(tmp_path, "prepare", *quick)["data"]
+    assert report["counts"]["images"] == 60
+    taken = succeed(tmp_path, "prepare", *quick, "--set", "data.masks=null")["data"]
+    assert taken["counts"]["images"] == 120
+    hint = '60 of the 120 images seem to be masks of the others: --set data.masks="{stem}_mask*" takes them'
+    assert any(hint in note for note in taken["notes"])
+    assert not any("seem to be masks" in note for note in report["notes"])
+    said = complaint(tmp_path, "train", *quick, "--set", "data.expect={all: 780}", status=1)
+    assert "busi: expected 780 in all and found 60 images (data.expect)" in said
+
+
 def test_no_file_is_overwritten(tmp_path: Path) -> None:
     visits(tmp_path / "scans", 6, 1)
     (tmp_path / "mine.yaml").write_text("mine")

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data import Reading, load_folder
+from pipeline.data import Dataset, Reading, Split, load_folder
+from pipeline.data.dataset import Draw
 from pipeline.errors import DataError
 
 
@@ -96,6 +97,49 @@ def test_folders_of_splits_are_recognised_in_their_usual_spellings(tmp_path: Pat
         ("validation/x/validation.png", "val", 0),
         ("validation/y/validation.png", "val", 1),
     ]
+
+
+def brain(root: Path) -> None:
+    """The way the brain tumour MRI come: no val, and two images of each patient."""
+    for split, patients in (("Training", 20), ("Testing", 6)):
+        for name in ("glioma", "meningioma", "notumor", "pituitary"):
+            for i in range(2 * patients):
+                write(root / split / name / f"{split[:2]}{name}{i // 2}_{i}.jpg", i)
+
+
+@pytest.mark.parametrize("draw", ["steady", "balanced"])
+def test_val_is_drawn_from_train_where_the_splits_are_train_and_test_alone(tmp_path: Path, draw: Draw) -> None:
+    brain(tmp_path)
+    fractions: dict[Split, float] = {"val": 0.3, "test": 0.25}
+
+    def load(seed: int) -> Dataset:
+        return load_folder(tmp_path, group_pattern=r"^([^_]+)_", fractions=fractions, draw=draw, seed=seed)
+
+    made = load(1)
+    assert {s.id for s in made.samples if s.split == "test"} == {s.id for s in made.samples if "Testing" in s.id}
+    found = Counter(s.split for s in made.samples)
+    assert found["train"] + found["val"] == 160
+    assert 0.2 * 160 < found["val"] < 0.4 * 160
+    assert {s.label for s in made.samples if s.split == "val"} == {0, 1, 2, 3}
+    splits: dict[str, set[str]] = {}
+    for sample in made.samples:
+        splits.setdefault(sample.group, set()).add(sample.split)
+    assert all(len(of_group) == 1 for of_group in splits.values())
+    assert load(1).samples == made.samples != load(2).samples
+    assert (made.drawn, made.val_drawn) == (None, True)
+
+
+def test_val_is_not_drawn_where_it_is_there_or_not_wanted(tmp_path: Path) -> None:
+    brain(tmp_path)
+    for options in ({"draw": None}, {"fractions": {"val": 0.0, "test": 0.25}}):
+        made = load_folder(tmp_path, **options)  # type: ignore[arg-type]
+        assert Counter(s.split for s in made.samples) == {"train": 160, "test": 48}
+        assert not made.val_drawn
+    for name in ("glioma", "meningioma", "notumor", "pituitary"):
+        write(tmp_path / "Validation" / name / "a.jpg")
+    made = load_folder(tmp_path)
+    assert Counter(s.split for s in made.samples) == {"train": 160, "val": 4, "test": 48}
+    assert not made.val_drawn
 
 
 def test_other_files_are_passed_over_and_deeper_ones_found(tmp_path: Path) -> None:

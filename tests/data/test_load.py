@@ -8,8 +8,8 @@ from typing import get_args
 import pytest
 from PIL import Image
 
-from pipeline.config.schema import CsvData, DemoData, FolderData, MedMnistData
-from pipeline.data import Reading, load_dataset
+from pipeline.config.schema import CsvData, DemoData, FolderData, MedMnistData, StoreData
+from pipeline.data import Dataset, Reading, load_dataset
 from pipeline.errors import ConfigError, DataError
 
 SECTIONS = (DemoData, MedMnistData, FolderData, CsvData)
@@ -30,6 +30,36 @@ def test_every_layout_of_the_configuration_has_its_loader(tmp_path: Path, layout
     options = {key: OPTIONS[key] for key in wanted.get(layout, ())}
     with pytest.raises(DataError):  # of the loader: there is nothing at that place
         load_dataset(layout, path=tmp_path / "nothing", reading=Reading(), **options)
+
+
+def test_other_numbers_of_images_than_expected_are_an_error_in_every_layout(tmp_path: Path) -> None:
+    for split, count in (("Training", 40), ("Testing", 5)):
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(count):
+                Image.new("L", (2, 2), i).save(tmp_path / split / name / f"{split}{i}.png")
+
+    def load(expect: dict[str, int] | None, path: Path = tmp_path, only_test: bool = False) -> Dataset:
+        options = {"group_pattern": None, "split": OPTIONS["split"]}
+        return load_dataset("folder", path=path, reading=Reading(), expect=expect, only_test=only_test, **options)
+
+    made = load({"train": 80, "test": 10, "all": 90})
+    assert made.val_drawn  # from the 80
+    assert 0 < len(made.indices("val")) < 40
+    assert len(load({"train": 80, "test": 10}, only_test=True).indices("val")) == 0
+    assert load({}).samples == load(None).samples == made.samples
+    said = (
+        r"expected 251 in train and found 80, 66 in test and found 10 images \(data\.expect\)\. Look whether the "
+        r"download is whole .* --set data\.expect=null"
+    )
+    with pytest.raises(DataError, match=said):
+        load({"train": 251, "test": 66})
+    with pytest.raises(DataError, match="expected 91 in all and found 90"):
+        load({"all": 91})
+    with pytest.raises(DataError, match=r"data\.expect names test, train, and this data set has no splits of its own"):
+        load({"train": 60, "test": 20}, tmp_path / "Training")
+    assert len(load({"all": 80}, tmp_path / "Training")) == 80
+    assert all("expect" in section.model_fields for section in (*SECTIONS, StoreData))
 
 
 def test_an_unknown_layout_names_the_valid_ones() -> None:

@@ -264,3 +264,19 @@ def test_a_column_of_numbers_asks_for_bands(tmp_path: Path, images: Path) -> Non
     columns = {"path_column": "image", "label_column": "finding", "split_column": "set", "suffix": ".png"}
     with pytest.raises(DataError, match=r"'age' has 39 values.*cut numbers into bands, as subgroup_bands: {age: \[40"):
         load_csv(table, root=images, **columns, subgroup_columns=("age",))
+
+
+def test_val_is_drawn_from_train_where_the_column_has_train_and_test_alone(tmp_path: Path) -> None:
+    root = tmp_path / "images"
+    root.mkdir()
+    lines = ["f,c,split,patient"]
+    for i in range(80):
+        Image.fromarray(np.full((2, 2), i, np.uint8)).save(root / f"{i}.png")
+        lines.append(f"{i}.png,{'ab'[i // 2 % 2]},{'test' if i < 20 else 'train'},p{i // 2}")
+    table = write(tmp_path, "\n".join(lines))
+    columns = {"path_column": "f", "label_column": "c", "split_column": "split", "group_column": "patient"}
+    made = load_csv(table, root=root, fractions={"val": 0.3, "test": 0.0}, **columns)  # type: ignore[arg-type]
+    assert made.val_drawn
+    assert [s.split for s in made.samples[:20]] == ["test"] * 20
+    assert 8 < len(made.indices("val")) < 30
+    assert len({(s.group, s.split) for s in made.samples}) == 40

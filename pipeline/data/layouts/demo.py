@@ -105,6 +105,7 @@ def load_demo(root: Path) -> Dataset:
         split_column="split",
         group_column="patient",
         mask_column="mask",
+        draw=None,
     )
     return dataclasses.replace(made, name="demo")
 

@@ -16,19 +16,20 @@ from pipeline.errors import DataError
 
 @dataclass(frozen=True)
 class Files:
-    """One image file per sample, and optionally one mask file.
+    """One image file per sample, and optionally mask files.
 
     Attributes:
         root: The folder.
         names: File of each sample, relative to `root`, with forward slashes.
         reading: How the files become uint8 RGB.
-        masks: Mask file of each sample, relative to `root`; non-zero is the finding. Empty if there are none.
+        masks: Mask files of each sample, relative to `root`; what is not zero in one of them is the finding. Empty if
+            there are none.
     """
 
     root: Path
     names: tuple[str, ...]
     reading: Reading = DEFAULT_READING
-    masks: tuple[str, ...] = ()
+    masks: tuple[tuple[str, ...], ...] = ()
 
     def read(self, index: int) -> Image:
         """Pixels of a sample, uint8 (H, W, 3).
@@ -56,14 +57,26 @@ class Files:
         return json.dumps(reading_rules(self.reading))
 
     def mask(self, index: int) -> Mask | None:
-        """Where the finding is, bool (H, W).
+        """Where the finding is, bool (H, W): in any of the sample's mask files; None where it has none.
 
         Raises:
-            DataError: The mask file cannot be read.
+            DataError: A mask file cannot be read, or those of a sample differ in size.
         """
-        if not self.masks:
+        files = self.masks[index] if self.masks else ()
+        if not files:
             return None
-        return read_image(self.root / self.masks[index])[:, :, 0] > 0
+        merged: Mask = read_image(self.root / files[0])[:, :, 0] > 0
+        for name in files[1:]:
+            other = read_image(self.root / name)[:, :, 0] > 0
+            if other.shape != merged.shape:
+                sizes = " and ".join(f"{h} x {w}" for h, w in (merged.shape, other.shape))
+                message = (
+                    f"{self.root}: the masks {files[0]!r} and {name!r} are of one image and differ in size, {sizes} "
+                    f"(height x width); draw both on the image's own pixels"
+                )
+                raise DataError(message)
+            merged |= other
+        return merged
 
     def check(self, what: str) -> None:
         """Refuse names that leave the folder or are not there, listing them.
@@ -74,7 +87,7 @@ class Files:
         Raises:
             DataError: Some file is missing, or a name is absolute or climbs out with `..`.
         """
-        everything = [*self.names, *self.masks]
+        everything = [*self.names, *(name for files in self.masks for name in files)]
         outside = [name for name in everything if _leaves(name)]
         if outside:
             message = f"{what}: {len(outside)} paths leave {self.root}: {listing(outside)}; use paths relative to it"

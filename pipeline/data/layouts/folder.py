@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from pipeline.data.dataset import SPLITS, Dataset, Draw, Sample, Split, Task, listing
+from pipeline.data.dataset import SPLITS, Dataset, Draw, Sample, Split, listing
 from pipeline.data.depth import DEFAULT_READING, Reading
 from pipeline.data.image import SUFFIXES
 from pipeline.data.layouts.files import Files
-from pipeline.data.splits import FRACTIONS, draw_splits, split_named
+from pipeline.data.layouts.mask_files import STEM, masks_of
+from pipeline.data.splits import FRACTIONS, settle_splits, split_named
 from pipeline.errors import DataError
 
 
@@ -20,6 +22,8 @@ def load_folder(
     root: Path,
     *,
     group_pattern: str | None = None,
+    masks: str | None = None,
+    skip: Sequence[str] = (),
     fractions: Mapping[Split, float] = FRACTIONS,
     seed: int = 0,
     draw: Draw | None = "steady",
@@ -28,22 +32,28 @@ def load_folder(
     """Load a folder of classes, in which an id is a file's path relative to `root`.
 
     Where the folders directly below `root` are called train, val (or valid, validation) and test, they are the
-    splits; else they are the classes and the splits are drawn. Classes are numbered in the order of their names.
-    Images may lie at any depth below their class. Hidden files are passed over; files of other kinds, and what lies
-    beside the folders of the classes, are passed over and counted.
+    splits; else they are the classes and the splits are drawn. Where they are train and test alone, val is drawn from
+    train. Classes are numbered in the order of their names. Images may lie at any depth below their class. Hidden files
+    are passed over; files of other kinds, those to skip, and what lies beside the folders of the classes, are passed
+    over and counted.
 
     Args:
         root: The folder.
         group_pattern: Regular expression searched in each file's name; its first parenthesis, or else the whole
             match, names the group. None: every image is a group.
-        fractions: Shares of val and test where the splits are drawn.
+        masks: How the mask files of an image are called, such as `{stem}_mask*.png`; see `mask_files`. They are never
+            taken for images.
+        skip: Patterns of files that are no images of this data set, such as `*_overlay.png`, for the file's name or
+            for its path below `root`.
+        fractions: Shares of val and test where the splits are drawn; where only val is, a share of train.
         seed: Of the drawn splits.
         draw: How they are drawn, see `pipeline.data.splits`; None makes everything test.
         reading: How the files become uint8 RGB.
 
     Raises:
-        DataError: `root` is not such a folder, a class is empty, a name does not match `group_pattern`, or the result
-            is no valid `Dataset` (a group in two splits, for one).
+        ConfigError: `masks` is no such pattern.
+        DataError: `root` is not such a folder, a class is empty, no image has a mask although `masks` is given, a name
+            does not match `group_pattern`, or the result is no valid `Dataset` (a group in two splits, for one).
     """
     if not root.is_dir():
         message = f"{root}: there is no such folder; expected class/image or split/class/image below it"
@@ -51,26 +61,55 @@ def load_folder(
     ignored: Counter[str] = Counter()
     names: list[str] = []
     classes: list[str] = []
-    splits: list[Split] = []
+    own: list[Split] = []
+    found: list[tuple[str, ...]] = []
     for split, folder in _class_folders(root, ignored):
-        images = sorted(_images(root, folder, ignored))
+        images = _images_and_masks(root, folder, masks, skip, ignored)
         if not images:
             message = f"{folder}: the class has no image ({', '.join(SUFFIXES)}); add some or remove the folder"
             raise DataError(message)
         names += images
+        found += images.values()
         classes += [folder.name] * len(images)
-        splits += [split] * len(images) if split else []
+        own += [split] * len(images) if split else []
+    if masks is not None and not any(found):
+        message = f"{root}: no image has a mask by the pattern {masks!r} (data.masks); {_example(names, masks)}"
+        raise DataError(message)
     groups = _groups(root, names, group_pattern)
     class_names = tuple(sorted(set(classes)))
     labels = [class_names.index(name) for name in classes]
-    drawn = None if splits else draw
-    splits = splits or draw_splits(
-        labels, groups, class_names, draw=draw, fractions=fractions, seed=seed, where=str(root)
+    settled = settle_splits(
+        own, labels, groups, class_names, draw=draw, fractions=fractions, seed=seed, where=str(root)
     )
-    samples = tuple(map(Sample, names, labels, splits, groups))
-    task: Task = "binary" if len(class_names) == 2 else "multiclass"
-    files = Files(root, tuple(names), reading)
-    return Dataset(root.resolve().name, samples, class_names, task, files, dict(ignored), drawn=drawn)
+    return Dataset(
+        root.resolve().name,
+        tuple(map(Sample, names, labels, settled.splits, groups)),
+        class_names,
+        "binary" if len(class_names) == 2 else "multiclass",
+        Files(root, tuple(names), reading, tuple(found) if any(found) else ()),
+        dict(ignored),
+        drawn=settled.drawn,
+        val_drawn=settled.val_drawn,
+    )
+
+
+def _example(names: Sequence[str], masks: str) -> str:
+    """What a pattern of masks was looked for beside the first image, for a message."""
+    stem = names[0].rsplit("/", 1)[-1].rsplit(".", 1)[0]
+    return f"beside {names[0]!r} it would be {masks.replace(STEM, stem)!r}: mend it, or leave it out"
+
+
+def _images_and_masks(
+    root: Path, folder: Path, masks: str | None, skip: Sequence[str], ignored: Counter[str]
+) -> dict[str, tuple[str, ...]]:
+    """Images of a class in the order of their names, and the masks of each."""
+    files = []
+    for name in sorted(_images(root, folder, ignored)):
+        if any(fnmatchcase(name, pattern) or fnmatchcase(name.rsplit("/", 1)[-1], pattern) for pattern in skip):
+            ignored[_suffix(name)] += 1
+        else:
+            files.append(name)
+    return dict.fromkeys(files, ()) if masks is None else masks_of(files, masks)
 
 
 def _class_folders(root: Path, ignored: Counter[str]) -> list[tuple[Split | None, Path]]:

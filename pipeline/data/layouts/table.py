@@ -13,7 +13,7 @@ from pathlib import Path
 from pipeline.data.dataset import Dataset, Draw, Label, Sample, Split, Task, listing
 from pipeline.data.depth import DEFAULT_READING, Reading
 from pipeline.data.layouts.files import Files
-from pipeline.data.splits import FRACTIONS, draw_splits, split_named
+from pipeline.data.splits import FRACTIONS, settle_splits, split_named
 from pipeline.errors import DataError
 
 MOST_SUBGROUPS = 20  # values of a column: with more, each would hold too few samples to say anything
@@ -50,7 +50,8 @@ def load_csv(
 ) -> Dataset:
     """Load a table, or one table per split, in which an id is what `path_column` says, as text.
 
-    Every cell stays text (`007` is not 7). The splits are those of the mapping, or of `split_column`, or else drawn.
+    Every cell stays text (`007` is not 7). The splits are those of the mapping, or of `split_column`, or else drawn;
+    where they are train and test alone, val is drawn from train.
 
     Args:
         path: A CSV file with a header, UTF-8; or one for each split.
@@ -94,18 +95,26 @@ def load_csv(
         labels, class_names = _named_labels(rows, label_column)
     else:
         labels, class_names = _column_labels(rows, label_columns, rest_class, multilabel=task == "multilabel")
-    splits = _splits(rows, split_column)
-    drawn = None if splits else draw
-    splits = splits or draw_splits(labels, groups, class_names, draw=draw, fractions=fractions, seed=seed, where=where)
-    masks = () if mask_column is None else tuple(_cell(row, mask_column) for row in rows)
+    own = _splits(rows, split_column)
+    settled = settle_splits(own, labels, groups, class_names, draw=draw, fractions=fractions, seed=seed, where=where)
+    masks = () if mask_column is None else tuple((_cell(row, mask_column),) for row in rows)
     files = Files(root, tuple(name + suffix for name in ids), reading, masks)
     files.check(where)
     task = task or ("binary" if len(class_names) == 2 else "multiclass")
     name = ", ".join(table.stem for table in _tables(path))
     known = [_subgroups(rows, column, bands.get(column)) for column in subgroup_columns]
     subgroups = zip(*known, strict=True) if known else [()] * len(rows)
-    samples = tuple(map(Sample, ids, labels, splits, groups, subgroups))
-    return Dataset(name, samples, class_names, task, files, drawn=drawn, subgroup_names=tuple(subgroup_columns))
+    samples = tuple(map(Sample, ids, labels, settled.splits, groups, subgroups))
+    return Dataset(
+        name,
+        samples,
+        class_names,
+        task,
+        files,
+        subgroup_names=tuple(subgroup_columns),
+        drawn=settled.drawn,
+        val_drawn=settled.val_drawn,
+    )
 
 
 def _tables(path: Path | Mapping[Split, Path]) -> list[Path]:
