@@ -10,7 +10,7 @@ from pipeline.data.external import as_test_set
 from pipeline.data.folds import in_fold
 from pipeline.data.image import pixel_digest, pixels_of, read_image, reading_rules
 from pipeline.data.layouts.demo import generate_demo, load_demo
-from pipeline.data.layouts.demo_images import Difficulty, demo_arrays
+from pipeline.data.layouts.demo_images import Difficulty, demo_arrays, demo_objects
 from pipeline.data.layouts.folder import load_folder
 from pipeline.data.layouts.medmnist import load_medmnist
 from pipeline.data.layouts.medmnist_sets import fetch_medmnist
@@ -31,6 +31,7 @@ __all__ = [
     "Task",
     "as_test_set",
     "demo_arrays",
+    "demo_objects",
     "fetch_medmnist",
     "few_shots",
     "generate_demo",

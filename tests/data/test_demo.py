@@ -20,7 +20,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import cross_val_predict
 
 from pipeline.config.schema import DemoData, load_config
-from pipeline.data import Difficulty, demo_arrays, generate_demo, load_demo
+from pipeline.data import Difficulty, demo_arrays, demo_objects, generate_demo, load_demo
 from pipeline.data.layouts.demo_images import STANDARD, draw, roll
 from pipeline.errors import ConfigError, DataError
 from pipeline.progress import silent
@@ -169,16 +169,17 @@ def test_nothing_but_the_shape_tells_the_class(many: tuple[Any, ...]) -> None:
 @pytest.mark.parametrize("patient", range(8))
 def test_another_class_changes_the_lesions_contour_and_nothing_else(patient: int) -> None:
     drawings = [draw(label, patient, 0, 96, 0, Difficulty()) for label in range(3)]
-    first_image, first_mask = drawings[0]
-    areas = [mask.sum() for _, mask in drawings]
+    first_image, first_mask, first_structures = drawings[0]
+    areas = [mask.sum() for _, mask, _ in drawings]
     assert max(areas) < 1.08 * min(areas)
-    everywhere = np.logical_or.reduce([mask for _, mask in drawings])
+    everywhere = np.logical_or.reduce([mask for _, mask, _ in drawings])
     rows, columns = (np.flatnonzero(everywhere.any(axis)) for axis in (1, 0))
     around = np.zeros_like(everywhere)
     edge = 4  # px that the lesion's soft edge reaches beyond its mask
     around[max(rows[0] - edge, 0) : rows[-1] + 1 + edge, max(columns[0] - edge, 0) : columns[-1] + 1 + edge] = True
-    for image, mask in drawings[1:]:
+    for image, mask, structures in drawings[1:]:
         assert (mask != first_mask).sum() > 20
+        np.testing.assert_array_equal(structures, first_structures)
         np.testing.assert_array_equal(image[~around], first_image[~around])
 
 
@@ -198,3 +199,21 @@ def test_every_lesion_is_whole_and_darker_than_its_surroundings(many: tuple[Any,
     assert (inside < outside).mean() > 0.99
     assert (images == 0).mean() < 0.05
     assert (images == 255).mean() < 0.05
+
+
+def test_masks_of_structures_are_where_it_is_bright_and_the_lesion_is_not() -> None:
+    images, lesions, _ = demo_arrays(60, 64, seed=5)
+    same_images, objects = demo_objects(60, 64, seed=5)
+    np.testing.assert_array_equal(same_images, images)
+    np.testing.assert_array_equal(objects[:, 0], lesions)
+    structures = objects[:, 1:]
+    counts = structures.any((2, 3)).sum(1)
+    assert structures.shape == (60, 3, 64, 64)
+    assert set(counts.tolist()) <= {0, 1, 2, 3}
+    assert counts.mean() > 0.5  # those that would touch the lesion are left out
+    assert not (structures.any(1) & lesions).any()
+    tissue = ~objects.any(1)
+    brighter = [
+        images[i][mask].mean() > images[i][tissue[i]].mean() for i in range(60) for mask in structures[i] if mask.any()
+    ]
+    assert np.mean(brighter) > 0.85  # tissue has layers and loss with depth, so a faint one in a dark layer may not be

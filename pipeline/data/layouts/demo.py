@@ -137,7 +137,7 @@ def _write(
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["image", "shape", "split", "patient", "mask"])
         for done, ((label, patient, visit), split) in enumerate(zip(rows, splits, strict=True), start=1):
-            pixels, lesion = draw(label, patient, visit, size_px, seed, difficulty)
+            pixels, lesion, _ = draw(label, patient, visit, size_px, seed, difficulty)
             image, mask = (f"{kind}/p{patient:04d}_{visit}.png" for kind in ("images", "masks"))
             _write_png(folder / image, pixels)
             _write_png(folder / mask, lesion.astype(np.uint8) * 255)

@@ -72,14 +72,33 @@ def demo_arrays(
     Returns:
         Images uint8 (n, S, S), lesion masks bool (n, S, S), labels int64 (n,).
     """
+    images, objects = demo_objects(count, size_px, seed, difficulty=difficulty, progress=progress)
+    return images, objects[:, 0], np.array([label for label, _, _ in roll(count, seed)], np.int64)
+
+
+def demo_objects(
+    count: int, size_px: int, seed: int, *, difficulty: Difficulty = STANDARD, progress: Progress = silent
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+    """Draw the images of `demo_arrays` with a mask of every object: what a miniature SAM learns from.
+
+    Args:
+        count: Number of images; the first n of a longer series are the same n.
+        size_px: Side of the square images.
+        seed: Another seed, other patients.
+        difficulty: How hard the shape is to see.
+        progress: Called after each image.
+
+    Returns:
+        Images uint8 (n, S, S), and masks bool (n, 1 + k, S, S): the lesion, then up to k bright structures, which may
+        lie over each other; masks beyond an image's last structure are empty.
+    """
     images = np.empty((count, size_px, size_px), np.uint8)
-    masks = np.empty((count, size_px, size_px), bool)
-    labels = np.empty(count, np.int64)
+    objects = np.zeros((count, 1 + difficulty.structures[1], size_px, size_px), bool)
     for i, (label, patient, visit) in enumerate(roll(count, seed)):
-        labels[i] = label
-        images[i], masks[i] = draw(label, patient, visit, size_px, seed, difficulty)
+        images[i], objects[i, 0], structures = draw(label, patient, visit, size_px, seed, difficulty)
+        objects[i, 1 : 1 + len(structures)] = structures
         progress("draw", i + 1, count)
-    return images, masks, labels
+    return images, objects
 
 
 def roll(count: int, seed: int) -> list[tuple[int, int, int]]:
@@ -99,7 +118,7 @@ def roll(count: int, seed: int) -> list[tuple[int, int, int]]:
 
 def draw(
     label: int, patient: int, visit: int, size_px: int, seed: int, difficulty: Difficulty
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """Draw one image; a patient's visits share their tissue and differ in everything about the lesion.
 
     Args:
@@ -111,7 +130,7 @@ def draw(
         difficulty: How hard the shape is to see.
 
     Returns:
-        Grey pixels uint8 (S, S) and the lesion's mask bool (S, S).
+        Grey pixels uint8 (S, S), the lesion's mask bool (S, S), and those of its bright structures bool (k, S, S).
     """
     of_patient = np.random.default_rng([seed, 1, patient])
     rng = np.random.default_rng([seed, 2, patient, visit])
@@ -123,16 +142,19 @@ def draw(
     margin = min(_REACH * radius * np.sqrt(aspect), 0.5)
     centre = rng.uniform(margin, 1 - margin, 2)
     contrast, edge = rng.uniform(*difficulty.contrast), rng.uniform(0.006, 0.014)
+    structures = np.zeros((0, size_px, size_px), bool)
     for level in rng.uniform(3.0, 9.0, rng.integers(difficulty.structures[0], difficulty.structures[1] + 1)):
         size, stretch, place = rng.uniform(0.04, 0.11), rng.uniform(1.0, 1.6), rng.uniform(0.02, 0.98, 2)
         contour = _contour(rng, int(rng.integers(len(CLASS_NAMES))), difficulty.shape)
         if np.hypot(*(place - centre)) > margin + 1.3 * size:
-            echo_db += level * _soft(_depth(rng, y, x, place, size, stretch, contour), edge)
+            inside = _depth(rng, y, x, place, size, stretch, contour)
+            echo_db += level * _soft(inside, edge)
+            structures = np.concatenate([structures, inside[None] > 0])
     depth = _depth(rng, y, x, centre, radius, aspect, _contour(rng, label, difficulty.shape))
     echo_db -= contrast * _soft(depth, edge)
     speckle_db = 20 * np.log10(_speckle(rng, size_px, grain) + 1e-3)
     brightness = 128 + 255 / 50 * (echo_db + difficulty.speckle * speckle_db)  # a dynamic range of 50 dB
-    return np.rint(brightness.clip(0, 255)).astype(np.uint8), depth > 0
+    return np.rint(brightness.clip(0, 255)).astype(np.uint8), depth > 0, structures
 
 
 def _tissue(of_patient: np.random.Generator, rng: np.random.Generator, y: Floats, x: Floats) -> Floats:

@@ -6,7 +6,6 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,7 +17,8 @@ from pipeline.encoders.frozen import FrozenEncoder
 from pipeline.encoders.recipe import Recipe
 from pipeline.encoders.sam import vit as sam_vit
 from pipeline.encoders.sam.recipe import architecture_named
-from pipeline.encoders.untrained import count, draw, write_whole
+from pipeline.encoders.sam.whole import draw_whole, write_sam
+from pipeline.encoders.untrained import count
 from pipeline.encoders.weight_files import weights_sha256
 from pipeline.errors import CheckpointError
 
@@ -53,11 +53,10 @@ def compiles(device: torch.device) -> bool:
 
 
 def write_untrained(name: str, path: Path, generator: torch.Generator) -> int:
-    """Write a checkpoint in the official key layout; see `family.write_untrained_encoder`."""
-    vit = architecture_named(name).build()
-    draw(vit, generator)
-    write_whole(path, partial(torch.save, vit.state_dict()))
-    return count(vit)
+    """Write a whole SAM in the official key layout; see `family.write_untrained_encoder`."""
+    sam = draw_whole(architecture_named(name), generator)
+    write_sam(sam, path)
+    return count(sam)
 
 
 class SamEncoder(FrozenEncoder):

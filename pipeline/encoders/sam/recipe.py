@@ -41,6 +41,7 @@ class Architecture(Geometry):
         neck: Channels after the convolutional neck.
         input_px: Side of the square input that the position embedding was trained for, px.
         patch_px: Side of a patch, px.
+        decoder_heads: Attention heads of the mask decoder, whose width is the neck's.
         preprocessings: What weights in this layout were trained with.
     """
 
@@ -53,6 +54,7 @@ class Architecture(Geometry):
     neck: int = 256
     input_px: int = 1024
     patch_px: int = 16
+    decoder_heads: int = 8
     preprocessings: tuple[str, ...] = ("sam", "medsam")
 
     one_grid = True
@@ -107,7 +109,15 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
             Architecture("sam_vit_l", width=1024, blocks=24, heads=16, global_blocks=(5, 11, 17, 23)),
             Architecture("sam_vit_h", width=1280, blocks=32, heads=16, global_blocks=(7, 15, 23, 31)),
             Architecture(
-                "sam_demo", width=96, blocks=6, heads=3, global_blocks=(1, 3, 5), window=7, neck=64, input_px=256
+                "sam_demo",
+                width=96,
+                blocks=6,
+                heads=3,
+                global_blocks=(1, 3, 5),
+                window=7,
+                neck=64,
+                input_px=256,
+                decoder_heads=4,
             ),
         )
     }
