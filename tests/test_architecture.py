@@ -27,7 +27,18 @@ ROOMS = {  # of `pipeline`: what each may import, beside what those may import; 
     "cli": ("stages",),
 }
 DOORS = {("train", "evaluate"): "pipeline.evaluate.metrics"}  # the scores on val that choose an epoch
-BESIDE = {"__init__", "__main__", "errors", "progress", "overlap", "download", "weights", "clip", "image_tap", "mask_tap"}
+BESIDE = {
+    "__init__",
+    "__main__",
+    "errors",
+    "progress",
+    "overlap",
+    "download",
+    "weights",
+    "clip",
+    "image_tap",
+    "mask_tap",
+}
 CACHE_ROOMS = {
     "formats": (),
     "reading": ("formats",),

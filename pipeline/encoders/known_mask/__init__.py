@@ -1,1 +1,1 @@
-"""The known mask as a tap: an encoder that has nothing to compute."""
+"""The known mask as taps: an encoder that has nothing to compute."""

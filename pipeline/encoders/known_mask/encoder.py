@@ -1,13 +1,16 @@
-"""The known mask as a tap in place of an encoder: would a perfect map help? For experiments, not for patients.
+"""The known mask as taps in place of an encoder: would a perfect map help? For experiments, not for patients.
 
-The store is like any other: rows of the same ids and pixel digests, so that everything downstream takes it. Which
-channels it has is ours: `inside` is the share of a cell that the finding covers, `edge` how much of its outline runs
-through the cell (1 for a straight line across), `around` the share of a cell that lies outside but within a tenth of
-the image's longer side of the finding, and `outside` the share that the finding does not cover.
+The store is like any other: rows of the same ids and pixel digests, so that everything downstream takes it. The taps
+`masks`, `masks:shifted` and `masks:random` are what a segmentation model would give that finds just that, and its
+controls (`maps`), with scores of 1. The tap `mask` has features. Which channels it has is ours: `inside` is the share
+of a cell that the finding covers, `edge` how much of its outline runs through the cell (1 for a straight line across),
+`around` the share of a cell that lies outside but within a tenth of the image's longer side of the finding, and
+`outside` the share that the finding does not cover.
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +20,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.encoders.family import JSON, Prepared, Reads
-from pipeline.encoders.known_mask.recipe import NAME, MaskRecipe
+from pipeline.encoders.known_mask.maps import at_random, rank_map, shifted
+from pipeline.encoders.known_mask.recipe import NAME, RANDOM, SHIFTED, SIDE_PX, MaskRecipe
 from pipeline.errors import DataError
+from pipeline.mask_tap import MOST, dtype_of
 
 _AROUND = 0.1  # of the longer side
 
@@ -68,12 +73,23 @@ class KnownMask:
         return self._recipe.fingerprint(self._masks_sha256)
 
     def prepare(self, image: npt.NDArray[np.bool_] | npt.NDArray[np.uint8]) -> Prepared:
-        """Turn a mask (H, W) into its map, which has no padding."""
-        return Prepared(map_of(image, self._recipe.grid), (self.input_px, self.input_px))
+        """Turn a mask (H, W) into its taps, one behind the other, none of which has padding."""
+        parts = []
+        known = rank_map(image, SIDE_PX) if self._recipe.maps else np.zeros((0, 0), np.uint8)
+        for tap in self._recipe.taps:
+            if tap == NAME:
+                parts.append(map_of(image, self._recipe.grid).flatten())
+            else:
+                drawn = shifted(known) if tap == SHIFTED else at_random(known) if tap == RANDOM else known
+                there = torch.arange(MOST) < int(known.max())
+                parts += [torch.from_numpy(drawn.astype(np.float32)).flatten(), there.float().repeat(2)]
+        return Prepared(torch.cat(parts), (self.input_px, self.input_px))
 
     def encode(self, pixels: Tensor, sizes: Tensor, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-        """Give maps (B, 4, g, g) the type that they are stored in."""
-        return {NAME: pixels.to(dtype)}
+        """Take taps (B, D) apart, each of its own type; known masks are sure, so their scores are 1."""
+        stored = {tap: getattr(torch, dtype_of(tap, str(dtype).removeprefix("torch."))) for tap in self.taps}
+        parts = torch.split(pixels, [math.prod(shape) for shape in self.taps.values()], dim=1)
+        return {tap: part.view(-1, *self.taps[tap]).to(stored[tap]) for tap, part in zip(self.taps, parts, strict=True)}
 
 
 def map_of(mask: npt.NDArray[np.bool_] | npt.NDArray[np.uint8], grid: int) -> Tensor:

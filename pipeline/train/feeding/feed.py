@@ -27,7 +27,7 @@ from pipeline.data import Dataset, Image, Split, pixel_digest
 from pipeline.data.resize import squared
 from pipeline.errors import DataError, RunError
 from pipeline.image_tap import IMAGE, stored_px
-from pipeline.mask_tap import features_of
+from pipeline.mask_tap import features_of, others_of
 from pipeline.overlap import ahead
 from pipeline.progress import Progress, silent
 from pipeline.train.feeding.in_memory import Held, Holdings, free_host_bytes
@@ -64,11 +64,11 @@ def check_taps(store: Store, taps: Sequence[str]) -> None:
     Raises:
         RunError: It does.
     """
-    features = features_of(store.taps)
-    absent = [tap for tap in taps if tap not in features]
+    known = [*features_of(store.taps), *others_of(store.taps)]
+    absent = [tap for tap in taps if tap not in known]
     if absent:
         msg = (
-            f"{str(store.path)!r} holds no tap {absent[0]!r}, only {', '.join(features)}: extract it (encoder.taps), "
+            f"{str(store.path)!r} holds no tap {absent[0]!r}, only {', '.join(known)}: extract it (encoder.taps), "
             f"or change the {'views' if '@' in absent[0] else 'gates or model.fuse'}."
         )
         raise RunError(msg)
