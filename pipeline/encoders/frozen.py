@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from pipeline import mask_tap
 from pipeline.encoders.family import JSON, Prepared, Reads
+from pipeline.encoders.masks.everything import Everything
 from pipeline.encoders.pooling import average
 from pipeline.encoders.preprocessing import normalise, prepare, turned
 from pipeline.encoders.recipe import Recipe
-from pipeline.errors import ConfigError
 
 
 class FrozenEncoder(nn.Module):
@@ -28,22 +29,21 @@ class FrozenEncoder(nn.Module):
 
     reads: Reads = "image"
 
-    def __init__(self, recipe: Recipe, digest: str) -> None:
+    def __init__(self, recipe: Recipe, digest: str, everything: Everything | None = None) -> None:
         """Make an encoder; a family's own adds the weights.
 
         Args:
             recipe: What is computed, and how.
             digest: Of the file that the weights came from.
+            everything: What finds masks, where they are asked for.
         """
         super().__init__()
-        if recipe.masks is not None:
-            message = f"encoder.taps: {recipe.architecture.name!r} makes no masks yet; leave 'masks' out"
-            raise ConfigError(message)
         self.name = recipe.architecture.name
         self.input_px = recipe.input_px
         self.taps = recipe.shapes
         self._recipe = recipe
         self._digest = digest
+        self.everything = everything
 
     def maps(self, images: Tensor) -> Iterator[Tensor]:
         """Compute depth by depth; what is not asked for is not computed.
@@ -55,6 +55,22 @@ class FrozenEncoder(nn.Module):
             float32 (B, h, w, C) at each depth of the family's geometry, from the first.
         """
         raise NotImplementedError
+
+    @property
+    def mask_depths(self) -> tuple[int, ...]:
+        """Depths of the maps that masks are made of."""
+        return (self._recipe.architecture.named_depths["neck"],)
+
+    def find_masks(self, maps: Sequence[Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Masks of one image, where they are asked for; see `Everything`.
+
+        Args:
+            maps: (h, w, C) at each of `mask_depths`.
+            size: Height and width of the image within the input, px.
+        """
+        assert self.everything is not None
+        masks: tuple[Tensor, Tensor] = self.everything(maps[-1], size)
+        return masks
 
     @property
     def device(self) -> torch.device:
@@ -87,14 +103,24 @@ class FrozenEncoder(nn.Module):
                 steps, which `cache.pool_steps` describes.
 
         Returns:
-            (B, C, g, g) of every tap, of type `dtype`, on the encoder's device.
+            (B, C, g, g) of every tap, of type `dtype`, on the encoder's device; masks and their scores have types of
+            their own (see `pipeline.mask_tap`).
         """
         pixels = pixels.to(self.device, non_blocking=True)
         features: dict[str, Tensor] = {}
-        for view in dict.fromkeys(view for _, view in self._recipe.sources.values()):
+        kept: list[Tensor] = []  # for the masks
+        views = [view for _, view in self._recipe.sources.values()]
+        for view in dict.fromkeys(["identity", *views] if self.everything else views):
             taps = {tap: depth for tap, (depth, of) in self._recipe.sources.items() if of == view}
+            for_masks = self.mask_depths if self.everything and view == "identity" else ()
             maps = self.maps(normalise(*turned(pixels, sizes, view), self._recipe.preprocessing))
-            for depth, found in zip(range(max(taps.values()) + 1), maps, strict=False):
+            for depth, found in zip(range(max([*taps.values(), *for_masks]) + 1), maps, strict=False):
                 for tap in (tap for tap, wanted in taps.items() if wanted == depth):
                     features[tap] = average(found, self._recipe.pools[tap], dtype)
-        return {tap: features[tap] for tap in self._recipe.sources}
+                if depth in for_masks:
+                    kept.append(found)
+        if self.everything:
+            found_masks = [self.find_masks(maps, size) for *maps, size in zip(*kept, sizes.tolist(), strict=True)]
+            for tap, values in zip((mask_tap.MASKS, mask_tap.SCORES), zip(*found_masks, strict=True), strict=True):
+                features[tap] = torch.stack(values)
+        return {tap: features[tap] for tap in self.taps}

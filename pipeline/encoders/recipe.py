@@ -63,12 +63,14 @@ class Geometry(ABC):
         arithmetic: Raised when the same pixels and weights give other features.
         preprocessings: Names of what its weights may have been trained with, its own first.
         masks: What suits its mask decoder by preprocessing, as `MaskRules.of` takes it; empty where there is none.
+        decoder_heads: Attention heads of its mask decoder.
     """
 
     name: str
     input_px: int
     preprocessings: tuple[str, ...]
     masks: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
+    decoder_heads: int = 8
     step: ClassVar[str] = "block"
     one_grid: ClassVar[bool]
     arithmetic: ClassVar[int]

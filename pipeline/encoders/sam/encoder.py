@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from pipeline.encoders.checkpoint import load_encoder
 from pipeline.encoders.frozen import FrozenEncoder
+from pipeline.encoders.masks.everything import Everything
+from pipeline.encoders.masks.weights import load_everything
 from pipeline.encoders.recipe import Recipe
 from pipeline.encoders.sam import vit as sam_vit
 from pipeline.encoders.sam.recipe import architecture_named
@@ -35,7 +37,8 @@ def build(recipe: Recipe, checkpoint: Path | None, device: str) -> SamEncoder:
     if checkpoint is None:
         message = f"{name} needs a file of weights: set encoder.checkpoint"
         raise CheckpointError(message)
-    encoder = SamEncoder(recipe, load_encoder(architecture_named(name), checkpoint), weights_sha256(checkpoint))
+    vit = load_encoder(architecture_named(name), checkpoint)
+    encoder = SamEncoder(recipe, vit, weights_sha256(checkpoint), load_everything(recipe, checkpoint))
     if compiles(torch.device(device)):
         encoder.compile_blocks()
     return encoder.to(device).eval()
@@ -62,15 +65,18 @@ def write_untrained(name: str, path: Path, generator: torch.Generator) -> int:
 class SamEncoder(FrozenEncoder):
     """SAM's image encoder with taps and a local average pool, frozen."""
 
-    def __init__(self, recipe: Recipe, module: ImageEncoderViT, digest: str) -> None:
+    def __init__(
+        self, recipe: Recipe, module: ImageEncoderViT, digest: str, everything: Everything | None = None
+    ) -> None:
         """Make an encoder of the official module with its weights.
 
         Args:
             recipe: What is computed, and how.
             module: Changed in place to fit the recipe.
             digest: Of the file that the weights came from.
+            everything: What finds masks, where they are asked for.
         """
-        super().__init__(recipe, digest)
+        super().__init__(recipe, digest, everything)
         self._run_block: RunBlock = sam_vit.run_block
         sam_vit.fit_to_grid(module, recipe.input_px // recipe.architecture.stride_px(None))
         sam_vit.cast(module, getattr(torch, recipe.precision))

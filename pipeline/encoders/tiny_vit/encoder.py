@@ -12,6 +12,8 @@ from torch import Tensor
 
 from pipeline.encoders.checkpoint import encoder_state, require_same, shapes_of
 from pipeline.encoders.frozen import FrozenEncoder
+from pipeline.encoders.masks.everything import Everything
+from pipeline.encoders.masks.weights import load_everything
 from pipeline.encoders.recipe import Recipe
 from pipeline.encoders.tiny_vit.network import Network
 from pipeline.encoders.tiny_vit.recipe import TINY_VITS, TinyVit
@@ -33,7 +35,8 @@ def build(recipe: Recipe, checkpoint: Path | None, device: str) -> TinyVitEncode
         message = f"{tiny.name} needs a file of weights: set encoder.checkpoint"
         raise CheckpointError(message)
     state = load_state(tiny, checkpoint)
-    return TinyVitEncoder(recipe, tiny, state, weights_sha256(checkpoint)).to(device).eval()
+    everything = load_everything(recipe, checkpoint)
+    return TinyVitEncoder(recipe, tiny, state, weights_sha256(checkpoint), everything).to(device).eval()
 
 
 def load_state(tiny: TinyVit, path: Path) -> dict[str, Tensor]:
@@ -72,7 +75,14 @@ def _drawn(key: str, shape: tuple[int, ...], generator: torch.Generator) -> Tens
 class TinyVitEncoder(FrozenEncoder):
     """TinyViT's image encoder with taps and a local average for each, frozen."""
 
-    def __init__(self, recipe: Recipe, tiny: TinyVit, state: Mapping[str, Tensor], digest: str) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        tiny: TinyVit,
+        state: Mapping[str, Tensor],
+        digest: str,
+        everything: Everything | None = None,
+    ) -> None:
         """Make an encoder of a checkpoint's tensors.
 
         Args:
@@ -80,8 +90,9 @@ class TinyVitEncoder(FrozenEncoder):
             tiny: Its geometry.
             state: As `load_state` gives them.
             digest: Of the file that they came from.
+            everything: What finds masks, where they are asked for.
         """
-        super().__init__(recipe, digest)
+        super().__init__(recipe, digest, everything)
         self.network = Network(tiny, state, getattr(torch, recipe.precision))
 
     def maps(self, images: Tensor) -> Iterator[Tensor]:
