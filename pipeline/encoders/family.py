@@ -1,7 +1,8 @@
 """What a family of encoders must say of itself: the one seam of stage one. Imports no torch.
 
-A family shares an architecture: SAM's ViT, TinyViT, Hiera, and the known mask, which is none. Asked for by a name, it
-says before a weight is read what its features are and what they depend on (`Recipe`), and then encodes (`Encoder`).
+A family shares an architecture: SAM's ViT, TinyViT, Hiera, CLIP's image towers, and the known mask, which is none.
+Asked for by a name, it says before a weight is read what its features are and what they depend on (`Recipe`), and then
+encodes (`Encoder`).
 A new family is a folder, with one module without torch and one with it, and one line in `FAMILIES`.
 """
 
@@ -113,14 +114,16 @@ class Family:
             preprocessing, masks)` and no torch; `encoder` has `build(recipe, checkpoint, device)`, and
             `write_untrained(name, path, generator)` where there are weights.
         reads: What its encoders encode of a sample.
-        weights: Module of this room with `weights_file(checkpoint)`, `absent(checkpoint)` and
-            `fetch_weights(checkpoint, progress)`: where its files of weights lie; no torch.
+        weights: Module of this room with `weights_file(name, checkpoint)`, `absent(name, checkpoint)` and
+            `fetch_weights(name, checkpoint, progress)`: where its files of weights lie; no torch.
+        prefix: What other names of its encoders begin with, where a library knows them and not we; empty for none.
     """
 
     names: tuple[str, ...]
     folder: str
     reads: Reads = "image"
     weights: str = "weight_files"
+    prefix: str = ""
 
 
 SAM_2 = tuple(
@@ -130,6 +133,7 @@ FAMILIES = (
     Family(("sam_vit_b", "sam_vit_l", "sam_vit_h", "sam_demo"), "sam"),
     Family(("lite_medsam", "mobile_sam"), "tiny_vit"),
     Family(SAM_2, "hiera", weights="hiera.files"),
+    Family(("clip:demo",), "clip", weights="clip.files", prefix="clip:"),
     Family(("mask",), "known_mask", reads="mask"),
 )
 
@@ -141,9 +145,10 @@ def family_of(name: str) -> Family:
         ConfigError: There is no encoder of that name.
     """
     for family in FAMILIES:
-        if name in family.names:
+        if name in family.names or (family.prefix and name.startswith(family.prefix)):
             return family
     valid = [name for family in FAMILIES for name in family.names]
+    valid += [f"{family.prefix}NAME" for family in FAMILIES if family.prefix]
     near = difflib.get_close_matches(name, valid, n=1)
     meant = f"; did you mean {near[0]!r}?" if near else ""
     message = f"there is no encoder {name!r}; valid encoders: {', '.join(valid)}{meant}"
@@ -216,7 +221,7 @@ def build_encoder(
 
 def weights_file(name: str, checkpoint: Path) -> Path:
     """The file of weights that `encoder.checkpoint` means to an encoder, there or not."""
-    file: Path = _module(family_of(name).weights).weights_file(checkpoint)
+    file: Path = _module(family_of(name).weights).weights_file(name, checkpoint)
     return file
 
 
@@ -228,7 +233,7 @@ def present_weights(name: str, checkpoint: Path) -> Path:
     """
     file, family = weights_file(name, checkpoint), _module(family_of(name).weights)
     if not file.is_file():
-        message = f"encoder.checkpoint: {family.absent(checkpoint)}"
+        message = f"encoder.checkpoint: {family.absent(name, checkpoint)}"
         raise CheckpointError(message)
     _module("weight_files").require_published(checkpoint, file)
     return file
@@ -240,7 +245,7 @@ def fetch_weights(name: str, checkpoint: Path, *, progress: Progress = silent) -
     Raises:
         CheckpointError: It cannot be had; the message says which file to put where.
     """
-    file: Path = _module(family_of(name).weights).fetch_weights(checkpoint, progress=progress)
+    file: Path = _module(family_of(name).weights).fetch_weights(name, checkpoint, progress=progress)
     return file
 
 

@@ -92,6 +92,10 @@ class FrozenEncoder(nn.Module):
         """
         return prepare(image, self.input_px, self._recipe.preprocessing)
 
+    def normalise(self, pixels: Tensor, sizes: Tensor) -> Tensor:
+        """Make what the network takes of a batch of bytes; see `preprocessing.normalise`."""
+        return normalise(pixels, sizes, self._recipe.preprocessing)
+
     @torch.no_grad()
     def encode(self, pixels: Tensor, sizes: Tensor, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         """Features of a batch.
@@ -113,7 +117,7 @@ class FrozenEncoder(nn.Module):
         for view in dict.fromkeys(["identity", *views] if self.everything else views):
             taps = {tap: depth for tap, (depth, of) in self._recipe.sources.items() if of == view}
             for_masks = self.mask_depths if self.everything and view == "identity" else ()
-            maps = self.maps(normalise(*turned(pixels, sizes, view), self._recipe.preprocessing))
+            maps = self.maps(self.normalise(*turned(pixels, sizes, view)))
             for depth, found in zip(range(max([*taps.values(), *for_masks]) + 1), maps, strict=False):
                 for tap in (tap for tap, wanted in taps.items() if wanted == depth):
                     features[tap] = average(found, self._recipe.pools[tap], dtype)

@@ -66,7 +66,9 @@ def _require_divides(encoder: str, pool: int, grid: int, whose: str = "") -> Non
 
 
 def _in_proportion(encoder: str, tap: str, grid: int, side: int) -> int:
-    """The pool that brings a grid to a side."""
+    """The pool that brings a grid to a side; a single cell, which stands for the whole image, stays as it is."""
+    if grid == 1:
+        return 1
     if grid % side:
         message = (
             f"encoder.pool: the {grid}x{grid} grid of tap {tap!r} of {encoder} does not come down to a side of {side}; "

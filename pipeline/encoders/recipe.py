@@ -30,6 +30,8 @@ PREPROCESSINGS: Mapping[str, Mapping[str, JSON]] = MappingProxyType(
         "medsam": {"version": _VERSION},
         "lite_medsam": {"version": _VERSION},
         "sam2": {"version": _VERSION, "mean": list(MEAN_OF_1), "std": list(STD_OF_1)},
+        "clip": {"version": _VERSION},
+        "clip_whole": {"version": _VERSION},
     }
 )
 """What `preprocessing` makes of an image, by name, as a fingerprint has it."""
@@ -99,9 +101,8 @@ class Geometry(ABC):
         numbered = {f"{self.step}:{number}": number + 1 for number in range(self.steps)}
         depths = {**numbered, **self.named_depths}
         if tap not in depths:
-            message = (
-                f"{self.name} has no tap {tap!r}; valid taps: {', '.join(self.named_depths)}, "
-                f"and {self.step}:0 to {self.step}:{self.steps - 1}"
+            message = f"{self.name} has no tap {tap!r}; valid taps: {', '.join(self.named_depths)}" + (
+                f", and {self.step}:0 to {self.step}:{self.steps - 1}" if self.steps else ""
             )
             raise ConfigError(message)
         return depths[tap]
@@ -117,6 +118,14 @@ class Geometry(ABC):
     @abstractmethod
     def stride_px(self, depth: int | None) -> int:
         """Pixels of the input along a cell's side at a depth; of the coarsest grid for None."""
+
+    def grid(self, depth: int, input_px: int) -> int:
+        """Cells along each side at a depth, of an input of another size than its own as well."""
+        return input_px // self.stride_px(depth)
+
+    def preprocessing_fields(self, name: str) -> dict[str, JSON]:
+        """What a preprocessing does to an image, as a fingerprint has it."""
+        return dict(PREPROCESSINGS[name])
 
 
 @dataclass(frozen=True)
@@ -192,7 +201,7 @@ class Recipe:
     @cached_property
     def _grids(self) -> Mapping[str, int]:
         """Cells along each side of each tap's own grid."""
-        return {tap: self.input_px // self.architecture.stride_px(depth) for tap, (depth, _) in self.sources.items()}
+        return {tap: self.architecture.grid(depth, self.input_px) for tap, (depth, _) in self.sources.items()}
 
     @cached_property
     def pools(self) -> Mapping[str, int]:
@@ -221,7 +230,7 @@ class Recipe:
             "encoder": self.architecture.name,
             "weights_sha256": weights_sha256,
             "input_px": self.input_px,
-            "preprocessing": {"name": self.preprocessing, **PREPROCESSINGS[self.preprocessing]},
+            "preprocessing": {"name": self.preprocessing, **self.architecture.preprocessing_fields(self.preprocessing)},
             "precision": self.precision,
             "taps": {**{tap: self.architecture.describe(depth) for tap, (depth, _) in self.sources.items()}, **masks},
             "views": {tap: view for tap, (_, view) in self.sources.items() if view != "identity"},

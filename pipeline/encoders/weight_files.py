@@ -133,20 +133,20 @@ def fetch_checkpoint(name: str, folder: Path | None = None, *, progress: Progres
     """
     path = checkpoint_path(name, folder)
     if not PUBLISHED[name].url and not path.exists():
-        message = f"encoder.checkpoint: {absent(Path(name))}"
+        message = f"encoder.checkpoint: {absent(name, Path(name))}"
         raise CheckpointError(message)
     fetch(PUBLISHED[name].url, path, digest=PUBLISHED[name].digest, error=CheckpointError, progress=progress)
     return path
 
 
-def weights_file(checkpoint: Path) -> Path:
+def weights_file(name: str, checkpoint: Path) -> Path:
     """The file that a configured checkpoint means, there or not: a published one by its name, or any path."""
     return checkpoint_path(str(checkpoint)) if str(checkpoint) in PUBLISHED else checkpoint
 
 
-def absent(checkpoint: Path) -> str:
+def absent(name: str, checkpoint: Path) -> str:
     """What to say where that file is not there."""
-    file, named = str(weights_file(checkpoint)), str(checkpoint)
+    file, named = str(weights_file(name, checkpoint)), str(checkpoint)
     if named in PUBLISHED and PUBLISHED[named].extra:
         needs = needs_extra(f"the file of the weights {named!r}", PUBLISHED[named].extra)
         return f"{needs}; or put it at {file!r} ({PUBLISHED[named].digest})"
@@ -161,7 +161,7 @@ def absent(checkpoint: Path) -> str:
     )
 
 
-def fetch_weights(checkpoint: Path, *, progress: Progress = silent) -> Path:
+def fetch_weights(name: str, checkpoint: Path, *, progress: Progress = silent) -> Path:
     """Have the file that a configured checkpoint means, downloading it if it is a published one.
 
     Raises:

@@ -41,16 +41,16 @@ def build(recipe: Recipe, checkpoint: Path | None, device: str) -> HieraEncoder:
     if checkpoint is None:
         message = f"{recipe.architecture.name} needs weights: set encoder.checkpoint"
         raise CheckpointError(message)
-    file, hiera = weights_file(checkpoint), recipe.architecture
+    file, hiera = weights_file(recipe.architecture.name, checkpoint), recipe.architecture
     assert isinstance(hiera, Hiera)
     if not file.is_file():
-        raise CheckpointError(absent(checkpoint))
+        raise CheckpointError(absent(hiera.name, checkpoint))
     return HieraEncoder(recipe, load_vision(hiera, file), weights_sha256(file)).to(device).eval()
 
 
 def write_untrained(name: str, path: Path, generator: torch.Generator) -> int:
     """Write the two files of a vision encoder; see `family.write_untrained_encoder`."""
-    vision, file = new_vision(HIERAS[name]), weights_file(path)
+    vision, file = new_vision(HIERAS[name]), weights_file(name, path)
     draw(vision, generator)
     write_whole(
         file.with_name(CONFIG_FILE), lambda to: to.write(json.dumps(vision.config.to_dict(), indent=2).encode())

@@ -28,10 +28,11 @@ def hub_name(checkpoint: Path) -> str | None:
     return named if _HUB_NAME.fullmatch(named) and not checkpoint.exists() else None
 
 
-def weights_file(checkpoint: Path) -> Path:
+def weights_file(encoder: str, checkpoint: Path) -> Path:
     """The file of weights that a configured checkpoint means, there or not; nothing is fetched.
 
     Args:
+        encoder: Its name.
         checkpoint: A folder with `config.json` and `model.safetensors`, that file itself, or a name on the hub, of
             which the hub's own cache on this machine is looked at. An encoder's own name is a folder among the
             published weights, too.
@@ -46,24 +47,26 @@ def weights_file(checkpoint: Path) -> Path:
     return Path(cached) if cached else folder / WEIGHTS_FILE
 
 
-def absent(checkpoint: Path) -> str:
+def absent(encoder: str, checkpoint: Path) -> str:
     """What to say where there is no file of weights."""
     name = hub_name(checkpoint)
     on_hub = f", or fetch {name!r} from the Hugging Face hub with `pipeline prepare`" if name else ""
-    return f"{_put(checkpoint)}{on_hub}"
+    return f"{_put(encoder, checkpoint)}{on_hub}"
 
 
-def _put(checkpoint: Path) -> str:
+def _put(encoder: str, checkpoint: Path) -> str:
     return (
-        f"there is no {str(weights_file(checkpoint))!r}: put {CONFIG_FILE} and {WEIGHTS_FILE} there as transformers "
-        f"saves them, such as those of facebook/sam2.1-hiera-tiny (pickled weights, .pt or .bin, are not read)"
+        f"there is no {str(weights_file(encoder, checkpoint))!r}: put {CONFIG_FILE} and {WEIGHTS_FILE} there as "
+        f"transformers saves them, such as those of facebook/sam2.1-hiera-tiny (pickled weights, .pt or .bin, are not "
+        f"read)"
     )
 
 
-def fetch_weights(checkpoint: Path, *, progress: Progress = silent) -> Path:
+def fetch_weights(encoder: str, checkpoint: Path, *, progress: Progress = silent) -> Path:
     """Have the two files, from the Hugging Face hub if they are not here, in the cache of the hub's client.
 
     Args:
+        encoder: Its name.
         checkpoint: See `weights_file`.
         progress: Called after each of the two.
 
@@ -73,11 +76,11 @@ def fetch_weights(checkpoint: Path, *, progress: Progress = silent) -> Path:
     Raises:
         CheckpointError: They cannot be had; the message says which file to put where.
     """
-    file, name = weights_file(checkpoint), hub_name(checkpoint)
+    file, name = weights_file(encoder, checkpoint), hub_name(checkpoint)
     if file.is_file():
         return file
     if name is None:
-        message = f"encoder.checkpoint: {absent(checkpoint)}"
+        message = f"encoder.checkpoint: {absent(encoder, checkpoint)}"
         raise CheckpointError(message)
     try:
         import huggingface_hub
@@ -90,7 +93,7 @@ def fetch_weights(checkpoint: Path, *, progress: Progress = silent) -> Path:
         progress("download", 1, 2)
         file = Path(huggingface_hub.hf_hub_download(name, WEIGHTS_FILE))
     except (OSError, ValueError) as error:  # the client's own are of these kinds
-        message = f"encoder.checkpoint: {name!r} cannot be fetched ({error}); {_put(checkpoint)}"
+        message = f"encoder.checkpoint: {name!r} cannot be fetched ({error}); {_put(encoder, checkpoint)}"
         raise CheckpointError(message) from None
     progress("download", 2, 2)
     _require_whole(file)
