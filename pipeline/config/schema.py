@@ -339,6 +339,25 @@ class SlcaConfig(Section):
     """Start as the plain classifier, bit for bit."""
 
 
+class OverlayConfig(Section):
+    """Masks that are painted over the image, in training and in every test; see `pipeline.model.overlay`."""
+
+    tap: str = "masks"
+    """Which map of masks; `encoder.taps` must list it."""
+    opacity: Fraction = 0.5
+    """Of the colours."""
+    palette: Literal["rank", "random", "binary", "cutout"] = "rank"
+    """`rank`: a colour for each rank, the same in all images. `random`: colours of each image's own. `binary`: white
+    masks on black in place of the image. `cutout`: the image without what is in no mask.
+    """
+    contour: bool = True
+    """A thin outline around colours."""
+    min_iou: Fraction = 0.0
+    """Leave out masks whose predicted IoU is below; needs no new extraction."""
+    max_masks: Positive | None = None
+    """Paint only so many, those of the highest predicted IoU; null paints all."""
+
+
 class ModelConfig(Section):
     """The classifier of stage two."""
 
@@ -354,6 +373,8 @@ class ModelConfig(Section):
     """Which tap gates which stage; none is the plain classifier."""
     fuse: tuple[str, ...] = ()
     """Late fusion: taps whose features, pooled per channel, the last layer reads beside the backbone's own."""
+    overlay: OverlayConfig | None = None
+    """Masks to paint over the image, such as `{tap: masks}`; null paints nothing."""
     slca: SlcaConfig = SlcaConfig()
     """Options of every gate."""
 
@@ -526,8 +547,9 @@ class Config(Section):
 
     @property
     def reads_store(self) -> bool:
-        """Whether a gate or late fusion reads features; `own` makes them from the classifier's own."""
-        return bool(self.model.fuse) or any(gate.tap != "own" for gate in self.model.gates)
+        """Whether a gate, late fusion or an overlay reads a store; `own` makes features from the classifier's own."""
+        model = self.model
+        return bool(model.fuse or model.overlay) or any(gate.tap != "own" for gate in model.gates)
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:

@@ -18,8 +18,8 @@ from pipeline.data import Image, Reading, read_image
 from pipeline.data.resize import squared
 from pipeline.errors import DataError, RunError
 from pipeline.evaluate.metrics import one_hot, predictions
-from pipeline.model.backbones import standardise
 from pipeline.model.tasks import Task, probabilities
+from pipeline.model.uses import Seen
 from pipeline.progress import Progress, silent
 from pipeline.train import run_folder
 from pipeline.train.forward import autocast
@@ -102,12 +102,10 @@ def predict(
         extents = None
         if taps and encoder is not None and fingerprint is not None:
             features, extents = _encode(encoder, batch, str(fingerprint.fields.get("dtype", "float32")))
+        seen = Seen({tap: features[tap].to(where) for tap in taps}, None if extents is None else extents.to(where))
+        sight = None if pixels is None else classifier.see(pixels, seen)
         with autocast(description.training["precision"], where):
-            logits = classifier(
-                None if pixels is None else standardise(pixels.float()),
-                {tap: features[tap].to(where) for tap in taps},
-                None if extents is None else extents.to(where),
-            )
+            logits = classifier(sight, seen.features, seen.extents)
         yield from probabilities(description.head, logits.cpu().double()).numpy()
 
 

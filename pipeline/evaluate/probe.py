@@ -25,7 +25,7 @@ from pipeline.errors import RunError
 from pipeline.evaluate import metrics, plots
 from pipeline.evaluate.evaluate import scores_with_intervals
 from pipeline.image_tap import of_features
-from pipeline.mask_tap import features_of
+from pipeline.mask_tap import features_of, others_of
 from pipeline.model.classifier import Classifier, ModelOptions
 from pipeline.model.pooled import standard
 from pipeline.model.tasks import Head, head_of, losses, outputs_of, probabilities
@@ -105,6 +105,9 @@ def probe(
     held = [tap for tap in features_of(store.taps) if "@" not in tap]
     names = tuple(dict.fromkeys(taps)) or tuple(held)
     check_taps(store, names)
+    if unfit := [tap for tap in names if tap in others_of(names)]:
+        msg = f"The tap {unfit[0]!r} holds masks and no features: probe {', '.join(held) or 'another store'}."
+        raise RunError(msg)
     if not names:
         msg = f"{str(store.path)!r} holds no features, only images or masks: extract some (encoder.taps)."
         raise RunError(msg)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.errors import ConfigError
-from pipeline.model.backbones import NONE, STAGES, build_backbone
+from pipeline.mask_tap import others_of
+from pipeline.model.backbones import NONE, STAGES, build_backbone, standardise
+from pipeline.model.geometry import sample_image
+from pipeline.model.overlay import Overlay, OverlayOptions
 from pipeline.model.pooled import Pooled
 from pipeline.model.slca import Mix, Norm
 from pipeline.model.uses import OWN, Gates, Seen, Shape, Use
@@ -18,7 +21,7 @@ from pipeline.model.uses import OWN, Gates, Seen, Shape, Use
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """What a classifier is made of; without `gates` and `fuse` it is the plain classifier.
+    """What a classifier is made of; without `gates`, `fuse` and `overlay` it is the plain classifier.
 
     Attributes:
         backbone: A name that `build_backbone` knows; `"none"` for a classifier of pooled features alone.
@@ -33,6 +36,7 @@ class ModelOptions:
         mix: `"residual"` for x + x * A, `"multiply"` for x * A.
         identity_start: Start as the plain classifier, bit for bit.
         fuse: Late fusion: taps whose pooled features the head reads beside the backbone's embedding (see `Pooled`).
+        overlay: Masks to paint over the images; None for none.
     """
 
     backbone: str = "resnet18"
@@ -47,11 +51,17 @@ class ModelOptions:
     mix: Mix = "residual"
     identity_start: bool = False
     fuse: tuple[str, ...] = ()
+    overlay: OverlayOptions | None = None
+
+    @property
+    def feature_taps(self) -> tuple[str, ...]:
+        """The taps whose features have to move with the image: those of the gates in their order, those of `fuse`."""
+        return tuple(dict.fromkeys([*(tap for tap, _ in self.gates if tap != OWN), *self.fuse]))
 
     @property
     def taps(self) -> tuple[str, ...]:
-        """The taps that must come from a store, each once: those of the gates in their order, then those of `fuse`."""
-        return tuple(dict.fromkeys([*(tap for tap, _ in self.gates if tap != OWN), *self.fuse]))
+        """The taps that must come from a store, each once: `feature_taps`, then those of `overlay`."""
+        return tuple(dict.fromkeys([*self.feature_taps, *(() if self.overlay is None else self.overlay.taps)]))
 
     @property
     def reads_images(self) -> bool:
@@ -72,6 +82,7 @@ class Classifier(nn.Module):
         taps: (C, h, w) of each stored tap that its uses read.
         backbone: The classifier without them.
         gates: One `SLCA` per pair of `options.gates`.
+        overlay: What paints masks over images; None without `options.overlay`.
         pooled: What the head reads beside the embedding; None without `options.fuse`.
 
     Raises:
@@ -84,6 +95,7 @@ class Classifier(nn.Module):
         _check_gates(options, taps)
         _check_fused(options, taps)
         self.options = options
+        self.overlay = None if options.overlay is None else Overlay(options.overlay, taps, options.image_px)
         self.taps = {tap: taps[tap] for tap in options.taps}
         self.pooled = Pooled({tap: taps[tap] for tap in options.fuse}) if options.fuse else None
         beside = 0 if self.pooled is None else self.pooled.size
@@ -103,7 +115,24 @@ class Classifier(nn.Module):
     @property
     def uses(self) -> tuple[Use, ...]:
         """What the classifier does with taps, in the order in which it is done."""
-        return (self.gates,) if self.pooled is None else (self.gates, self.pooled)
+        return tuple(use for use in (self.overlay, self.gates, self.pooled) if use is not None)
+
+    def see(self, images: Tensor, seen: Seen, relight: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Turn decoded images into what the backbone takes: the one way there, of training and of all else.
+
+        Args:
+            images: (B, 3, H, W), uint8 or whole numbers in 0..255, as they were decoded.
+            seen: Their features and extents; and the map that the images are to go through, which may be more than the
+                features' own.
+            relight: What changes the light of the moved images, (B, 3, image_px, image_px) in 0..255.
+
+        Returns:
+            (B, 3, image_px, image_px) float32, painted, moved, relit and normalised.
+        """
+        for use in self.uses:
+            images = use.on_images(images, seen)
+        drawn = sample_image(images, seen.affine, self.options.image_px)
+        return standardise(drawn if relight is None else relight(drawn))
 
     def forward(
         self,
@@ -115,8 +144,8 @@ class Classifier(nn.Module):
         """Classify images, with what each use makes of the taps.
 
         Args:
-            images: (B, 3, image_px, image_px) float32, normalised; drawn through `affine` already. None without a
-                backbone.
+            images: (B, 3, image_px, image_px) float32, as `see` gives them; drawn through `affine` already. None
+                without a backbone.
             features: Tap to (B, C, h, w), of the images before `affine`.
             extents: (B, 2) float32, the part of the features' grid that is image; None where all of it is.
             affine: (B, 2, 3) float32, the map that the images went through (`pipeline.model.geometry`); None for none.
@@ -135,11 +164,9 @@ class Classifier(nn.Module):
         return self.backbone.classify(embedding)
 
     def _classify(self, images: Tensor | None, seen: Seen, uses: Sequence[Use]) -> Tensor:
-        """What `forward` does, with some of the uses on image and stages."""
+        """What `forward` does, with some of the uses on stages."""
         x = images
         if x is not None:
-            for use in uses:
-                x = use.on_images(x, seen)
             for name, stage in zip(STAGES, self.backbone.stages, strict=False):
                 x = stage(x)
                 for use in uses:
@@ -193,6 +220,7 @@ def _check_gates(options: ModelOptions, taps: Mapping[str, Shape]) -> None:
         if stage not in STAGES:
             msg = f"The gate ({tap!r}, {stage!r}) names no stage: choose one of {', '.join(STAGES)}."
             raise ConfigError(msg)
+        _refuse_masks(tap, "gates")
         if tap != OWN and tap not in taps:
             known = ", ".join(taps) or "none"
             msg = f"The gate ({tap!r}, {stage!r}) needs a tap that the store does not hold; it holds: {known}."
@@ -205,8 +233,16 @@ def _check_gates(options: ModelOptions, taps: Mapping[str, Shape]) -> None:
         raise ConfigError(msg)
 
 
+def _refuse_masks(tap: str, use: str) -> None:
+    """Refuse masks as features: numbers of masks have no mean."""
+    if others_of([tap]):
+        msg = f"{use} names the tap {tap!r}, which holds masks and no features: paint it with model.overlay."
+        raise ConfigError(msg)
+
+
 def _check_fused(options: ModelOptions, taps: Mapping[str, Shape]) -> None:
     for tap in options.fuse:
+        _refuse_masks(tap, "fuse")
         if tap not in taps:
             known = ", ".join(taps) or "none"
             msg = f"fuse names the tap {tap!r}, which the store does not hold; it holds: {known}."
@@ -216,10 +252,12 @@ def _check_fused(options: ModelOptions, taps: Mapping[str, Shape]) -> None:
         raise ConfigError(msg)
     if options.reads_images:
         return
-    if options.gates or options.weights != "none":
-        what = (
-            "gates have no stage to sit on" if options.gates else f"there is nothing to load {options.weights!r} into"
-        )
+    if options.gates or options.overlay or options.weights != "none":
+        what = f"there is nothing to load {options.weights!r} into"
+        if options.gates:
+            what = "gates have no stage to sit on"
+        elif options.overlay:
+            what = "there is no image to paint an overlay on"
         msg = f"The backbone is 'none', so {what}: leave them out, or choose a backbone."
         raise ConfigError(msg)
     if not options.fuse:

@@ -1,7 +1,7 @@
 """Uses of taps: how a classifier takes what a frozen encoder saw. SLCA's gates are the first; each is useful alone.
 
-A use has a hook for each place where it may act: the image that the backbone sees (an overlay), the output of a stage
-(a gate), and the vector that the head reads (late fusion). `pipeline.model.classifier` puts a backbone and its uses
+A use has a hook for each place where it may act: the image as it was decoded (an overlay), the output of a stage (a
+gate), and the vector that the head reads (late fusion). `pipeline.model.classifier` puts a backbone and its uses
 together.
 """
 
@@ -41,7 +41,7 @@ class Use:
     """One use of taps; each hook changes nothing unless it is overridden."""
 
     def on_images(self, images: Tensor, seen: Seen) -> Tensor:
-        """Change the images (B, 3, H, W) that the backbone sees."""
+        """Change decoded images (B, 3, H, W) of whole numbers in 0..255, which nothing has moved yet."""
         return images
 
     def on_stage(self, stage: str, x: Tensor, seen: Seen) -> Tensor:

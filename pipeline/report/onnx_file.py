@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError, RunError, needs_extra
-from pipeline.model.backbones import standardise
+from pipeline.mask_tap import is_masks, is_scores
 from pipeline.model.classifier import Classifier
 from pipeline.model.tasks import Head, probabilities
+from pipeline.model.uses import Seen
 from pipeline.train import run_folder
 
 if TYPE_CHECKING:
@@ -51,11 +52,12 @@ class Served(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Give probabilities (B, K) float32."""
-        images = standardise(inputs[0]) if self.classifier.options.reads_images else None
+        images = inputs[0] if self.classifier.options.reads_images else None
         features = inputs[0 if images is None else 1 :]
         extents = features[0] if features else None
         maps = dict(zip(self.classifier.taps, features[1:], strict=True)) if features else {}
-        return probabilities(self.head, self.classifier(images, maps, extents))
+        sight = None if images is None else self.classifier.see(images, Seen(maps, extents))
+        return probabilities(self.head, self.classifier(sight, maps, extents))
 
     def example(self, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
         """Draw inputs of the right shapes from a seed."""
@@ -67,8 +69,18 @@ class Served(nn.Module):
         if not self.classifier.taps:
             return images
         extents = 0.5 + 0.5 * torch.rand(batch, 2, generator=random)
-        maps = (torch.randn(batch, *shape, generator=random) for shape in self.classifier.taps.values())
+        maps = (_drawn(tap, (batch, *shape), random) for tap, shape in self.classifier.taps.items())
         return *images, extents, *maps
+
+
+def _drawn(tap: str, shape: tuple[int, ...], random: torch.Generator) -> Tensor:
+    """Draw features; of masks squares of four cells with few ranks, and of their scores some in 0..1."""
+    if is_masks(tap):
+        coarse = torch.randint(-3, 4, (*shape[:2], *(-(-side // 4) for side in shape[2:])), generator=random)
+        fine = coarse.clamp(min=0).repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
+        return fine[:, :, : shape[2], : shape[3]].to(torch.uint8)
+    draw = torch.rand if is_scores(tap) else torch.randn
+    return draw(shape, generator=random)
 
 
 def write_onnx(folder: Path, path: Path) -> dict[str, Any]:

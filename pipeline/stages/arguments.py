@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline.config.schema import Config, to_dict
 from pipeline.model.classifier import ModelOptions
+from pipeline.model.overlay import OverlayOptions
 from pipeline.stages.inputs import device, workers
 from pipeline.train.augment import Augmentation
 from pipeline.train.optimise import TrainOptions
@@ -33,6 +34,7 @@ def model_options(config: Config) -> ModelOptions:
         image_px=model.image_px,
         gates=tuple((gate.tap, gate.stage) for gate in model.gates),
         fuse=model.fuse,
+        overlay=None if model.overlay is None else OverlayOptions(**to_dict(model.overlay)),
         **to_dict(model.slca),
     )
 

@@ -89,7 +89,8 @@ def _compared(config: Config, held: Any) -> Iterator[Said]:
     by_tap = isinstance(asked["pool"], Mapping) and isinstance(held.get("pool"), Mapping)
     if not by_tap:
         yield "encoder.pool", asked["pool"], held.get("pool")
-    used = dict.fromkeys([*(gate.tap for gate in config.model.gates), *config.model.fuse])
+    overlay = [] if config.model.overlay is None else [config.model.overlay.tap]
+    used = dict.fromkeys([*(gate.tap for gate in config.model.gates), *config.model.fuse, *overlay])
     for tap in (tap for tap in used if tap in asked["taps"]):
         yield f"encoder.taps: {tap}", asked["taps"][tap], held.get("taps", {}).get(tap)
         if by_tap:

@@ -11,10 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.model.backbones import standardise
 from pipeline.model.classifier import Classifier
-from pipeline.model.geometry import sample_image
 from pipeline.model.tasks import Head, losses, probabilities
+from pipeline.model.uses import Seen
 from pipeline.train import gate_spread
 from pipeline.train.feeding.feed import Batch, Feed
 from pipeline.train.parallel import Team
@@ -68,7 +67,7 @@ def outputs(classifier: Classifier, batch: Batch, precision: str) -> Tensor:
     """Give the classifier's outputs (B, outputs) for a batch without augmentation."""
     images = batch.images
     if images is not None:
-        images = standardise(sample_image(images, None, classifier.options.image_px))
+        images = classifier.see(images, Seen(batch.features, batch.extents))
     with autocast(precision, batch.labels.device):
         logits: Tensor = classifier(images, batch.features, batch.extents)
     return logits

@@ -57,7 +57,11 @@ def identity_of(
     }
 
 
-_CAME_LATER: dict[str, Any] = {"fuse": (), "shots": None}  # keys of `model` and `train`, and what changes nothing
+_CAME_LATER: dict[str, Any] = {
+    "fuse": (),
+    "overlay": None,
+    "shots": None,
+}  # keys of `model` and `train`, and what changes nothing
 
 
 def _without_new_defaults(section: dict[str, Any]) -> dict[str, Any]:

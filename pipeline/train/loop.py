@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError, RunError
-from pipeline.model.backbones import STAGES, standardise
+from pipeline.model.backbones import STAGES
 from pipeline.model.classifier import Classifier
-from pipeline.model.geometry import sample_image
 from pipeline.model.tasks import Head, balancing_weights, losses
+from pipeline.model.uses import Seen
 from pipeline.progress import Progress
 from pipeline.train.augment import Augmentation, DrawnViews, draw_views
 from pipeline.train.feeding.feed import Batch, Feed
@@ -147,12 +148,13 @@ class Loop:
         affine, views = self._draw(whole, draws)
         features, extents, on_image = batch.features, batch.extents, affine
         if views is not None:
-            features, extents = views.features(features, self.classifier.options.taps), views.extents(extents)
+            features, extents = views.features(features, self.classifier.options.feature_taps), views.extents(extents)
             on_image = views.on_image(affine)
         images = batch.images
         if images is not None:
-            images = sample_image(images, on_image, self.classifier.options.image_px)
-            images = standardise(augmentation.relight(images, draws.light)).contiguous(memory_format=self._layout)
+            relight = partial(augmentation.relight, generator=draws.light)
+            images = self.classifier.see(images, Seen(batch.features, batch.extents, on_image), relight)
+            images = images.contiguous(memory_format=self._layout)
         with autocast(options.precision, self.feed.device):
             logits = self._forward(images, features, extents, affine)
         loss = losses(

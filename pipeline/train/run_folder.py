@@ -40,6 +40,7 @@ from torch import Tensor
 from cache import Fingerprint
 from pipeline.errors import DamagedFileError, RunError, naming
 from pipeline.model.classifier import Classifier, ModelOptions
+from pipeline.model.overlay import OverlayOptions
 from pipeline.model.tasks import Head, Task, outputs_of
 from pipeline.model.uses import Shape
 from pipeline.weights import TORN
@@ -213,6 +214,7 @@ def load_description(folder: Path) -> Description:
         model = values.pop("model")
         model["gates"] = tuple((tap, stage) for tap, stage in model["gates"])
         model["fuse"] = tuple(model.get("fuse", ()))
+        model["overlay"] = OverlayOptions(**model["overlay"]) if model.get("overlay") else None
         if "norm" not in model:  # until 0.2.0
             model["norm"] = {None: "layer_on_blocks", True: "layer", False: "none"}[model.pop("normalise")]
             model.pop("gain")  # of the first weights, which are long gone

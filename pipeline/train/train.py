@@ -114,12 +114,12 @@ def train(
     """
     augmentation, machine = augmentation or Augmentation(), machine or Machine()
     if model.taps and store is None:
-        uses = (
-            f"gates {list(model.gates)!r} and fuse {list(model.fuse)!r}"
-            if model.fuse
-            else f"gates {list(model.gates)!r}"
+        given = {"gates": list(model.gates), "fuse": list(model.fuse), "overlay": model.overlay}
+        uses = {name: value for name, value in given.items() if value}
+        msg = (
+            f"The {' and '.join(f'{name} {value!r}' for name, value in uses.items())} read features: name a store, or "
+            f"set {', '.join(f'{name} to ' + ('null' if name == 'overlay' else '[]') for name in uses)}."
         )
-        msg = f"The {uses} read features: name a store, or set gates{' and fuse' if model.fuse else ''} to []."
         raise ConfigError(msg)
     among: dict[Split, list[int]] = {"train": training_part(dataset, options), "val": dataset.indices("val")}
     for split, indices in among.items():
@@ -222,7 +222,7 @@ def training_part(dataset: Dataset, options: TrainOptions) -> list[int]:
 
 def _what_to_feed(model: ModelOptions, augmentation: Augmentation) -> list[tuple[Split, tuple[str, ...], int | None]]:
     """Say which taps and which image side each split needs: training those of its views, and room to crop."""
-    views = view_taps(model.taps, augmentation.views)
+    views = view_taps(model.feature_taps, augmentation.views)
     if not model.reads_images:
         return [("train", (*model.taps, *views), None), ("val", model.taps, None)]
     detailed_px = round(model.image_px * (1 + augmentation.margin))

@@ -145,7 +145,7 @@ def test_a_val_split_of_one_class_is_refused_before_training(tmp_path):
 
 
 def test_gates_without_a_store_are_refused(scene, tmp_path):
-    with pytest.raises(ConfigError, match=r"read features: name a store, or set gates to \[\]"):
+    with pytest.raises(ConfigError, match=r"^The gates .* read features: name a store, or set gates to \[\]"):
         do(scene, None, tmp_path)
 
 

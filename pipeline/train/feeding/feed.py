@@ -27,7 +27,7 @@ from pipeline.data import Dataset, Image, Split, pixel_digest
 from pipeline.data.resize import squared
 from pipeline.errors import DataError, RunError
 from pipeline.image_tap import IMAGE, stored_px
-from pipeline.mask_tap import features_of, others_of
+from pipeline.mask_tap import features_of, is_masks, others_of
 from pipeline.overlap import ahead
 from pipeline.progress import Progress, silent
 from pipeline.train.feeding.in_memory import Held, Holdings, free_host_bytes
@@ -59,7 +59,7 @@ class Batch:
 
 
 def check_taps(store: Store, taps: Sequence[str]) -> None:
-    """Refuse a store that lacks a tap.
+    """Refuse a store that lacks a tap, or that calls something masks which is no map of them.
 
     Raises:
         RunError: It does.
@@ -69,9 +69,17 @@ def check_taps(store: Store, taps: Sequence[str]) -> None:
     if absent:
         msg = (
             f"{str(store.path)!r} holds no tap {absent[0]!r}, only {', '.join(known)}: extract it (encoder.taps), "
-            f"or change the {'views' if '@' in absent[0] else 'gates or model.fuse'}."
+            f"or change the {'views' if '@' in absent[0] else 'gates, model.fuse or model.overlay'}."
         )
         raise RunError(msg)
+    for tap in taps:
+        spec = store.taps[tap]
+        if is_masks(tap) and (spec.dtype, spec.channels) != ("uint8", 1):
+            msg = (
+                f"The tap {tap!r} of {str(store.path)!r} is {spec.dtype} of {spec.channels} channels, and a map of "
+                f"masks is uint8 of 1: it holds no masks; name another tap, or extract masks (encoder.taps: [masks])."
+            )
+            raise RunError(msg)
 
 
 class Feed:
