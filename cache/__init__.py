@@ -29,7 +29,7 @@ from cache.care.info import StoreInfo, info
 from cache.care.inspect import Inspection, TapReport, Twins, inspect_store
 from cache.care.repair import repair_store
 from cache.care.verify import Damage, verify
-from cache.description import FORMAT_VERSION, TapSpec
+from cache.description import FORMAT_VERSION, SCALE, TapSpec, arrays_of, taps_of
 from cache.errors import (
     DamagedRowError,
     Difference,
@@ -46,6 +46,7 @@ from cache.errors import (
 from cache.fingerprint import Fingerprint
 from cache.index import Row
 from cache.labels import Labels
+from cache.packing import coarsest, given, pack, relabelled, rounded
 from cache.reading.reader import Store, open_store
 from cache.sharing.manifest import Manifest
 from cache.sharing.share import make_manifest, pull_store, push_store
@@ -56,6 +57,7 @@ from cache.writing.writer import StoreWriter, create_store
 
 __all__ = [
     "FORMAT_VERSION",
+    "SCALE",
     "Damage",
     "DamagedRowError",
     "Difference",
@@ -84,20 +86,27 @@ __all__ = [
     "Twins",
     "UntrustedStoreError",
     "are_pseudonyms",
+    "arrays_of",
+    "coarsest",
     "convert_store",
     "create_store",
     "diff_stores",
+    "given",
     "info",
     "inspect_store",
     "join_store",
     "keyed_pseudonyms",
     "make_manifest",
     "open_store",
+    "pack",
     "pool_steps",
     "pseudonymise_store",
     "pull_store",
     "push_store",
+    "relabelled",
     "repair_store",
+    "rounded",
+    "taps_of",
     "verify",
     "what_strangers_read",
 ]

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,8 @@ import numpy as np
 from cache.errors import FormatError, StoreError, UntrustedStoreError
 from cache.fingerprint import JSON, Fingerprint, canonical
 
-FORMAT_VERSION = 3
-"""Newest version of the format, which is the one that is written. Stores of older ones are read, repaired and sent."""
+FORMAT_VERSION = 4
+"""Newest version of the format. Older ones are read, repaired and sent; `version_for` says which is written."""
 
 IDS = "id"
 """From version 3 on the name of the array of ids in a Zarr folder, and of the dimension that they label."""
@@ -31,8 +31,12 @@ KEY = "feature_store"
 MAX_STORY_BYTES = 32_000
 """Fingerprint and provenance together: HDF5 attributes stay below 64 KiB in the layout that every version reads."""
 
-_ITEM_BYTES = {"float16": 2, "float32": 4, "uint8": 1}
+_ITEM_BYTES = {"float16": 2, "float32": 4, "uint8": 1, "int8": 1, "bfloat16": 2}
 DTYPES = tuple(_ITEM_BYTES)
+PACKED = {"int8": "float16", "bfloat16": "float32"}
+"""Types that features are packed into, from version 4 on, and the type of the numbers that they are made from."""
+SCALE, ERROR = ".scale", ".error"
+"""What follows a packed tap's name in the names of the arrays beside it."""
 _TAP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,63}")
 _MAY_BE_HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # a surrogate, which alone is no text that can be written anywhere
 _RESERVED = {"index", "zarr.json", "readme.md"}
@@ -40,6 +44,7 @@ _MAX_ROWS = 10**9
 _MAX_SHARD_ROWS = 2**20
 _MAX_ROW_BYTES = 2**34
 _MAX_TAPS = 64
+_MAX_ARRAYS = 128  # with those beside packed taps: HDF5 keeps the description in less than 64 KiB
 TEXTS = ("ids", "set_aside", "card", "labels")
 """Index entries that are text of any length; `card` and `labels` are optional."""
 
@@ -52,7 +57,8 @@ class TapSpec:
         channels: Channels C.
         height: Grid cells h.
         width: Grid cells w.
-        dtype: `"float16"` or `"float32"`; `"uint8"` for pixels and, with one channel, for numbers of regions.
+        dtype: `"float16"` or `"float32"`; `"int8"` for whole numbers with a scale a row and channel; `"bfloat16"`;
+            `"uint8"` for pixels and, with one channel, for numbers of regions.
     """
 
     channels: int
@@ -71,6 +77,16 @@ class TapSpec:
         return self.channels * self.height * self.width * _ITEM_BYTES[self.dtype]
 
     @property
+    def numbers(self) -> str:
+        """Type of the numbers that are given to be stored, and read: that of `dtype` itself unless it is packed."""
+        return PACKED.get(self.dtype, self.dtype)
+
+    @property
+    def array_dtype(self) -> str:
+        """Type of the array as every library knows it: the bits of bfloat16 are whole numbers there."""
+        return "uint16" if self.dtype == "bfloat16" else self.dtype
+
+    @property
     def holds_pixels(self) -> bool:
         """Whether rows are images."""
         return self.dtype == "uint8" and self.channels != 1
@@ -79,6 +95,40 @@ class TapSpec:
     def holds_features(self) -> bool:
         """Whether rows are numbers that may be averaged over cells: neither images nor numbers of regions."""
         return self.dtype != "uint8"
+
+
+def _beside(name: str, tap: TapSpec) -> dict[str, TapSpec]:
+    """The arrays that a store has beside a tap: none unless it is packed."""
+    scale = {name + SCALE: TapSpec(tap.channels, 1, 1, "float32")} if tap.dtype == "int8" else {}
+    return {**scale, name + ERROR: TapSpec(1, 1, 1, "float16")} if tap.dtype in PACKED else {}
+
+
+def arrays_of(taps: Mapping[str, TapSpec]) -> dict[str, TapSpec]:
+    """The arrays of a store of these taps: each of packed ones is followed by what lies beside it.
+
+    Raises:
+        StoreError: A tap has the name of such an array.
+    """
+    found: dict[str, TapSpec] = {}
+    for name, tap in taps.items():
+        beside = _beside(name, tap)
+        taken = sorted(beside.keys() & taps.keys())
+        if taken:
+            message = f"tap name {taken[0]!r} is that of an array beside tap {name!r} of type {tap.dtype}; rename it"
+            raise StoreError(message)
+        found |= {name: tap, **beside}
+    return found
+
+
+def taps_of(arrays: Mapping[str, TapSpec]) -> dict[str, TapSpec]:
+    """The taps among the arrays of a store."""
+    beside = {name for tap, spec in arrays.items() for name in _beside(tap, spec)}
+    return {name: spec for name, spec in arrays.items() if name not in beside}
+
+
+def version_for(taps: Mapping[str, TapSpec]) -> int:
+    """The version that is written: the lowest that can hold the taps, so that older readers read what they can."""
+    return FORMAT_VERSION if any(tap.dtype in PACKED for tap in taps.values()) else FORMAT_VERSION - 1
 
 
 @dataclass(frozen=True)
@@ -107,7 +157,7 @@ class Description:
 
     Attributes:
         fingerprint: What the features depend on.
-        taps: Shapes and types by tap.
+        taps: Shapes and types by tap; those beside packed taps are listed as well.
         rows: Samples.
         slots: Places for a feature in each tap's array; `index/slot` says which one a row has.
         shard_rows: Slots in one shard file.
@@ -122,8 +172,8 @@ class Description:
     slots: int
     shard_rows: int
     index: Mapping[str, IndexEntry]
-    provenance: Mapping[str, JSON] = field(default_factory=dict)
-    version: int = FORMAT_VERSION
+    provenance: Mapping[str, JSON]
+    version: int
 
     def to_json(self) -> dict[str, JSON]:
         """The object that is stored, with the SHA-256 of everything else in it as `checksum`."""
@@ -156,13 +206,17 @@ def index_shapes(taps: Mapping[str, TapSpec], rows: int, slots: int) -> dict[str
 
 
 def check_taps(taps: Mapping[str, TapSpec], version: int = FORMAT_VERSION) -> None:
-    """Refuse names and shapes that no store of a version can hold.
+    """Refuse names and shapes that no store of a version can hold, among all of its arrays.
 
     Raises:
         UntrustedStoreError: With the tap and what is wrong with it.
     """
-    if not 0 < len(taps) <= _MAX_TAPS or len({name.lower() for name in taps}) < len(taps):
-        message = f"a store has 1 to {_MAX_TAPS} taps whose names differ in more than case, not {sorted(taps)!r}"
+    few = 0 < len(taps_of(taps)) <= _MAX_TAPS and len(taps) <= _MAX_ARRAYS
+    if not few or len({name.lower() for name in taps}) < len(taps):
+        message = (
+            f"a store has 1 to {_MAX_TAPS} taps, and with what lies beside packed ones {_MAX_ARRAYS} arrays, whose "
+            f"names differ in more than case, not {sorted(taps)!r}"
+        )
         raise UntrustedStoreError(message)
     for name, tap in taps.items():
         if not _TAP_NAME.fullmatch(name) or name.lower() in _RESERVED or (version > 2 and name.lower() == IDS):
@@ -173,6 +227,11 @@ def check_taps(taps: Mapping[str, TapSpec], version: int = FORMAT_VERSION) -> No
             raise UntrustedStoreError(message)
         if version < 2 and (not tap.holds_features or "@" in name):
             message = f"tap {name!r} of type {tap.dtype!r} is none of format version 1"
+            raise UntrustedStoreError(message)
+        if tap.dtype in PACKED and (version < 4 or not _beside(name, tap).items() <= taps.items()):
+            message = (
+                f"tap {name!r} of type {tap.dtype!r}: version {version} has none, or an array beside it is missing"
+            )
             raise UntrustedStoreError(message)
         if tap.dtype not in DTYPES:
             message = f"tap {name!r} has type {tap.dtype!r}; stores hold {', '.join(DTYPES)}"

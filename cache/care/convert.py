@@ -1,4 +1,4 @@
-"""A store as another store: other format, fewer taps, coarser pool, pseudonyms for ids, labels on board."""
+"""A store as another store: other format, fewer taps, coarser pool, another type, pseudonyms, labels on board."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cache.description import TapSpec
+from cache.description import PACKED, TapSpec, arrays_of
 from cache.durable import write_file
 from cache.errors import StoreError
 from cache.fingerprint import JSON, Fingerprint
 from cache.index import Row
 from cache.labels import Labels
+from cache.packing import pack
 from cache.progress import Progress, silent
 from cache.reading.reader import Store, open_store
 from cache.writing.writer import create_store
@@ -34,6 +35,7 @@ def convert_store(
     *,
     taps: Sequence[str] | None = None,
     pool: int | Mapping[str, int] = 1,
+    dtype: str | Mapping[str, str] | None = None,
     fingerprint: Fingerprint | None = None,
     pseudonym: Callable[[str], str] | None = None,
     labels: Labels | None = None,
@@ -50,7 +52,9 @@ def convert_store(
             are those of an extraction with the coarser pool, bit for bit, where no prime factor of this one is smaller
             than one of the source's own pool: see `pool_steps`. Images and maps of regions (taps of type uint8) stay
             as they are, and so do those that a mapping does not name.
-        fingerprint: What the result is to be taken for. Needed where taps or pool change, because only the caller
+        dtype: Type to store features in, or that of each tap that is named; None for their own. Whether the result is
+            the store that an encoder would have filled is told by `cache.relabelled`.
+        fingerprint: What the result is to be taken for. Needed where taps, pool or type change, because only the caller
             knows how the encoder would have named that; else the source's.
         pseudonym: Gives the id to use instead of an id. Then the digests of the source pixels, the samples set aside
             and whatever provenance might name files stay behind too, and images may not be among the taps.
@@ -63,16 +67,19 @@ def convert_store(
 
     Raises:
         DamagedRowError: A row of the source is damaged.
-        StoreError: A tap is unknown, the pool is larger than a grid, the fingerprint is missing, or images would go
-            along with pseudonyms.
+        StoreError: A tap is unknown, the pool is larger than a grid or the features are packed already, a number is
+            too large for the type, the fingerprint is missing, or images would go along with pseudonyms.
     """
     store = open_store(source)
     names = tuple(store.taps) if taps is None else tuple(taps)
-    if (pool != 1 or names != tuple(store.taps)) and fingerprint is None:
-        message = f"{os.fspath(source)}: other taps or another pool are another fingerprint; give the one they have"
+    if (pool != 1 or names != tuple(store.taps) or dtype is not None) and fingerprint is None:
+        message = (
+            f"{os.fspath(source)}: other taps, another pool or type are another fingerprint; give the one they have"
+        )
         raise StoreError(message)
     pools = {name: pool if isinstance(pool, int) else pool.get(name, 1) for name in names}
-    specs = {name: _pooled_spec(store, name, pools[name]) for name in names}
+    types = dtype if isinstance(dtype, Mapping) else dict.fromkeys(names, dtype)
+    specs = {name: _converted_spec(store, name, pools[name], types.get(name)) for name in names}
     if pseudonym is not None:
         _refuse_pixels(source, specs)
     if labels is None and pseudonym is None:
@@ -92,14 +99,13 @@ def convert_store(
     ) as writer:
         for done, plan in enumerate(writer.pending):
             stored = [row for row in plan.rows if row not in reasons]
-            features = store.read(stored, names)
             blank = [plan.rows.index(row) for row in plan.rows if row in reasons]
             extents = np.insert(store.extents[stored], _gaps(blank), 1.0, axis=0)
-            pooled = {
-                name: np.insert(_pool(features[name], _pool_of(store.taps[name], pools[name])), _gaps(blank), 0, axis=0)
-                for name in names
-            }
-            writer.write(plan, pooled, extents, {row: reasons[row] for row in plan.rows if row in reasons})
+            arrays: dict[str, npt.NDArray[Any]] = {}
+            for name in names:
+                arrays |= _converted(store, stored, name, specs[name], _pool_of(store.taps[name], pools[name]))
+            filled = {name: np.insert(array, _gaps(blank), 0, axis=0) for name, array in arrays.items()}
+            writer.write(plan, filled, extents, {row: reasons[row] for row in plan.rows if row in reasons})
             progress("convert", done + 1, len(writer.pending))
         return writer.commit()
 
@@ -125,8 +131,8 @@ def _gaps(places: Sequence[int]) -> list[int]:
     return [place - before for before, place in enumerate(places)]
 
 
-def _pooled_spec(store: Store, name: str, pool: int) -> TapSpec:
-    """Shape of a tap after the pool."""
+def _converted_spec(store: Store, name: str, pool: int, dtype: str | None) -> TapSpec:
+    """Shape and type of a tap after the conversion."""
     if name not in store.taps:
         message = f"{store.path} has no tap {name!r}; it has {', '.join(map(repr, store.taps))}"
         raise StoreError(message)
@@ -135,7 +141,27 @@ def _pooled_spec(store: Store, name: str, pool: int) -> TapSpec:
     if not 1 <= pool <= min(tap.height, tap.width):
         message = f"pool {pool!r} does not fit the grid of tap {name!r}, {tap.height} x {tap.width} cells"
         raise StoreError(message)
-    return TapSpec(tap.channels, tap.height // pool, tap.width // pool, tap.dtype)
+    if pool != 1 and tap.dtype in PACKED:
+        message = (
+            f"{store.path}: features of type {tap.dtype} are rounded already, and their averages are not those of an "
+            f"encoder with a coarser pool; pool the store that they were made from, or extract with the pool"
+        )
+        raise StoreError(message)
+    dtype = dtype if dtype is not None and tap.holds_features else tap.dtype
+    return TapSpec(tap.channels, tap.height // pool, tap.width // pool, dtype)
+
+
+def _converted(store: Store, rows: Sequence[int], name: str, spec: TapSpec, pool: int) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of one tap for some rows, by name; those of a tap that stays as it is, are copied."""
+    if spec == store.taps[name]:
+        return store.read(rows, tuple(arrays_of({name: spec})), dtype="stored")
+    numbers = _pool(store.read(rows, [name])[name], pool)
+    with np.errstate(over="ignore"):
+        found = numbers.astype(spec.numbers, copy=False)
+    if np.isinf(found).any() and np.isfinite(numbers).all():
+        message = f"{store.path}: a number of tap {name!r} is too large for {spec.numbers}; keep the type that it has"
+        raise StoreError(message)
+    return pack(name, spec, found)
 
 
 def pool_steps(pool: int) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cache.description import TapSpec
 from cache.errors import Difference
 from cache.progress import Progress, silent
 from cache.reading.reader import Store, open_store
@@ -45,8 +46,8 @@ class StoreDifference:
         only_first: Ids that only the first store has.
         only_second: Ids that only the second store has.
         other_pixels: Ids whose source pixels differ.
-        taps: Features, for taps of the same shape in both.
-        other_taps: Taps that are missing on one side or differ in shape.
+        taps: Features, for taps of the same shape in both, and of types that are read as the same.
+        other_taps: Taps that are missing on one side, or differ in shape or in the type of their numbers.
         same_order: Whether the ids are the same in the same order.
     """
 
@@ -80,7 +81,7 @@ def diff_stores(
     ours = np.array([row for row, name in enumerate(one.ids) if name in places], np.int64)
     theirs = np.array([places[one.ids[row]] for row in ours], np.int64)
     known = set(one.ids)
-    shared = [tap for tap in one.taps if other.taps.get(tap) == one.taps[tap]]
+    shared = [tap for tap, spec in one.taps.items() if tap in other.taps and _comparable(spec, other.taps[tap])]
     return StoreDifference(
         fingerprint=one.fingerprint.differences(other.fingerprint),
         only_first=tuple(name for name in one.ids if name not in places),
@@ -90,6 +91,11 @@ def diff_stores(
         other_taps=tuple(sorted((one.taps.keys() | other.taps.keys()) - set(shared))),
         same_order=one.ids == other.ids,
     )
+
+
+def _comparable(one: TapSpec, other: TapSpec) -> bool:
+    """Whether numbers can be compared: those of int8 are float16."""
+    return one.shape == other.shape and one.numbers == other.numbers
 
 
 def _other_pixels(one: Store, other: Store, ours: npt.NDArray[Any], theirs: npt.NDArray[Any]) -> tuple[str, ...]:

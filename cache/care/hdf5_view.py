@@ -6,7 +6,7 @@ library elsewhere: to other bytes of the file, through a link, a virtual data se
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from cache.description import KEY, TapSpec
 from cache.fingerprint import canonical
 from cache.formats.hdf5_file import Header
 from cache.formats.second_copy import SPARE
-from cache.formats.zarr_layout import CHECKSUM_BYTES
+from cache.formats.zarr_layout import CHECKSUM_BYTES, notes
 
 
 def library_differences(path: Path, header: Header, block: int) -> Iterator[str]:
@@ -70,7 +70,7 @@ def _tap_differences(file: Any, name: str, tap: TapSpec, header: Header) -> Iter
     import h5py
 
     found, slots = file[name], header.description.slots
-    yield from _array_differences(found, name, tap.dtype, (slots, *tap.shape))
+    yield from _array_differences(found, name, tap.array_dtype, (slots, *tap.shape), notes(name, tap))
     plan = found.id.get_create_plist()
     filters = [plan.get_filter(i)[0] for i in range(plan.get_nfilters())]
     if found.chunks != (1, *tap.shape) or filters != [h5py.h5z.FILTER_FLETCHER32]:
@@ -95,9 +95,14 @@ def _index_differences(file: Any, name: str, dtype: str, shape: tuple[int, ...],
         yield f"HDF5's {name} does not lie where the header says: its library would read something else"
 
 
-def _array_differences(found: Any, name: str, dtype: str, shape: tuple[int, ...]) -> Iterator[str]:
+def _array_differences(
+    found: Any, name: str, dtype: str, shape: tuple[int, ...], attributes: Mapping[str, str] | None = None
+) -> Iterator[str]:
     """Type and shape, and that the bytes are the file's own."""
     if found.shape != shape or found.maxshape != shape or found.dtype != np.dtype(dtype).newbyteorder("<"):
         yield f"HDF5's {name} has the type {found.dtype} and the shape {found.shape}"
-    if found.is_virtual or found.external or list(found.attrs) or found.fillvalue != 0:
-        yield f"HDF5's {name} takes bytes from elsewhere, or has a fill value or attributes that no store has"
+    held = {key: bytes(value) for key, value in found.attrs.items()}
+    if held != {key: value.encode() for key, value in (attributes or {}).items()}:
+        yield f"HDF5's {name} has attributes that no store has"
+    if found.is_virtual or found.external or found.fillvalue != 0:
+        yield f"HDF5's {name} takes bytes from elsewhere, or has a fill value that no store has"

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cache.description import FORMAT_VERSION, Description, TapSpec
+from cache.description import Description, TapSpec, taps_of, version_for
 from cache.errors import StoreNotFoundError
 from cache.fingerprint import JSON, Fingerprint
 from cache.formats.hdf5_file import read_header
 from cache.formats.zarr_folder import read_root
 from cache.reading.reader import store_format
+from cache.writing.card import ROUNDING
 from cache.writing.partial import WorkFolder, partial_path
 
 
@@ -34,6 +35,8 @@ class StoreInfo:
         taps: Shape and type by tap name.
         fingerprint: What the features depend on.
         provenance: How it came about.
+        rounding: By packed tap, how far its numbers are from those that they were made from: root mean square, over
+            their standard deviation; none if it is unfinished.
         bytes_on_disk: Size of all its files.
         written: When the last of its files was, here: ISO 8601 in UTC.
         version: Hexadecimal SHA-256 of the content, empty if it is unfinished.
@@ -50,6 +53,7 @@ class StoreInfo:
     taps: Mapping[str, TapSpec]
     fingerprint: Fingerprint
     provenance: Mapping[str, JSON]
+    rounding: Mapping[str, float]
     bytes_on_disk: int
     written: str
     version: str
@@ -88,9 +92,10 @@ def _finished_info(path: Path, kind: str, description: Description) -> StoreInfo
         slots=description.slots,
         shards=shards,
         shards_done=shards,
-        taps=description.taps,
+        taps=taps_of(description.taps),
         fingerprint=description.fingerprint,
         provenance=description.provenance,
+        rounding=description.provenance.get(ROUNDING, {}),
         bytes_on_disk=sum(file.st_size for file in files),
         written=_latest(files),
         version=description.checksum,
@@ -108,15 +113,16 @@ def _partial_info(path: Path) -> StoreInfo:
     return StoreInfo(
         path=path,
         format=kind,
-        format_version=FORMAT_VERSION,
+        format_version=version_for(identity.taps),
         complete=False,
         rows=fields["rows"],
         slots=0,
         shards=fields["shards"],
         shards_done=len(work.finished()),
-        taps=identity.taps,
+        taps=taps_of(identity.taps),
         fingerprint=identity.fingerprint,
         provenance=identity.provenance,
+        rounding={},
         bytes_on_disk=sum(file.st_size for file in files),
         written=_latest(files),
         version="",

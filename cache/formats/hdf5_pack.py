@@ -23,7 +23,7 @@ from cache.formats.hdf5_file import Header, structure_sha256, trailers_sha256
 from cache.formats.mapped import MappedFile, row_bytes
 from cache.formats.second_copy import SPARE, encode_spare
 from cache.formats.zarr_folder import OpenedStore
-from cache.formats.zarr_layout import CHECKSUM_BYTES
+from cache.formats.zarr_layout import CHECKSUM_BYTES, notes
 from cache.index import describe_entry
 from cache.progress import Progress, silent
 
@@ -106,9 +106,11 @@ def _write_hdf5(
         file.attrs[KEY] = np.bytes_(text)
         for name, tap in description.taps.items():
             dataset = file.create_dataset(
-                name, (len(order), *tap.shape), f"<{np.dtype(tap.dtype).str[1:]}", chunks=(1, *tap.shape),
+                name, (len(order), *tap.shape), f"<{np.dtype(tap.array_dtype).str[1:]}", chunks=(1, *tap.shape),
                 fletcher32=True, track_times=False,
             )  # fmt: skip
+            for key, value in notes(name, tap).items():
+                dataset.attrs[key] = np.bytes_(value.encode())
             _copy_rows(opened, name, tap, order, dataset, progress)
             offsets[name] = _first_byte(dataset, tap, path)
         for name, array in arrays.items():
@@ -126,7 +128,7 @@ def _copy_rows(
 
     space, memory = h5py.h5s.create_simple((len(order), *tap.shape)), h5py.h5s.create_simple((1, *tap.shape))
     buffer = np.empty(tap.row_bytes, np.uint8)
-    values = buffer.view(f"<{np.dtype(tap.dtype).str[1:]}").reshape(1, *tap.shape)
+    values = buffer.view(f"<{np.dtype(tap.array_dtype).str[1:]}").reshape(1, *tap.shape)
     checksums = opened.index.checksums(name)
     for new, slot in enumerate(order.tolist()):
         buffer[:] = row_bytes(opened.rows, tap, name, slot)

@@ -8,14 +8,14 @@ Specification: https://zarr-specs.readthedocs.io/en/latest/v3/ (core; codecs `by
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from crc32c import crc32c
 
-from cache.description import IDS, KEY, Description, IndexEntry, TapSpec
+from cache.description import IDS, KEY, SCALE, Description, IndexEntry, TapSpec
 from cache.formats.second_copy import SPARE, spare_bytes
 
 Bytes = npt.NDArray[np.uint8]
@@ -74,9 +74,17 @@ def _tap_document(name: str, tap: TapSpec, description: Description) -> dict[str
     }
     axes = ("channel", "y", "x")
     names = ["slot", *axes] if description.version < 3 else [IDS, *(f"{name}_{axis}" for axis in axes)]
-    fill = 0.0 if tap.holds_features else 0
+    of = name.removesuffix(SCALE)
+    if of != name and of in description.taps and description.taps[of].dtype == "int8":
+        names[1] = f"{of}_channel"
+    fill = 0.0 if tap.array_dtype.startswith("float") else 0
     shape, chunk = [description.slots, *tap.shape], [description.shard_rows, *tap.shape]
-    return _array(shape, chunk, tap.dtype, [sharding], fill, names)
+    return _array(shape, chunk, tap.array_dtype, [sharding], fill, names, notes(name, tap))
+
+
+def notes(name: str, tap: TapSpec) -> dict[str, str]:
+    """Attributes of a tap's array, for whoever finds numbers there that are not the features themselves."""
+    return {"int8": {"scale": name + SCALE}, "bfloat16": {"bits_of": "bfloat16"}}.get(tap.dtype, {})
 
 
 def _index_document(entry: IndexEntry, names: list[str] | None) -> dict[str, Any]:
@@ -186,7 +194,13 @@ def shard_blocks(
 
 
 def _array(
-    shape: list[int], chunk: list[int], dtype: str, codecs: list[Any], fill: float | str, names: list[str] | None
+    shape: list[int],
+    chunk: list[int],
+    dtype: str,
+    codecs: list[Any],
+    fill: float | str,
+    names: list[str] | None,
+    attributes: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The `zarr.json` of an array."""
     return {
@@ -199,7 +213,7 @@ def _array(
         "fill_value": fill,
         "codecs": codecs,
         **({"dimension_names": names} if names else {}),
-        "attributes": {},
+        "attributes": dict(attributes or {}),
     }
 
 

@@ -7,6 +7,7 @@ found as well as a flipped bit.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from cache.description import TapSpec, load_json
+from cache.description import PACKED, SCALE, TapSpec, load_json, taps_of
 from cache.errors import DamagedRowError, FingerprintMismatchError, FormatError, StoreError, StoreNotFoundError
 from cache.fingerprint import JSON, Fingerprint
 from cache.formats.hdf5_file import open_hdf5
@@ -24,6 +25,7 @@ from cache.formats.mapped import Watch
 from cache.formats.zarr_folder import OpenedStore, open_zarr
 from cache.index import Row, UInt8
 from cache.labels import Labels, parse_labels
+from cache.packing import unpack
 from cache.reading.copying import copy_rows
 from cache.reading.selection import is_one, select_rows
 from cache.reading.summary import summarise
@@ -44,6 +46,7 @@ def store_format(path: Path) -> Literal["zarr", "hdf5"]:
 
 
 _ATTEMPTS = 1000  # to open a store that is swapped meanwhile
+_NUMBERS_AT_ONCE = 1 << 15  # of a packed tap; a larger row is one at a time
 
 
 def open_files(path: Path | str) -> OpenedStore:
@@ -148,6 +151,11 @@ class Store:
     @property
     def taps(self) -> Mapping[str, TapSpec]:
         """Shape and type by tap name."""
+        return taps_of(self._opened.description.taps)
+
+    @property
+    def arrays(self) -> Mapping[str, TapSpec]:
+        """Shape and type of every array: the taps, and behind each packed one what lies beside it."""
         return self._opened.description.taps
 
     @property
@@ -255,18 +263,22 @@ class Store:
         taps: Sequence[str] | None = None,
         out: Mapping[str, npt.NDArray[Any]] | None = None,
         verify: bool = True,
+        dtype: Literal["float32", "stored"] | None = None,
     ) -> dict[str, npt.NDArray[Any]]:
         """Copy rows into memory.
 
         Args:
             rows: Row numbers, 0 to `len(self) - 1`, in any order, repeats allowed.
             taps: Tap names; all by default.
-            out: Buffers to fill, by tap: writable, C-contiguous, of the tap's type and shape (len(rows), C, h, w),
-                for example views of pinned memory. Allocated if not given.
+            out: Buffers to fill, by tap: writable, C-contiguous, of shape (len(rows), C, h, w), for example views of
+                pinned memory. Their type chooses what they are filled with: that of the tap's numbers
+                (`TapSpec.numbers`), float32, or that of the array as it is stored. Allocated if not given.
             verify: Check every row's crc32c.
+            dtype: Type of what is allocated: features as float32, or `"stored"`, every array as it lies there: int8
+                with the scales as `TAP.scale` (n, C, 1, 1). None: the numbers, float16 where they are int8.
 
         Returns:
-            By tap, (len(rows), C, h, w) of the tap's type.
+            By tap, (len(rows), C, h, w).
 
         Raises:
             DamagedRowError: Stored bytes are not those that were written; `ids` names the samples.
@@ -274,12 +286,16 @@ class Store:
         """
         opened = self._opened
         slots = self._slots(opened, rows)
-        names = tuple(self.taps) if taps is None else tuple(taps)
+        every = self.arrays if dtype == "stored" else self.taps
+        names = tuple(every) if taps is None else tuple(taps)
         filled: dict[str, npt.NDArray[Any]] = {}
         damaged: set[int] = set()
         for name in names:
-            filled[name] = self._buffer(name, len(slots), out)
-            damaged |= self._fill(opened, name, slots, filled[name], verify)
+            filled[name] = self._buffer(name, len(slots), out, dtype)
+            if filled[name].dtype == self.arrays[name].array_dtype:
+                damaged |= self._fill(opened, name, slots, filled[name], verify)
+            else:
+                damaged |= self._fill_numbers(opened, name, slots, filled[name], verify)
         if damaged:
             raise self._damage(opened, np.asarray(rows)[sorted(damaged)])
         return filled
@@ -296,27 +312,56 @@ class Store:
         slots: npt.NDArray[np.int64] = opened.index.slot[numbers]
         return slots
 
-    def _buffer(self, name: str, count: int, out: Mapping[str, npt.NDArray[Any]] | None) -> npt.NDArray[Any]:
+    def _buffer(
+        self, name: str, count: int, out: Mapping[str, npt.NDArray[Any]] | None, dtype: str | None
+    ) -> npt.NDArray[Any]:
         """The caller's buffer after a check, or a new one."""
-        if name not in self.taps:
+        if name not in self.arrays:
             message = f"{self.path} has no tap {name!r}; it has {', '.join(map(repr, self.taps))}"
             raise StoreError(message)
-        spec = self.taps[name]
+        spec = self.arrays[name]
         shape = (count, *spec.shape)
         if out is None:
-            return np.empty(shape, spec.dtype)
+            wide = dtype == "float32" and not spec.holds_pixels
+            return np.empty(shape, "float32" if wide else spec.array_dtype if dtype == "stored" else spec.numbers)
         if name not in out:
             message = f"out has no buffer for tap {name!r}; give one, or name the taps to read"
             raise StoreError(message)
         buffer = out[name]
         good = buffer.flags.c_contiguous and buffer.flags.writeable
-        if buffer.shape != shape or buffer.dtype != spec.dtype or not good:
+        fitting = dict.fromkeys([spec.numbers, *([] if spec.holds_pixels else ["float32"]), spec.array_dtype])
+        if buffer.shape != shape or buffer.dtype.name not in fitting or not good:
             kind = f"{'' if good else 'read-only or strided '}{buffer.dtype} array of shape {buffer.shape}"
             message = (
-                f"out[{name!r}] is a {kind}; expected a writable, C-contiguous {spec.dtype} array of shape {shape}"
+                f"out[{name!r}] is a {kind}; expected a writable, C-contiguous {' or '.join(fitting)} array of shape "
+                f"{shape}"
             )
             raise StoreError(message)
         return buffer
+
+    def _fill_numbers(
+        self, opened: OpenedStore, name: str, slots: npt.NDArray[np.int64], buffer: npt.NDArray[Any], verify: bool
+    ) -> set[int]:
+        """Fill a buffer with the numbers of one tap that is stored in another type; returns which are damaged.
+
+        A few rows at a time are copied, in the order in which they lie, into memory that the processor's cache holds.
+        """
+        spec = opened.description.taps[name]
+        scales = np.empty((len(slots), spec.channels, 1, 1), np.float32) if spec.dtype == "int8" else None
+        damaged: set[int] = set()
+        opened.rows.fetch(name, slots)  # all at once from where they lie, and not a few at a time
+        if scales is not None:
+            damaged |= self._fill(opened, name + SCALE, slots, scales, verify)
+        step = max(1, _NUMBERS_AT_ONCE // math.prod(spec.shape))
+        stored = np.empty((min(step, len(slots)), *spec.shape), spec.array_dtype)
+        order = np.argsort(slots, kind="stable")
+        for first in range(0, len(slots), step):
+            chosen = order[first : first + step]
+            part = stored[: len(chosen)]
+            bad = self._fill(opened, name, slots[chosen], part, verify)
+            damaged |= {int(chosen[i]) for i in bad}
+            _write_numbers(spec, part, None if scales is None else scales[chosen], buffer, chosen)
+        return damaged
 
     def _fill(
         self, opened: OpenedStore, name: str, slots: npt.NDArray[np.int64], buffer: npt.NDArray[Any], verify: bool
@@ -340,3 +385,21 @@ class Store:
             remedy = "read them again, which fetches them anew; if that is no help, they are damaged where they lie"
         message = f"{self.path}: the stored features of {shown} are damaged; {remedy}"
         return DamagedRowError(message, ids)
+
+
+def _write_numbers(
+    spec: TapSpec,
+    stored: npt.NDArray[Any],
+    scale: npt.NDArray[Any] | None,
+    buffer: npt.NDArray[Any],
+    rows: npt.NDArray[np.int64],
+) -> None:
+    """Write the numbers of stored rows to their places in a buffer."""
+    if spec.dtype not in PACKED:
+        buffer[rows] = stored
+    elif len(rows) == 1:
+        unpack(spec, stored, scale, buffer[rows[0]][None])
+    else:
+        numbers = np.empty(stored.shape, buffer.dtype)
+        unpack(spec, stored, scale, numbers)
+        buffer[rows] = numbers

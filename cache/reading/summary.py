@@ -28,7 +28,7 @@ def summarise(store: Store) -> str:
 
 def _lines(store: Store) -> Iterator[str]:
     taps, fields = store.taps, store.fingerprint.fields
-    size = len(store) * sum(tap.row_bytes for tap in taps.values())
+    size = len(store) * sum(array.row_bytes for array in store.arrays.values())
     yield f"Store({str(store.path)!r}): {len(store)} rows, {_spell_bytes(size)} uncompressed"
     wide = max(map(len, (*taps, "encoder", "labels")))
     yield f"  {'encoder':{wide}}  {_brief(fields.get('encoder', 'unknown'))}"

@@ -1,7 +1,7 @@
 """The card of a store: what a stranger should know before using it, as Markdown with front matter.
 
 It is made from the fingerprint, the taps and the provenance alone. Of the provenance it uses `license` (of the data),
-`data_set` and `citation`, where they are given.
+`data_set`, `citation` and the rounding errors, where they are given.
 """
 
 from __future__ import annotations
@@ -9,8 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from cache.description import FORMAT_VERSION, TapSpec
+from cache.description import TapSpec, arrays_of, version_for
 from cache.fingerprint import JSON, Fingerprint
+
+ROUNDING = "rounding_error"
+"""Key of the provenance: by packed tap, the error of its rows (see `cache.packing`)."""
 
 _LOAD = """```python
 import cache
@@ -37,6 +40,22 @@ def _caution(taps: Mapping[str, TapSpec]) -> str:
     )
 
 
+_ROUNDED = (
+    "The rounding error is the root mean square difference from the features before rounding, over their standard "
+    "deviation, as the root mean square of all rows. Features of type int8 are whole numbers, to be multiplied by the "
+    "scale of their row and channel in the array `TAP.scale`; bfloat16 is stored as its bits."
+)
+
+
+def _row_bytes(name: str, tap: TapSpec) -> int:
+    """Bytes of a row of a tap, with what lies beside it."""
+    return sum(array.row_bytes for array in arrays_of({name: tap}).values())
+
+
+def _spell_error(errors: Mapping[str, float], name: str) -> str:
+    return f"{errors[name]:.2%}" if name in errors else "none"
+
+
 def render_card(
     fingerprint: Fingerprint, taps: Mapping[str, TapSpec], rows: int, provenance: Mapping[str, JSON]
 ) -> str:
@@ -57,21 +76,25 @@ def render_card(
         "fingerprint": fingerprint.digest(),
         "rows": rows,
         "taps": list(taps),
-        "feature_store_format": FORMAT_VERSION,
+        "feature_store_format": version_for(taps),
     }
     lines = [f"{key}: {json.dumps(value)}" for key, value in front.items()]
-    total = rows * sum(tap.row_bytes for tap in taps.values()) / 2**20
+    total = rows * sum(tap.row_bytes for tap in arrays_of(taps).values()) / 2**20
+    errors: Mapping[str, float] = provenance.get(ROUNDING, {})
     table = [
-        f"| `{name}` | {tap.channels} x {tap.height} x {tap.width} | {tap.dtype} | {tap.row_bytes / 1024:.1f} |"
+        f"| `{name}` | {tap.channels} x {tap.height} x {tap.width} | {tap.dtype} | {_row_bytes(name, tap) / 1024:.1f} |"
+        + (f" {_spell_error(errors, name)} |" if errors else "")
         for name, tap in taps.items()
     ]
+    more = (" rounding error |", " --- |") if errors else ("", "")
+    head = [f"| tap | C x h x w | type | KiB a row |{more[0]}", f"| --- | --- | --- | --- |{more[1]}"]
     about = [f"- {key.replace('_', ' ')}: `{json.dumps(value)}`" for key, value in sorted(fields.items())]
     citation = str(provenance.get("citation", "Cite the data set and the encoder that these features come from."))
     parts = [
         "\n".join(["---", *lines, "---"]),
         f"# Features of {front['data_set']}",
         f"Features of {rows} images by the frozen encoder `{front['encoder']}`, {total:.1f} MiB. {_caution(taps)}",
-        "\n".join(["| tap | C x h x w | type | KiB a row |", "| --- | --- | --- | --- |", *table]),
+        "\n".join([*head, *table]) + (f"\n\n{_ROUNDED}" if errors else ""),
         "## How they were made",
         "\n".join(about) or "The fingerprint is empty.",
         "## How to load them",

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from cache.description import TapSpec
+from cache.description import TapSpec, arrays_of
 from cache.errors import StoreError, StoreNotFoundError
 from cache.fingerprint import Fingerprint
 from cache.index import Row
@@ -124,7 +124,8 @@ def join_store(
     """
     target = Path(os.path.realpath(path))
     work = WorkFolder(partial_path(target))
-    identity = Identity(fingerprint, dict(taps), {}, rows_sha256(rows))
+    arrays = arrays_of(taps)
+    identity = Identity(fingerprint, arrays, {}, rows_sha256(rows))
     give_up = time.monotonic() + wait_seconds
     while time.monotonic() <= give_up:
         try:
@@ -143,7 +144,7 @@ def join_store(
                 stores += [open_files(Path(name)) for name in reuse]
                 sources = [source for opened in stores if (source := store_source(opened))]
                 sources += [folder.source() for folder in work.retired()]
-                origins = find_origins(work, plan, taps, sources)
+                origins = find_origins(work, plan, arrays, sources)
                 return StoreWorker(work, ShardWriter(work, begun.taps, plan, origins))
         time.sleep(_POLL_SECONDS)
     message = f"{target}: no process has begun this store within {wait_seconds:.0f} s; start the leading one first"

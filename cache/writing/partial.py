@@ -250,6 +250,11 @@ class WorkFolder:
             rows=ZarrRows(self.store, identity.taps, plan.shard_rows, extent[:, 0] > 0),
         )
 
+    def rows(self, plan: Plan, taps: Mapping[str, TapSpec]) -> ZarrRows:
+        """The bytes of the rows of finished shards."""
+        extent, _, _ = self.collect(plan, taps)
+        return ZarrRows(self.store, taps, plan.shard_rows, extent[:, 0] > 0)
+
     def collect(
         self, plan: Plan, taps: Mapping[str, TapSpec]
     ) -> tuple[npt.NDArray[np.float32], dict[str, npt.NDArray[np.uint32]], dict[int, str]]:

@@ -15,6 +15,7 @@ from cache.durable import sync_folder, write_file
 from cache.errors import DamagedRowError, StoreError
 from cache.formats.zarr_layout import shard_blocks
 from cache.index import UInt8
+from cache.packing import packed_all
 from cache.writing.partial import ShardRecord, WorkFolder
 from cache.writing.plan import Plan
 from cache.writing.reuse import Source
@@ -65,7 +66,7 @@ class ShardWriter:
 
         Args:
             work: The store in the making.
-            taps: Shapes and types.
+            taps: Shapes and types of all arrays.
             plan: Slot of every row.
             origins: Where the rows come from that need no encoding.
         """
@@ -105,7 +106,8 @@ class ShardWriter:
 
         Args:
             plan: One of `pending`.
-            features: By tap, (n, C, h, w) of the tap's type, for the n rows of the plan in their order.
+            features: By tap, (n, C, h, w) of the tap's numbers, for the n rows of the plan in their order; those of a
+                packed tap may also be packed already, with the arrays beside them.
             extents: (n, 2) part of the grid's height and width that is image, in (0, 1].
             set_aside: Reason by row index, for rows of the plan that shall not be in the store.
 
@@ -114,6 +116,7 @@ class ShardWriter:
             NoSpaceError: The disk is full. The shard is not written; all others stay.
         """
         reasons = dict(set_aside or {})
+        features = packed_all(self._taps, features)
         self._check(plan, features, extents, reasons)
         slots = self._plan.shard_slots(plan.number)
         new = {int(self._plan.row_slot[row]): i for i, row in enumerate(plan.rows) if row not in reasons}
@@ -139,7 +142,7 @@ class ShardWriter:
 
     def write_moved(self) -> None:
         """Write the unfinished shards whose rows all come from elsewhere."""
-        nothing = {name: np.empty((0, *tap.shape), tap.dtype) for name, tap in self._taps.items()}
+        nothing = {name: np.empty((0, *tap.shape), tap.array_dtype) for name, tap in self._taps.items()}
         for number in self.unfinished():
             self.write(ShardPlan(number, ()), nothing, np.empty((0, 2), np.float32))
 
@@ -171,10 +174,10 @@ class ShardWriter:
             raise StoreError(message)
         for name, tap in self._taps.items():
             array = features[name]
-            if array.shape != (count, *tap.shape) or array.dtype != tap.dtype or not array.flags.c_contiguous:
+            if array.shape != (count, *tap.shape) or array.dtype != tap.array_dtype or not array.flags.c_contiguous:
                 message = (
                     f"tap {name!r}: got a {array.dtype} array of shape {array.shape}; expected a C-contiguous "
-                    f"{tap.dtype} array of shape {(count, *tap.shape)}"
+                    f"{tap.array_dtype} array of shape {(count, *tap.shape)}"
                 )
                 raise StoreError(message)
         kept = np.array([row not in reasons for row in plan.rows], bool)

@@ -18,7 +18,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cache.description import FORMAT_VERSION, MAX_STORY_BYTES, TapSpec, check_taps, load_json
+from cache.description import (
+    ERROR,
+    MAX_STORY_BYTES,
+    PACKED,
+    TapSpec,
+    arrays_of,
+    check_taps,
+    load_json,
+    taps_of,
+    version_for,
+)
 from cache.durable import recover_swap, swap, sync_folder
 from cache.errors import FormatError, IncompleteRowsError, StoreError, StoreNotFoundError
 from cache.fingerprint import JSON, Fingerprint, canonical
@@ -26,9 +36,11 @@ from cache.formats.hdf5_pack import pack_hdf5
 from cache.formats.zarr_folder import OpenedStore, open_zarr
 from cache.index import Row, check_rows, encode_json
 from cache.labels import Labels, parse_labels
+from cache.packing import whole_error
+from cache.reading.copying import copy_rows
 from cache.reading.reader import Store, open_files, open_store, store_format
 from cache.reading.recover import is_marked, recover
-from cache.writing.card import render_card
+from cache.writing.card import ROUNDING, render_card
 from cache.writing.ending import collect_index, finish_store
 from cache.writing.join import claims
 from cache.writing.lock import WriterLock
@@ -63,7 +75,7 @@ def create_store(
     Args:
         path: `NAME.zarr` (a folder) or `NAME.h5`, `NAME.hdf5` (one file).
         fingerprint: Everything the features depend on but the pixels.
-        taps: Shape and type by tap name.
+        taps: Shape and type by tap name; what lies beside packed taps is added.
         rows: The samples in the order the store shall have; looked at again at the commit, so leave them as they are.
         provenance: The story to tell with the store, as JSON. Not compared; an interrupted run's own is kept.
         shard_mib: Size of the largest tap's shard files, MiB. A store that is updated keeps its own.
@@ -82,7 +94,8 @@ def create_store(
     """
     target = Path(os.path.realpath(path))
     store_format(target)
-    check_taps(taps)
+    arrays = arrays_of(taps)
+    check_taps(arrays)
     check_rows(rows)
     if labels is not None:
         labels.check(len(rows))
@@ -91,8 +104,8 @@ def create_store(
     if length > MAX_STORY_BYTES:
         message = f"fingerprint and provenance take {length} bytes, a store keeps {MAX_STORY_BYTES}; shorten them"
         raise StoreError(message)
-    identity = Identity(fingerprint, dict(taps), story, rows_sha256(rows))
-    shard_rows = int(shard_mib * 2**20) // max(tap.row_bytes for tap in taps.values())
+    identity = Identity(fingerprint, arrays, story, rows_sha256(rows))
+    shard_rows = int(shard_mib * 2**20) // max(array.row_bytes for array in arrays.values())
     work = WorkFolder(partial_path(target))
     lock = WriterLock(work.path / "lock", target)
     try:
@@ -117,7 +130,7 @@ class Job:
         labels: Class names, labels and splits, in the order of the rows.
         card: Text of the card, if it is not to be made anew.
         digests: Whether the store tells the digests of its pixels.
-        version: Of the format.
+        version: Of the format; 0 for the one that is written today.
     """
 
     identity: Identity
@@ -127,7 +140,12 @@ class Job:
     labels: Labels | None = None
     card: str = ""
     digests: bool = True
-    version: int = FORMAT_VERSION
+    version: int = 0
+
+    def __post_init__(self) -> None:
+        """Choose the version where none is given."""
+        if not self.version:
+            object.__setattr__(self, "version", version_for(self.identity.taps))
 
 
 class StoreWriter:
@@ -138,7 +156,7 @@ class StoreWriter:
     Attributes:
         path: The store to be.
         rows: The samples that the indices in `pending` mean.
-        identity: Fingerprint and taps of the store to be; None where nothing is left to write.
+        identity: Fingerprint and arrays of the store to be; None where nothing is left to write.
         reused: Rows whose features are stored already.
         pending: Shards that need features.
     """
@@ -167,7 +185,8 @@ class StoreWriter:
 
         Args:
             plan: One of `pending`.
-            features: By tap, (n, C, h, w) of the tap's type, for the n rows of the plan in their order.
+            features: By tap, (n, C, h, w) of the type `TapSpec.numbers`, for the n rows of the plan in their order;
+                those of a packed tap are packed here, unless they are given as `cache.pack` gives them.
             extents: (n, 2) part of the grid's height and width that is image, in (0, 1].
             set_aside: Reason by row index, for rows of the plan that shall not be in the store.
 
@@ -219,9 +238,27 @@ class StoreWriter:
             del arrays["digest"]
         if job.labels is not None:
             arrays["labels"] = encode_json(job.labels.select(stored).to_json())
-        card = job.card or render_card(identity.fingerprint, identity.taps, len(stored), identity.provenance)
+        identity = dataclasses.replace(identity, provenance=self._story(job, arrays["slot"]))
+        taps = taps_of(identity.taps)
+        card = job.card or render_card(identity.fingerprint, taps, len(stored), identity.provenance)
         arrays["card"] = np.frombuffer(card.encode(), np.uint8)
         finish_store(self._work, identity, job.plan.slots, job.plan.shard_rows, arrays, job.version)
+
+    def _story(self, job: Job, slot: npt.NDArray[np.int64]) -> Mapping[str, JSON]:
+        """The provenance, with the error of each packed tap over the rows that the store has."""
+        told, slots = job.identity.provenance, np.unique(slot)
+        packed = [tap for tap, spec in taps_of(job.identity.taps).items() if spec.dtype in PACKED]
+        if not packed:
+            return told
+        rows = self._work.rows(job.plan, job.identity.taps)
+        errors = np.empty(len(slots), np.float16)
+        found = {}
+        for tap in packed:
+            if copy_rows(rows, tap + ERROR, errors.itemsize, slots, errors.view(np.uint8).reshape(-1, errors.itemsize)):
+                message = f"{self._work.path}: a shard was damaged while this run went on; delete it and run again"
+                raise FormatError(message)
+            found[tap] = whole_error(errors)
+        return {**told, ROUNDING: found}
 
     def _give_name(self) -> None:
         """The one step that makes the store exist."""

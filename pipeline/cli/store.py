@@ -36,6 +36,7 @@ def info(path: str, as_json: bool) -> int:
             "bytes": found.bytes_on_disk,
             "written": found.written,
             "taps": {name: f"{tap.channels}x{tap.height}x{tap.width} {tap.dtype}" for name, tap in found.taps.items()},
+            **({"rounding_error": dict(found.rounding)} if found.rounding else {}),
             "fingerprint": dict(found.fingerprint.fields),
             "provenance": dict(found.provenance),
         },
@@ -143,20 +144,30 @@ def diff(first: str, second: str, as_json: bool) -> int:
     epilog=examples(
         "pipeline store convert features/demo.zarr features/demo.h5",
         "pipeline store convert features/full.zarr features/small.zarr --pool 4 --tap neck",
+        "pipeline store convert features/demo.zarr features/demo_int8.zarr --dtype int8",
     )
 )
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("target", type=click.Path(path_type=Path))
 @click.option("--tap", "taps", multiple=True, help="A tap to keep; repeatable. All by default.")
 @click.option("--pool", type=click.IntRange(min=1), default=1, help="How many times coarser each side becomes.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float16", "float32", "int8", "bfloat16"]),
+    help="Type to store features in; int8 takes half the bytes of float16. Images and masks stay as they are.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def convert(source: Path, target: Path, taps: tuple[str, ...], pool: int, as_json: bool) -> int:
-    """Write a store in the other format, with fewer taps, or pooled further, as if it had been extracted so."""
+def convert(source: Path, target: Path, taps: tuple[str, ...], pool: int, dtype: str | None, as_json: bool) -> int:
+    """Write a store in the other format, with fewer taps, pooled further, or in another type.
+
+    The result is the store that would have been extracted so. A change of type other than from float16 to int8 and from
+    float32 to bfloat16 is named in its fingerprint.
+    """
     from pipeline.stages import stores
 
     refuse_url(target)
     with bars() as progress:
-        report = stores.convert(source, target, progress, taps=taps, pool=pool)
+        report = stores.convert(source, target, progress, taps=taps, pool=pool, dtype=dtype)
     return show(report, as_json)
 
 

@@ -303,8 +303,8 @@ class StoreConfig(Section):
 
     path: Path
     """The store: a folder `NAME.zarr`, or a file `NAME.h5`."""
-    dtype: Literal["float16", "float32"] = "float16"
-    """Type of the stored numbers."""
+    dtype: Literal["float16", "float32", "int8", "bfloat16"] = "float16"
+    """Type of the stored numbers. int8 has a scale a row and channel and takes half the bytes of float16."""
     image_px: Annotated[int, Field(ge=16, le=4096)] | None = None
     """Keep the images there too, at this side, so that training decodes nothing; null keeps none."""
     shard_mib: Positive = 64

@@ -13,11 +13,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cache import Fingerprint
+from cache import Fingerprint, given, rounded
 from pipeline.data import Image, Reading, read_image
 from pipeline.data.resize import squared
 from pipeline.errors import DataError, RunError
 from pipeline.evaluate.metrics import one_hot, predictions
+from pipeline.mask_tap import others_of
 from pipeline.model.tasks import Task, probabilities
 from pipeline.model.uses import Seen
 from pipeline.progress import Progress, silent
@@ -154,7 +155,12 @@ def _encode(encoder: Encoder, images: list[Image], dtype: str) -> tuple[dict[str
     """Encode images into taps (B, C, h, w) rounded as a store would, and the part (B, 2) of the grid that is image."""
     prepared = [encoder.prepare(image) for image in images]
     sizes = torch.tensor([item.size for item in prepared])
-    features = encoder.encode(torch.stack([item.pixels for item in prepared]), sizes, getattr(torch, dtype))
+    found = encoder.encode(torch.stack([item.pixels for item in prepared]), sizes, getattr(torch, given(dtype)))
+    kept = others_of(found)  # masks and their scores are not rounded
+    features = {
+        tap: values if tap in kept else torch.from_numpy(rounded(values.cpu().numpy(), dtype))
+        for tap, values in found.items()
+    }
     return features, (sizes / encoder.input_px).float()
 
 

@@ -42,7 +42,7 @@ class Shard:
 
     Attributes:
         plan: Which rows it has.
-        features: Tap to (rows, C, h, w), images among them.
+        features: Tap to (rows, C, h, w), images among them; of packed taps the arrays that `cache.pack` gives.
         extents: (rows, 2) float32, the part of the grid's height and width that is image.
         bad: Reason by row, for rows that must not be stored.
     """
@@ -51,8 +51,9 @@ class Shard:
         rows = len(plan.rows)
         self.plan = plan
         self.features: dict[str, npt.NDArray[np.generic]] = {
-            tap: np.empty((rows, *spec.shape), spec.dtype) for tap, spec in taps.items()
+            name: np.empty((rows, *array.shape), array.array_dtype) for name, array in cache.arrays_of(taps).items()
         }
+        self._taps = taps
         self.extents = np.empty((rows, 2), np.float32)
         self.bad: dict[int, str] = {}
         self._finite = np.ones(rows, bool)
@@ -65,7 +66,8 @@ class Shard:
         self.extents[rows] = flight.extents
         self._finite[rows] = flight.finite.numpy()
         for tap, feature in flight.features.items():
-            self.features[tap][rows] = feature.numpy()
+            for name, values in cache.pack(tap, self._taps[tap], feature.numpy()).items():
+                self.features[name][rows] = values
 
     def keep_images(self, start: int, images: Sequence[Tensor | None]) -> None:
         """Take in the images (3, S, S) uint8 of a batch, where images are stored."""
@@ -108,7 +110,7 @@ def launch(encoder: Encoder, batch: Sequence[Prepared], start: int, size: int, d
         batch: Images that it prepared.
         start: Their first row in the shard.
         size: Images in a full batch.
-        dtype: Stored type.
+        dtype: Type of the features, to which they are rounded.
     """
     device = encoder.device
     full = [*batch, *[batch[-1]] * (size - len(batch))]
@@ -235,7 +237,7 @@ class Encoding:
         """Encode the rows of one shard, with one batch in flight while the next is launched."""
         shard = Shard(plan, self.contents.taps)
         decoded = ahead(self._decode, plan.rows, decoders, depth=2 * self.sizes.images + self.workers)
-        dtype = getattr(torch, self.contents.dtype)
+        dtype = getattr(torch, cache.given(self.contents.dtype))
         flight: Flight | None = None
         for start in range(0, len(plan.rows), self.sizes.images):
             with self.clock("wait for decode"):

@@ -33,7 +33,7 @@ class Contents:
         encoder: What the encoder answers for: weights, preprocessing, precision, taps and pool.
         shapes: (C, h, w) of each of its taps.
         reading: How files become RGB where that is a choice (see `pipeline.data.reading_rules`).
-        dtype: `"float16"` or `"float32"`, the type of the stored numbers.
+        dtype: Type of the stored numbers; see `cache.TapSpec`.
         image_px: Side of the images stored beside the features; None for none.
     """
 
@@ -59,8 +59,8 @@ class Contents:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a row, all taps together."""
-        return sum(tap.row_bytes for tap in self.taps.values())
+        """Bytes of a row, all taps together, with what lies beside packed ones."""
+        return sum(array.row_bytes for array in cache.arrays_of(self.taps).values())
 
 
 class Rows(Sequence[cache.Row]):

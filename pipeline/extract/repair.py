@@ -50,7 +50,7 @@ def repair(
         names = [row.id for row in writer.rows]
         if writer.identity is None:
             return ExtractReport(path, len(names), 0, len(names), {}, clock.seconds)
-        taps = writer.identity.taps
+        taps = cache.taps_of(writer.identity.taps)
         dtype = next((taps[tap].dtype for tap in mask_tap.features_of(taps)), "float16")
         image_px = image_tap.stored_px(taps)
         ours = Contents(encoder.fingerprint(), encoder.taps, reading, dtype, image_px)

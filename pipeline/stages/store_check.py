@@ -73,7 +73,7 @@ def _compared(config: Config, held: Any) -> Iterator[Said]:
     if wanted.name == STORED:
         return  # whatever the store holds is what was asked for
     yield "encoder.name", wanted.name, held.get("encoder")
-    yield "store.dtype", config.store.dtype, held.get("dtype")
+    yield "store.dtype", config.store.dtype, cache.coarsest(str(held.get("dtype")))
     if wanted.name != held.get("encoder"):
         return  # which says it all
     asked: Any = recipe(config).fingerprint("")

@@ -170,14 +170,26 @@ def _pooled_further(before: Any, pool: int) -> Any:
     return {tap: cells * pool for tap, cells in before.items()} if isinstance(before, Mapping) else before * pool
 
 
-def convert(source: Path, target: Path, progress: Progress, *, taps: Sequence[str] = (), pool: int = 1) -> Report:
-    """Write a store in the other format, with fewer taps or pooled further; equal to extracting it so.
+def convert(
+    source: Path,
+    target: Path,
+    progress: Progress,
+    *,
+    taps: Sequence[str] = (),
+    pool: int = 1,
+    dtype: str | None = None,
+) -> Report:
+    """Write a store in the other format, with fewer taps, pooled further or in another type.
+
+    The result is equal to extracting it so, also as int8 from float16 and as bfloat16 from float32. Any other change of
+    the type is named in its fingerprint: the numbers of a store of `float16 of int8` are those of the int8 store.
 
     Args:
         source: The store.
         target: The store to write; its suffix chooses the format.
         taps: The taps to keep; none for all.
         pool: How many times coarser each side of the grid becomes.
+        dtype: Type to store features in; None for the one that they have.
         progress: Called after each shard.
 
     Raises:
@@ -196,20 +208,36 @@ def convert(source: Path, target: Path, progress: Progress, *, taps: Sequence[st
         if any(side % pool for side in sides):
             message = f"a pool of {pool} does not divide the grid of {source} ({sorted(sides)} cells a side)"
             raise ConfigError(message)
+        if pool != 1 and "of" in str(fields.get("dtype")).split():
+            message = (
+                f"the features of {source} were rounded to {cache.coarsest(fields['dtype'])} already, and their "
+                f"averages are not those of an encoder with a coarser pool: pool the store that it was made from"
+            )
+            raise ConfigError(message)
     if "pool" in fields:
         fields["pool"] = _pooled_further(fields["pool"], pool)
+    if dtype is not None and features and "dtype" in fields:
+        fields["dtype"] = cache.relabelled(str(fields["dtype"]), dtype)
     there = target.exists()  # only an equal store is left as it is; anything else is refused
     done = cache.convert_store(
         source,
         target,
         taps=kept,
         pool=dict.fromkeys(features, pool),
+        dtype=None if dtype is None else dict.fromkeys(features, dtype),
         fingerprint=cache.Fingerprint(fields),
         progress=progress,
     )
     with done:
         written = "no, it was there already" if there else "yes"
-        return {"store": str(target), "rows": len(done), "taps": list(done.taps), "written": written}
+        rounding = cache.info(target).rounding
+        return {
+            "store": str(target),
+            "rows": len(done),
+            "taps": list(done.taps),
+            "written": written,
+            **({"rounding_error": dict(rounding)} if rounding else {}),
+        }
 
 
 def _fields_of(store: cache.Store, kept: Sequence[str]) -> dict[str, Any]:

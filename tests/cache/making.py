@@ -32,7 +32,7 @@ def feature(number: int, taps: Mapping[str, cache.TapSpec] = TAPS) -> dict[str, 
     def draw(tap: cache.TapSpec) -> np.ndarray[Any, Any]:
         if tap.dtype == "uint8":
             return random.integers(0, 256, tap.shape, np.uint8)
-        return random.standard_normal(tap.shape).astype(tap.dtype)
+        return random.standard_normal(tap.shape).astype(tap.numbers)
 
     return {name: draw(tap) for name, tap in taps.items()}
 
@@ -82,7 +82,7 @@ def assert_holds(store: cache.Store, wanted: Sequence[cache.Row], taps: Mapping[
     read = store.read(range(len(wanted)))
     for i, number in enumerate(numbers):
         for name, value in feature(number, taps).items():
-            assert read[name][i].tobytes() == value.tobytes()
+            assert read[name][i].tobytes() == cache.rounded(value[None], taps[name].dtype).tobytes()
 
 
 def files(path: Path) -> dict[str, bytes]:

@@ -118,7 +118,7 @@ def test_more_than_a_store_has(path: Path) -> None:
     sign(path)
     found = "\n".join(map(str, cache.verify(path)))
     assert "HDF5's group '/' does not hold exactly the arrays of the store" in found
-    assert "HDF5's index/slot takes bytes from elsewhere, or has a fill value or attributes" in found
+    assert "HDF5's index/slot has attributes that no store has" in found
     assert "the attributes at HDF5's root are not the description" in found
 
 

@@ -39,9 +39,9 @@ def test_plain_libraries_read_images(suffix: str, tmp_path: Path) -> None:
 def test_a_version_from_the_future_is_refused_with_what_to_do(tmp_path: Path) -> None:
     path = build(tmp_path / "store.zarr", WANTED)[0].path
     root = json.loads((path / "zarr.json").read_text())
-    root["attributes"]["feature_store"]["format_version"] = 4
+    root["attributes"]["feature_store"]["format_version"] = 5
     (path / "zarr.json").write_text(json.dumps(root))
-    with pytest.raises(cache.FormatError, match="has format version 4, this software reads 1 to 3: update it"):
+    with pytest.raises(cache.FormatError, match="has format version 5, this software reads 1 to 4: update it"):
         cache.open_store(path)
 
 

@@ -32,6 +32,7 @@ from pipeline.overlap import ahead
 from pipeline.progress import Progress, silent
 from pipeline.train.feeding.in_memory import Held, Holdings, free_host_bytes
 from pipeline.train.feeding.matching import NOWHERE, match_rows
+from pipeline.train.feeding.packed import arrays_read, as_numpy, unpacked
 
 Place = Literal["auto", "device", "host", "stream"]
 _TRIED = 1000  # missing samples whose images are read to say why they are missing
@@ -46,7 +47,7 @@ class Batch:
     Attributes:
         positions: (B,) int64 on the CPU, places of the samples in the feed.
         images: (B, 3, S, S) uint8; None where none are fed.
-        features: Tap to (B, C, h, w) in the stored dtype.
+        features: Tap to (B, C, h, w), of the type of the store's numbers (`cache.TapSpec.numbers`).
         extents: (B, 2) float32, the part of the features' grid that is image; None where all of it is.
         labels: (B,) or (B, K) int64.
     """
@@ -173,7 +174,7 @@ class Feed:
         for positions in order:
             at = self._held_at[positions.to(self._target, non_blocking=True)]
             images = None if self._images is None else self._images[at]
-            yield self._batch(positions, images, {tap: self._features[tap][at] for tap in self._taps})
+            yield self._batch(positions, images, {name: values[at] for name, values in self._features.items()})
 
     def _streamed(self, order: Sequence[Tensor]) -> Iterator[Batch]:
         largest = max((len(positions) for positions in order), default=0)
@@ -192,10 +193,11 @@ class Feed:
 
     def _batch(self, positions: Tensor, images: Tensor | None, features: Mapping[str, Tensor]) -> Batch:
         at = positions.to(self.device, non_blocking=True)  # waiting for a copy would be waiting for the step before
+        there = {name: values.to(self.device, non_blocking=True) for name, values in features.items()}
         return Batch(
             positions=positions,
             images=None if images is None else images.to(self.device, non_blocking=True),
-            features={tap: feature.to(self.device, non_blocking=True) for tap, feature in features.items()},
+            features={} if self._store is None else unpacked(self._store, self._taps, there),
             extents=None if self._extents is None else self._extents[at],
             labels=self._label_tensor[at],
         )
@@ -221,15 +223,15 @@ class Feed:
         return self._digests[position].tobytes() if self._digests[position].any() else None
 
     def read_features(self, positions: npt.NDArray[np.int64], out: Mapping[str, npt.NDArray[np.generic]]) -> None:
-        """Read what is stored of samples into `out`: tap to (B, C, h, w)."""
+        """Read what is stored of samples into `out`: name of the array to (B, C, h, w)."""
         if self._store is not None:
             self._store.read(self.rows[positions], taps=tuple(out), out=out)
 
     def shapes(self) -> dict[str, tuple[tuple[int, int, int], torch.dtype]]:
-        """Give shape (C, h, w) and dtype of each tap."""
+        """Give shape (C, h, w) and dtype of each array that is read: the taps, and the scales of those of type int8."""
         if self._store is None:
             return {}
-        specs = {tap: self._store.taps[tap] for tap in self._taps}
+        specs = {name: self._store.arrays[name] for name in arrays_read(self._store, self._taps)}
         return {tap: ((s.channels, s.height, s.width), getattr(torch, s.dtype)) for tap, s in specs.items()}
 
     def _match(self, allow_missing: bool, progress: Progress) -> tuple[list[int], npt.NDArray[np.int64]]:
@@ -316,7 +318,9 @@ class Feed:
         if self._image_px is not None:
             held.append(self._holdings.images(self._dataset, self.split, self._image_px, target))
         if self._store is not None:
-            held += [self._holdings.features(self._dataset, self.split, self._store, tap, target) for tap in self._taps]
+            held += [
+                self._holdings.features(self._dataset, self.split, self._store, name, target) for name in self.shapes()
+            ]
         return sum(len(one.lacking(self._at)) * one.row_bytes for one in held)
 
     def _describe(self) -> str:
@@ -376,7 +380,7 @@ class Feed:
             held.put(self._at[positions], read, (digests[row].tobytes() for row in rows))
 
     def _hold_features(self, chunk: int = 256) -> dict[str, Tensor]:
-        """Read the features that are not held yet; returns all that are held, by tap."""
+        """Read the features that are not held yet; returns all that are held, by name of the array."""
         features = {}
         for tap, (shape, dtype) in self.shapes().items():
             assert self._store is not None
@@ -385,7 +389,7 @@ class Feed:
             for start in range(0, len(lacking), chunk):
                 positions = lacking[start : start + chunk]
                 read = torch.empty((len(positions), *shape), dtype=dtype)
-                self._store.read(self.rows[positions], taps=(tap,), out={tap: read.numpy()})
+                self._store.read(self.rows[positions], taps=(tap,), out={tap: as_numpy(read)})
                 held.put(self._at[positions], read)
             features[tap] = held.values
         return features
@@ -441,7 +445,7 @@ class _Buffers:
             stored[IMAGE] = images
         elif images is not None:
             decoded = decoders.map(self._feed.decode, positions.tolist())
-        self._feed.read_features(positions.numpy(), {tap: part[:count].numpy() for tap, part in stored.items()})
+        self._feed.read_features(positions.numpy(), {name: as_numpy(part[:count]) for name, part in stored.items()})
         for place, image in enumerate(decoded):
             assert images is not None
             images[place] = image

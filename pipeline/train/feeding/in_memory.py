@@ -83,8 +83,8 @@ class Holdings:
         return self._get(key, dataset, lambda: Held(rows, shape, torch.uint8, device))
 
     def features(self, dataset: Dataset, split: Split, store: Store, tap: str, device: torch.device) -> Held:
-        """Features of a split at a tap: (samples of the split, C, h, w), channels together as SLCA reads them."""
-        spec, rows = store.taps[tap], len(dataset.indices(split))
+        """An array of the store for a split: (samples of the split, C, h, w), channels together as SLCA reads them."""
+        spec, rows = store.arrays[tap], len(dataset.indices(split))
         shape, dtype = (spec.channels, spec.height, spec.width), getattr(torch, spec.dtype)
         key = (id(dataset), split, id(store), tap, device)
         return self._get(key, (dataset, store), lambda: Held(rows, shape, dtype, device, channels_last=True))

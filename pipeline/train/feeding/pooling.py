@@ -35,7 +35,7 @@ def pool_rows(store: Store, rows: npt.NDArray[np.int64], taps: Sequence[str], *,
     extents = torch.from_numpy(np.asarray(store.extents)[rows])
     whole = bool((extents == 1).all())
     row_bytes = sum(
-        spec.channels * spec.height * spec.width * np.dtype(spec.dtype).itemsize
+        spec.channels * spec.height * spec.width * np.dtype(spec.numbers).itemsize
         for spec in (store.taps[tap] for tap in taps)
     )
     at_once = max(1, _AT_ONCE_BYTES // row_bytes)

@@ -16,11 +16,19 @@ _ALL_TAPS = {
     "neck@hflip": cache.TapSpec(4, 3, 3, "float16"),
     "image": cache.TapSpec(3, 5, 5, "uint8"),
 }
+_PACKED_TAPS = {
+    **_ALL_TAPS,
+    "whole": cache.TapSpec(4, 3, 3, "int8"),
+    "brain": cache.TapSpec(2, 2, 3, "bfloat16"),
+}
 TAPS = {  # by version of the format
     1: _FIRST_TAPS,
     2: _ALL_TAPS,
     3: _ALL_TAPS,
+    4: _PACKED_TAPS,
 }
+WRITTEN = (3, 4)
+"""Versions that are written today, the newer one where a tap calls for it."""
 HERE = Path(__file__).parent
 FIRST = rows(range(7))
 WANTED = [*rows(range(1, 6)), row(3, "the pixels of image 3.png"), *rows([20, 21])]
@@ -31,10 +39,9 @@ LABELS = cache.Labels(("round", "lobed"), (0, 1, 0, 1, 0, 0, 1, 1), ("train",) *
 
 
 def main(folder: Path = HERE) -> None:
-    """Write both formats into a folder, in the newest version."""
-    version = cache.FORMAT_VERSION
-    taps = TAPS[version]
-    for suffix in ("zarr", "h5"):
+    """Write both formats into a folder, in every version that is written today."""
+    for version, suffix in ((version, suffix) for version in WRITTEN for suffix in ("zarr", "h5")):
+        taps = TAPS[version]
         path = folder / f"version-{version}.{suffix}"
         for wanted, labels in ((FIRST, None), (WANTED, LABELS)):
             with begin(

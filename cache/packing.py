@@ -1,0 +1,218 @@
+"""Features in fewer bytes: int8 with a scale for each row and channel, bfloat16 as its bits; and back, at memory speed.
+
+A packed tap is made from features of `TapSpec.numbers`. Beside it lie, each as an array of its own, the scales
+(`TAP.scale`, int8 only) and how far each row is from what it was made from (`TAP.error`).
+
+int8: scale = float32(max |x| of the channel) / 127, and x is stored as x / scale rounded to the nearest whole number,
+half to even; a channel of zeros has the scale 0. A number is read as float32(int8) * scale, and as float16 that rounded
+once more. A channel with a number that is not finite has the scale NaN, and is NaN throughout when it is read. All of
+this is float32 arithmetic with one rounding a step, so numpy and torch, on whichever device, get the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cache.description import ERROR, PACKED, SCALE, TapSpec
+from cache.errors import StoreError
+
+Array = npt.NDArray[Any]
+
+_LEVELS = np.float32(127)
+_AT_ONCE = 1 << 16
+"""Numbers that are worked on at a time: with what is kept of each meanwhile, what a processor's cache holds."""
+
+_HALF_BIAS = np.float32(2.0**-112)
+"""What brings a float32 that is none of float16's subnormals to the exponent that float16 has for it."""
+_LEAST_NORMAL = np.float32(2.0**-14)
+_OF = " of "
+_COARSE = ("int8", "bfloat16", "float16", "float32")
+
+
+def pack(name: str, tap: TapSpec, values: Array) -> dict[str, Array]:
+    """The arrays that a store keeps of a tap's features.
+
+    Args:
+        name: Of the tap.
+        tap: Its shape and type.
+        values: (n, C, h, w) of the type `tap.numbers`.
+
+    Returns:
+        By name of the array, (n, ...) of its type; the features themselves where the tap is not packed.
+    """
+    if tap.dtype not in PACKED:
+        return {name: values}
+    shape = (len(values), *tap.shape)
+    packed = {name: np.empty(shape, tap.array_dtype), name + ERROR: np.empty((len(values), 1, 1, 1), np.float16)}
+    if tap.dtype == "int8":
+        packed[name + SCALE] = np.empty((len(values), tap.channels, 1, 1), np.float32)
+    read = np.empty(tap.shape, tap.numbers)
+    with np.errstate(all="ignore"):  # numbers that are not finite are kept so
+        for i, row in enumerate(values):
+            if tap.dtype == "int8":
+                _quantise(row, packed[name][i], packed[name + SCALE][i])
+                scale_up(packed[name][i], packed[name + SCALE][i], read)
+            else:
+                packed[name][i] = _bits(row)
+                widen(packed[name][i], read)
+            packed[name + ERROR][i] = _error(row, read)
+    return packed
+
+
+def packed_all(arrays: Mapping[str, TapSpec], features: Mapping[str, Array]) -> dict[str, Array]:
+    """What a store keeps of features by tap; those of a packed tap that are stored numbers already stay as they are.
+
+    Raises:
+        StoreError: The features of a packed tap have another shape or type than it is made from.
+    """
+    found: dict[str, Array] = {}
+    for name, values in features.items():
+        tap = arrays.get(name)
+        if tap is None or tap.dtype not in PACKED or values.dtype == tap.array_dtype:
+            found[name] = values
+            continue
+        if values.shape[1:] != tap.shape or values.dtype != tap.numbers:
+            message = (
+                f"tap {name!r}: got a {values.dtype} array of shape {values.shape}; expected {tap.numbers} of shape "
+                f"(n, {', '.join(map(str, tap.shape))}), of which {tap.dtype} is made"
+            )
+            raise StoreError(message)
+        found |= pack(name, tap, values)
+    return found
+
+
+def _quantise(row: Array, whole: Array, scale: Array) -> None:
+    """Fill `whole` (C, h, w) int8 and `scale` (C, 1, 1) float32 from a row (C, h, w)."""
+    wide = row.astype(np.float32)
+    np.divide(np.abs(wide).max((1, 2), keepdims=True), _LEVELS, out=scale)
+    scale[~np.isfinite(scale)] = np.nan
+    np.divide(wide, scale, out=wide, where=scale > 0)
+    np.clip(np.rint(wide, out=wide), -_LEVELS, _LEVELS, out=wide)
+    wide[~(scale > 0)[:, 0, 0]] = 0  # nothing, or nothing that can be told
+    whole[...] = wide
+
+
+def _bits(row: Array) -> Array:
+    """The upper half of the float32 numbers, rounded half to even; what is no number stays none."""
+    found = np.ascontiguousarray(row).view(np.uint32)
+    rounded = (found + (((found >> 16) & 1) + np.uint32(0x7FFF))) >> 16
+    return np.where(np.isnan(row), np.uint32(0x7FC0), rounded).astype(np.uint16)
+
+
+def _error(row: Array, read: Array) -> float:
+    """Root mean square difference over the standard deviation of the row, 0 where that is 0.
+
+    It is kept as float16, so that the order of a sum does not show.
+    """
+    wide = row.astype(np.float64)
+    spread = float(wide.std())
+    wide -= read
+    away = math.sqrt(float(np.square(wide, out=wide).mean()))
+    return away / spread if spread else 0.0
+
+
+def scale_up(whole: Array, scale: Array, out: Array) -> None:
+    """Multiply int8 numbers by the scales of their channels.
+
+    Args:
+        whole: (..., C, h, w) int8, contiguous.
+        scale: (..., C, 1, 1) float32.
+        out: (..., C, h, w) float32 or float16, contiguous; filled.
+    """
+    cells = whole.shape[-1] * whole.shape[-2]
+    numbers, of, target = whole.reshape(-1, cells), scale.reshape(-1, 1), out.reshape(-1, cells)
+    with np.errstate(invalid="ignore", over="ignore"):
+        if out.dtype == np.float32:
+            np.multiply(numbers, of, out=target)
+        elif not ((of >= _LEAST_NORMAL) | (of == 0)).all():
+            target[...] = numbers * of
+        else:
+            _to_half(numbers, of * _HALF_BIAS, target.view(np.uint16))
+
+
+def _to_half(numbers: Array, scale: Array, out: Array) -> None:
+    """Bits of float16 from int8 numbers (m, k) and their biased scales (m, 1), none of whose products is subnormal.
+
+    numpy's own float16 is made number by number, five times as slowly. A product has the exponent of float16 already,
+    so that its bits, rounded half to even, only need to be moved; the sign is added last.
+    """
+    step = max(1, _AT_ONCE // numbers.shape[1])
+    wide = np.empty((min(step, len(numbers)), numbers.shape[1]), np.float32)
+    last, sign = np.empty(wide.shape, np.uint32), np.empty(wide.shape, np.uint16)
+    for first in range(0, len(numbers), step):
+        part, half = numbers[first : first + step], out[first : first + step]
+        product, odd, minus = wide[: len(part)], last[: len(part)], sign[: len(part)]
+        np.multiply(part, scale[first : first + step], out=product)
+        bits = product.view(np.uint32)
+        np.right_shift(bits, 13, out=odd)
+        np.bitwise_and(odd, 1, out=odd)
+        np.add(odd, 0xFFF, out=odd)
+        np.add(bits, odd, out=bits)
+        np.right_shift(bits, 13, out=bits)
+        np.copyto(half, bits, casting="unsafe")
+        np.copyto(minus, np.bitwise_and(part.view(np.uint8), 0x80))
+        np.left_shift(minus, 8, out=minus)
+        np.bitwise_or(half, minus, out=half)
+
+
+def widen(bits: Array, out: Array) -> None:
+    """Make float32 numbers of the bits of bfloat16, uint16 of the same shape; exact."""
+    wide = out.view(np.uint32)
+    np.copyto(wide, bits)
+    np.left_shift(wide, 16, out=wide)
+
+
+def unpack(tap: TapSpec, stored: Array, scale: Array | None, out: Array) -> None:
+    """Fill `out` (n, C, h, w) with the numbers of stored rows of a packed tap; see `scale_up` and `widen`."""
+    if scale is not None:
+        scale_up(stored, scale, out)
+    else:
+        widen(stored, out)
+
+
+def rounded(values: Array, dtype: str) -> Array:
+    """Features as they are read from a store of this type, for features that lie in none.
+
+    Args:
+        values: (n, C, h, w), of the type that `given` tells.
+        dtype: What a fingerprint says of the type; see `relabelled`.
+    """
+    for step in reversed(dtype.split(_OF)):
+        tap = TapSpec(values.shape[1], values.shape[2], values.shape[3], step)
+        values = values.astype(tap.numbers, copy=False)
+        if step in PACKED:
+            arrays = pack("tap", tap, values)
+            values = np.empty(values.shape, tap.numbers)
+            unpack(tap, arrays["tap"], arrays.get("tap" + SCALE), values)
+    return values
+
+
+def given(dtype: str) -> str:
+    """Type of the features that a store was made from, as an encoder gives them, by what its fingerprint says."""
+    first = dtype.split(_OF)[-1]
+    return PACKED.get(first, first)
+
+
+def relabelled(before: str, dtype: str) -> str:
+    """What a fingerprint says of the type after a conversion: `float16 of int8` is what an int8 store gave as float16.
+
+    A type that is made from just the features that are stored is the plain one: an int8 store made from a float16 store
+    is the store that was extracted as int8.
+    """
+    return dtype if before == dtype or PACKED.get(dtype) == before else f"{dtype}{_OF}{before}"
+
+
+def coarsest(dtype: str) -> str:
+    """The type whose rounding the features show, by what a fingerprint says: those of `float16 of int8` are int8's."""
+    return min(dtype.split(_OF), key=lambda step: _COARSE.index(step) if step in _COARSE else len(_COARSE))
+
+
+def whole_error(errors: Array) -> float:
+    """Root mean square of the finite errors of rows, to three digits; an exact sum does not depend on their order."""
+    squares = errors[np.isfinite(errors)].astype(np.float64) ** 2
+    return float(f"{math.sqrt(math.fsum(squares.tolist()) / max(1, len(squares))):.3g}")

@@ -1,0 +1,42 @@
+"""Packed features on the device: they travel and wait as they are stored, and become numbers there, batch by batch.
+
+A product of float32, rounded to float16, is one rounding a step, so every device gets the bits that `Store.read` gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from cache import SCALE, Store
+
+
+def arrays_read(store: Store, taps: Sequence[str]) -> tuple[str, ...]:
+    """Names of the arrays that the numbers of taps are made of."""
+    return tuple(name for tap in taps for name in (tap, tap + SCALE) if name == tap or store.taps[tap].dtype == "int8")
+
+
+def unpacked(store: Store, taps: Sequence[str], arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Numbers of taps (B, C, h, w), of the type `TapSpec.numbers`, on the device of the arrays.
+
+    Args:
+        store: Where they come from.
+        taps: Their names.
+        arrays: Stored rows by name, scales (B, C, 1, 1) among them.
+    """
+    found = {}
+    for tap in taps:
+        spec, values = store.taps[tap], arrays[tap]
+        if spec.dtype == "int8":
+            values = values * arrays[tap + SCALE]
+        found[tap] = values.to(getattr(torch, spec.numbers))
+    return found
+
+
+def as_numpy(tensor: Tensor) -> npt.NDArray[Any]:
+    """The memory of a tensor as a store fills it: bfloat16, which numpy does not know, as its bits."""
+    return tensor.view(torch.uint16).numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
