@@ -229,9 +229,7 @@ def check_taps(taps: Mapping[str, TapSpec], version: int = FORMAT_VERSION) -> No
             message = f"tap {name!r} of type {tap.dtype!r} is none of format version 1"
             raise UntrustedStoreError(message)
         if tap.dtype in PACKED and (version < 4 or not _beside(name, tap).items() <= taps.items()):
-            message = (
-                f"tap {name!r} of type {tap.dtype!r}: version {version} has none, or an array beside it is missing"
-            )
+            message = f"tap {name!r} of type {tap.dtype!r}: none of version {version}, or an array beside it is missing"
             raise UntrustedStoreError(message)
         if tap.dtype not in DTYPES:
             message = f"tap {name!r} has type {tap.dtype!r}; stores hold {', '.join(DTYPES)}"

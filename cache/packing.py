@@ -51,16 +51,17 @@ def pack(name: str, tap: TapSpec, values: Array) -> dict[str, Array]:
     packed = {name: np.empty(shape, tap.array_dtype), name + ERROR: np.empty((len(values), 1, 1, 1), np.float16)}
     if tap.dtype == "int8":
         packed[name + SCALE] = np.empty((len(values), tap.channels, 1, 1), np.float32)
-    read = np.empty(tap.shape, tap.numbers)
+    read = np.empty(tap.shape, np.float32)
     with np.errstate(all="ignore"):  # numbers that are not finite are kept so
         for i, row in enumerate(values):
+            wide = row.astype(np.float32)
             if tap.dtype == "int8":
-                _quantise(row, packed[name][i], packed[name + SCALE][i])
+                _quantise(wide, packed[name][i], packed[name + SCALE][i], read)
                 scale_up(packed[name][i], packed[name + SCALE][i], read)
             else:
-                packed[name][i] = _bits(row)
+                packed[name][i] = _bits(wide)
                 widen(packed[name][i], read)
-            packed[name + ERROR][i] = _error(row, read)
+            packed[name + ERROR][i] = _error(wide, read)
     return packed
 
 
@@ -86,15 +87,14 @@ def packed_all(arrays: Mapping[str, TapSpec], features: Mapping[str, Array]) -> 
     return found
 
 
-def _quantise(row: Array, whole: Array, scale: Array) -> None:
-    """Fill `whole` (C, h, w) int8 and `scale` (C, 1, 1) float32 from a row (C, h, w)."""
-    wide = row.astype(np.float32)
-    np.divide(np.abs(wide).max((1, 2), keepdims=True), _LEVELS, out=scale)
+def _quantise(row: Array, whole: Array, scale: Array, work: Array) -> None:
+    """Fill `whole` (C, h, w) int8 and `scale` (C, 1, 1) float32 from a row (C, h, w) float32; `work` is overwritten."""
+    np.divide(np.abs(row, out=work).max((1, 2), keepdims=True), _LEVELS, out=scale)
     scale[~np.isfinite(scale)] = np.nan
-    np.divide(wide, scale, out=wide, where=scale > 0)
-    np.clip(np.rint(wide, out=wide), -_LEVELS, _LEVELS, out=wide)
-    wide[~(scale > 0)[:, 0, 0]] = 0  # nothing, or nothing that can be told
-    whole[...] = wide
+    np.divide(row, scale, out=work)
+    np.clip(np.rint(work, out=work), -_LEVELS, _LEVELS, out=work)
+    work[~(scale > 0)[:, 0, 0]] = 0  # nothing, or nothing that can be told
+    np.copyto(whole, work, casting="unsafe")
 
 
 def _bits(row: Array) -> Array:
@@ -105,15 +105,16 @@ def _bits(row: Array) -> Array:
 
 
 def _error(row: Array, read: Array) -> float:
-    """Root mean square difference over the standard deviation of the row, 0 where that is 0.
+    """Root mean square difference over the standard deviation of the row, 0 where that is 0 or next to it.
 
-    It is kept as float16, so that the order of a sum does not show.
+    Sums are of float64 and it is kept as float16, so that their order does not show. `read` is overwritten.
     """
-    wide = row.astype(np.float64)
-    spread = float(wide.std())
-    wide -= read
-    away = math.sqrt(float(np.square(wide, out=wide).mean()))
-    return away / spread if spread else 0.0
+    mean = float(row.mean(dtype=np.float64))
+    np.subtract(row, read, out=read)
+    away = float(np.square(read, out=read).mean(dtype=np.float64))
+    spread = float(np.square(row, out=read).mean(dtype=np.float64)) - mean**2
+    constant = spread <= 1e-12 * mean**2  # but for the last bits of the sums
+    return 0.0 if constant else math.sqrt(away / spread)
 
 
 def scale_up(whole: Array, scale: Array, out: Array) -> None:

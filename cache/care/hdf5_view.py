@@ -101,7 +101,7 @@ def _array_differences(
     """Type and shape, and that the bytes are the file's own."""
     if found.shape != shape or found.maxshape != shape or found.dtype != np.dtype(dtype).newbyteorder("<"):
         yield f"HDF5's {name} has the type {found.dtype} and the shape {found.shape}"
-    held = {key: bytes(value) for key, value in found.attrs.items()}
+    held = {key: value if isinstance(value, bytes) else None for key, value in found.attrs.items()}
     if held != {key: value.encode() for key, value in (attributes or {}).items()}:
         yield f"HDF5's {name} has attributes that no store has"
     if found.is_virtual or found.external or found.fillvalue != 0:

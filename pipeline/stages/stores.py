@@ -204,6 +204,7 @@ def convert(
             raise ConfigError(message)
         fields = _fields_of(store, kept)
         features = [tap for tap in mask_tap.features_of(store.taps) if tap in kept]
+        stored_as = store.taps[features[0]].dtype if features else ""
         sides = {side for tap in features for side in store.taps[tap].shape[1:]}
         if any(side % pool for side in sides):
             message = f"a pool of {pool} does not divide the grid of {source} ({sorted(sides)} cells a side)"
@@ -216,8 +217,8 @@ def convert(
             raise ConfigError(message)
     if "pool" in fields:
         fields["pool"] = _pooled_further(fields["pool"], pool)
-    if dtype is not None and features and "dtype" in fields:
-        fields["dtype"] = cache.relabelled(str(fields["dtype"]), dtype)
+    if dtype is not None and features:
+        fields["dtype"] = cache.relabelled(str(fields.get("dtype", stored_as)), dtype)
     there = target.exists()  # only an equal store is left as it is; anything else is refused
     done = cache.convert_store(
         source,

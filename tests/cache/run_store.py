@@ -7,7 +7,7 @@ import os
 import resource
 import signal
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -97,6 +97,19 @@ def make(path: Path, numbers: Sequence[int], seconds: float, log: Path, join: bo
         if isinstance(writer, cache.StoreWriter):
             writer.commit()
             writer.close()
+
+
+def make_taps(path: Path, numbers: Sequence[int], taps: Mapping[str, cache.TapSpec], log: Path) -> None:
+    """Make a store of other taps, a line in `log` for every shard that is about to be written."""
+    unsynced()
+    wanted = [row(number) for number in numbers]
+    with begin(path, wanted, taps=taps) as writer:
+        for plan in writer.pending:
+            with log.open("a") as file:
+                file.write("shard\n")
+            time.sleep(0.02)
+            write(writer, plan, wanted, taps)
+        writer.commit()
 
 
 def make_in_steps(path: Path, numbers: Sequence[int], seconds: float, tell: Connection) -> None:

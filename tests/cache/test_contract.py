@@ -134,7 +134,7 @@ def test_an_unfit_buffer_is_refused(path: Path, kind: str) -> None:
     good = np.zeros(shape, np.float16)
     bad = {
         "shape": {"neck": np.zeros((3, *shape[1:]), np.float16)},
-        "type": {"neck": np.zeros(shape, np.float32)},
+        "type": {"neck": np.zeros(shape, np.float64)},
         "strided": {"neck": np.zeros((4, *shape[1:]), np.float16)[::2]},
         "read-only": {"neck": np.frombuffer(good.tobytes(), np.float16).reshape(shape)},
         "missing": {"block:31": good},

@@ -23,7 +23,7 @@ def version_of(path: Path) -> int:
 def test_there_is_one_of_each_format_for_each_version() -> None:
     expected = {f"version-{n}.{suffix}" for n in VERSIONS for suffix in FORMATS}
     assert {path.name for path in STORES} == expected
-    assert sum(map(len, (content for path in STORES for content in files(path).values()))) < 350_000
+    assert sum(map(len, (content for path in STORES for content in files(path).values()))) < 500_000
 
 
 @pytest.mark.parametrize("path", STORES, ids=lambda path: path.name)
@@ -33,7 +33,7 @@ def test_a_golden_store_reads_as_it_was_written(path: Path) -> None:
     assert cache.info(path).format_version == version_of(path)
     assert store.set_aside == {"image-21.png": "the feature is not finite"}
     assert store.labels == make_golden.LABELS.select(range(7))
-    rounding = {"whole": 0.00423, "brain": 0.00149} if version_of(path) > 3 else {}
+    rounding = {"whole": 0.00421, "brain": 0.00149} if version_of(path) > 3 else {}
     assert store.provenance == make_golden.STORY | ({"rounding_error": rounding} if rounding else {})
     assert cache.info(path).rounding == rounding
     assert cache.verify(path) == ()
