@@ -29,7 +29,7 @@ from cache.care.info import StoreInfo, info
 from cache.care.inspect import Inspection, TapReport, Twins, inspect_store
 from cache.care.repair import repair_store
 from cache.care.verify import Damage, verify
-from cache.description import FORMAT_VERSION, SCALE, TapSpec, arrays_of, taps_of
+from cache.description import FORMAT_VERSION, SCALE, TapSpec, arrays_of, taps_of, type_for
 from cache.errors import (
     DamagedRowError,
     Difference,
@@ -107,6 +107,7 @@ __all__ = [
     "repair_store",
     "rounded",
     "taps_of",
+    "type_for",
     "verify",
     "what_strangers_read",
 ]

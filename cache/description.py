@@ -43,6 +43,7 @@ _RESERVED = {"index", "zarr.json", "readme.md"}
 _MAX_ROWS = 10**9
 _MAX_SHARD_ROWS = 2**20
 _MAX_ROW_BYTES = 2**34
+_FEW_CELLS = 4  # of a channel, for which four bytes of scale and one a cell are not less than two a cell
 _MAX_TAPS = 64
 _MAX_ARRAYS = 128  # with those beside packed taps: HDF5 keeps the description in less than 64 KiB
 TEXTS = ("ids", "set_aside", "card", "labels")
@@ -95,6 +96,12 @@ class TapSpec:
     def holds_features(self) -> bool:
         """Whether rows are numbers that may be averaged over cells: neither images nor numbers of regions."""
         return self.dtype != "uint8"
+
+
+def type_for(shape: tuple[int, int, int], dtype: str) -> str:
+    """Type that features (C, h, w) are stored in where `dtype` is asked for: no int8 where scales would cost more."""
+    few = dtype == "int8" and shape[1] * shape[2] <= _FEW_CELLS
+    return PACKED[dtype] if few else dtype
 
 
 def _beside(name: str, tap: TapSpec) -> dict[str, TapSpec]:

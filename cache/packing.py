@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cache.description import ERROR, PACKED, SCALE, TapSpec
+from cache.description import ERROR, PACKED, SCALE, TapSpec, type_for
 from cache.errors import StoreError
 
 Array = npt.NDArray[Any]
@@ -184,9 +184,10 @@ def rounded(values: Array, dtype: str) -> Array:
         dtype: What a fingerprint says of the type; see `relabelled`.
     """
     for step in reversed(dtype.split(_OF)):
-        tap = TapSpec(values.shape[1], values.shape[2], values.shape[3], step)
+        shape = values.shape[1], values.shape[2], values.shape[3]
+        tap = TapSpec(*shape, type_for(shape, step))
         values = values.astype(tap.numbers, copy=False)
-        if step in PACKED:
+        if tap.dtype in PACKED:
             arrays = pack("tap", tap, values)
             values = np.empty(values.shape, tap.numbers)
             unpack(tap, arrays["tap"], arrays.get("tap" + SCALE), values)

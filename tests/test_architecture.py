@@ -46,7 +46,7 @@ CACHE_ROOMS = {
     "care": ("writing",),
     "sharing": ("care",),
 }
-CACHE_BESIDE = {"__init__", "errors", "fingerprint", "description", "index", "labels", "durable", "progress"}
+CACHE_BESIDE = {"__init__", "errors", "fingerprint", "description", "index", "labels", "durable", "packing", "progress"}
 ONLY_IN = {
     "zarr": ("cache/",),
     "h5py": ("cache/",),

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cache.description import PACKED, TapSpec, arrays_of
+from cache.description import PACKED, TapSpec, arrays_of, type_for
 from cache.durable import write_file
 from cache.errors import StoreError
 from cache.fingerprint import JSON, Fingerprint
@@ -52,8 +52,8 @@ def convert_store(
             are those of an extraction with the coarser pool, bit for bit, where no prime factor of this one is smaller
             than one of the source's own pool: see `pool_steps`. Images and maps of regions (taps of type uint8) stay
             as they are, and so do those that a mapping does not name.
-        dtype: Type to store features in, or that of each tap that is named; None for their own. Whether the result is
-            the store that an encoder would have filled is told by `cache.relabelled`.
+        dtype: Type to store features in (see `cache.type_for`), or that of each tap that is named; None for their own.
+            Whether the result is the store that an encoder would have filled is told by `cache.relabelled`.
         fingerprint: What the result is to be taken for. Needed where taps, pool or type change, because only the caller
             knows how the encoder would have named that; else the source's.
         pseudonym: Gives the id to use instead of an id. Then the digests of the source pixels, the samples set aside
@@ -147,8 +147,8 @@ def _converted_spec(store: Store, name: str, pool: int, dtype: str | None) -> Ta
             f"encoder with a coarser pool; pool the store that they were made from, or extract with the pool"
         )
         raise StoreError(message)
-    dtype = dtype if dtype is not None and tap.holds_features else tap.dtype
-    return TapSpec(tap.channels, tap.height // pool, tap.width // pool, dtype)
+    shape = tap.channels, tap.height // pool, tap.width // pool
+    return TapSpec(*shape, type_for(shape, dtype) if dtype is not None and tap.holds_features else tap.dtype)
 
 
 def _converted(store: Store, rows: Sequence[int], name: str, spec: TapSpec, pool: int) -> dict[str, npt.NDArray[Any]]:

@@ -53,7 +53,8 @@ class Contents:
     def taps(self) -> Mapping[str, cache.TapSpec]:
         """The arrays of the store, images among them."""
         features = {
-            name: cache.TapSpec(*shape, mask_tap.dtype_of(name, self.dtype)) for name, shape in self.shapes.items()
+            name: cache.TapSpec(*shape, cache.type_for(shape, mask_tap.dtype_of(name, self.dtype)))
+            for name, shape in self.shapes.items()
         }
         return features | image_tap.specify(self.image_px)
 

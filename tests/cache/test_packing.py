@@ -382,3 +382,15 @@ def test_an_int8_store_is_read_where_it_lies(server: Server, tmp_path: Path) -> 
     remote = cache.open_store(f"{server.url}/store.zarr")
     for name, values in store.read([9, 2, 5]).items():
         np.testing.assert_array_equal(remote.read([9, 2, 5])[name], values)
+
+
+def test_features_of_few_cells_stay_as_they_are_where_scales_would_cost_more(tmp_path: Path) -> None:
+    assert [cache.type_for((9, *cells), "int8") for cells in ((1, 1), (2, 2), (1, 5))] == ["float16", "float16", "int8"]
+    assert cache.type_for((9, 1, 1), "bfloat16") == "bfloat16"
+    taps = {"embedding": cache.TapSpec(6, 1, 1, "float16"), "neck": FLOAT["neck"]}
+    store, _ = build(tmp_path / "store.zarr", WANTED, taps=taps)
+    made = cache.convert_store(store.path, tmp_path / "made.zarr", dtype="int8", fingerprint=FINGERPRINT)
+    assert {name: tap.dtype for name, tap in made.taps.items()} == {"embedding": "float16", "neck": "int8"}
+    values = store.read([3])["embedding"]
+    np.testing.assert_array_equal(made.read([3])["embedding"], values)
+    np.testing.assert_array_equal(cache.rounded(values, "int8"), values)
