@@ -87,6 +87,10 @@ class Geometry(ABC):
     def named_depths(self) -> dict[str, int]:
         """Depth of each of the five named taps, in order."""
 
+    def arithmetic_in(self, precision: str) -> int:
+        """What `arithmetic` is in a precision, for a family in which only some have other features than before."""
+        return self.arithmetic
+
     @property
     def multiple_px(self) -> int:
         """What an input's side has to be a multiple of, px: a cell of the coarsest grid."""
@@ -235,7 +239,7 @@ class Recipe:
             "taps": {**{tap: self.architecture.describe(depth) for tap, (depth, _) in self.sources.items()}, **masks},
             "views": {tap: view for tap, (_, view) in self.sources.items() if view != "identity"},
             "pool": next(iter(self.pools.values())) if one_pool else dict(self.pools),
-            "arithmetic": self.architecture.arithmetic,
+            "arithmetic": self.architecture.arithmetic_in(self.precision),
             **({"masks": self.masks.fingerprint()} if self.masks else {}),
         }
 

@@ -4,7 +4,8 @@
 
 Images and features are random, as the cost does not depend on them; their shapes are those of ViT-B at 1024 px (on a
 GPU: ViT-H), pooled by 4. Plain and gated epochs take turns, and the fastest step of each is compared, since a shared
-machine only ever adds time.
+machine only ever adds time. On one thread of a CPU (`OMP_NUM_THREADS=1`) a step's time is the processor's, which other
+work on the machine hardly changes.
 """
 
 from __future__ import annotations
@@ -101,6 +102,7 @@ class Timing:
 def take_turns(loops: dict[str, Loop], rounds: int, device: torch.device) -> dict[str, Timing]:
     """Run an epoch of each loop in turn, `rounds` times after one that warms up."""
     timings = {name: Timing() for name in loops}
+    clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     for number in range(rounds + 1):
         for name, loop in loops.items():
             timing, ends = timings[name], []
@@ -108,7 +110,7 @@ def take_turns(loops: dict[str, Loop], rounds: int, device: torch.device) -> dic
             def note(task, done, total, ends=ends, **info):
                 if device.type == "cuda":
                     torch.cuda.synchronize(device)
-                ends.append(time.perf_counter())
+                ends.append(clock())
 
             row = loop.run_epoch(number, note)
             if number:

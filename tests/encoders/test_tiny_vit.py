@@ -51,7 +51,7 @@ def script(image: npt.NDArray[np.uint8], side: int = 256) -> Tensor:
 
 
 def test_every_depth_equals_the_packages_own_forward_with_trained_weights() -> None:
-    """In bfloat16 theirs is off by a tenth as well: the weights' own rounding is half of that."""
+    """In bfloat16 ours is nearer to theirs in float32 than theirs under autocast is: our biases are not rounded."""
     images, state = script(image_like(300, 220)), trained_state()
     module = official_tiny_vit(LITE, state)
     with torch.no_grad(), hooked(module, grids(256, 1)) as expected:
@@ -63,8 +63,16 @@ def test_every_depth_equals_the_packages_own_forward_with_trained_weights() -> N
             assert found.dtype == torch.float32
             assert relative_error(found, expected[depth]) <= 1e-5, depth
         for depth, found in enumerate(ours.Network(LITE, state, torch.bfloat16).maps(images)):
-            limit = 1.6 * relative_error(rounded[depth], expected[depth])
-            assert relative_error(found, expected[depth]) <= limit <= 0.2, depth
+            limit = 1.1 * relative_error(rounded[depth], expected[depth])
+            assert relative_error(found, expected[depth]) <= limit <= 0.1, depth
+
+
+def test_float16_works_on_a_cpu_whose_onednn_refuses_it() -> None:
+    images, state = script(image_like(64, 64), 64), trained_state()
+    with torch.no_grad():
+        exact, rounded = (ours.Network(LITE, state, dtype).maps(images) for dtype in (torch.float32, torch.float16))
+        for depth, (one, other) in enumerate(zip(exact, rounded, strict=True)):
+            assert 0 < relative_error(other, one) <= 0.01, depth
 
 
 def test_mobile_sams_strides_give_the_official_maps_from_seeded_weights() -> None:
@@ -187,6 +195,8 @@ def test_the_fingerprint_and_shapes(name: str, multiple: int) -> None:
         "pool": {"patch": 16, "early": 8, "middle": 4, "late": 4, "neck": 4, "layer:3@hflip": 4},
         "arithmetic": 1,
     }  # fmt: skip
+    in_bfloat16 = make_recipe(name, FIVE, precision="bfloat16")
+    assert in_bfloat16.fingerprint("ab")["arithmetic"] == 2  # its biases have been float32 since
     assert make_recipe(name, FIVE, pool=2).shapes["patch"] == (64, 32, 32)
     with pytest.raises(ConfigError, match=f"patches of {multiple} px"):
         make_recipe(name, FIVE, input_px=1022)

@@ -49,6 +49,10 @@ class TinyVit(Geometry):
     arithmetic = 1
     masks = MappingProxyType({"sam": {"prompts": "points"}, "lite_medsam": {"prompts": "boxes"}})
 
+    def arithmetic_in(self, precision: str) -> int:
+        """2 outside of float32 since biases stay float32 there, too; see `Geometry`."""
+        return self.arithmetic + (precision != "float32")
+
     @property
     def steps(self) -> int:
         """Layers."""
