@@ -69,10 +69,31 @@ class Architecture:
         size = self.config["vision_cfg"].get("image_size", 224)
         return int(size if isinstance(size, int) else size[0])
 
+    def of_images(self) -> Architecture:
+        """The same without its text tower: what a model needs that knows the embeddings of its classes."""
+        kept = {key: value for key, value in self.config.items() if key not in ("text_cfg", "multimodal_cfg")}
+        return Architecture({**kept, "text_cfg": dict(_NO_TEXT)}, self.mean, self.std)
+
+
+def read_architecture(values: Mapping[str, Any]) -> Architecture:
+    """Undo what JSON does to an architecture.
+
+    Raises:
+        KeyError: It is none.
+    """
+    mean, std = ((float(of[0]), float(of[1]), float(of[2])) for of in (values["mean"], values["std"]))
+    return Architecture(values["config"], mean, std)
+
 
 def is_clip(name: str) -> bool:
     """Whether a name means a CLIP."""
     return name.startswith(CLIP)
+
+
+def without_folder(name: str) -> str:
+    """A name that tells nobody where its folder lies; any other name as it is."""
+    folder = name.removeprefix(CLIP + _FOLDER)
+    return name if folder == name else f"{CLIP}{_FOLDER}{Path(folder).name}"
 
 
 def names() -> list[str]:
@@ -169,10 +190,7 @@ def build(wanted: Architecture, weights: Path | None = None, *, image_px: int | 
         CheckpointError: The file is not there, or of another model.
     """
     open_clip = import_open_clip()
-    config = copy.deepcopy(dict(wanted.config))
-    if not text:
-        config["text_cfg"] = dict(_NO_TEXT)
-        config.pop("multimodal_cfg", None)
+    config = copy.deepcopy(dict((wanted if text else wanted.of_images()).config))
     custom = config.pop("custom_text", False) or "hf_model_name" in config["text_cfg"]
     if "hf_model_name" in config["text_cfg"]:
         config["text_cfg"]["hf_model_pretrained"] = False

@@ -358,15 +358,28 @@ class OverlayConfig(Section):
     """Paint only so many, those of the highest predicted IoU; null paints all."""
 
 
+class ClipConfig(Section):
+    """What CLIP is asked, and how much of its image tower may move (`backbone: clip:NAME`)."""
+
+    templates: tuple[str, ...] = ("This is a photo of {class}",)
+    """Sentences with `{class}` in them; what the text tower makes of several is averaged."""
+    words: dict[str, str] = {}
+    """What to call a class, such as `{malignant: a malignant tumour}`; a class without words goes by its name."""
+    lora: Annotated[int, Field(ge=0)] = 0
+    """Rank of low-rank adapters, which train instead of the image tower; 0 for none."""
+
+
 class ModelConfig(Section):
     """The classifier of stage two."""
 
     backbone: str
-    """A ResNet, Swin or other model of torchvision, `timm:NAME` (extra `timm`), or `none`: a linear classifier of
-    `fuse` alone, which reads no image.
+    """A ResNet, Swin or other model of torchvision, `timm:NAME` (extra `timm`), `clip:NAME` (extra `clip`), or `none`:
+    a linear classifier of `fuse` alone, which reads no image.
     """
     weights: str = "none"
-    """`none`, `imagenet` (fetched by `prepare`), or a file."""
+    """`none`, `imagenet` (fetched by `prepare`), or a file; for CLIP a published name, such as `openai`, or `own` for a
+    model of the hub or of a folder.
+    """
     image_px: Annotated[int, Field(ge=16)] = 224
     """Side of the square image that the classifier sees."""
     gates: tuple[Gate, ...] = ()
@@ -377,6 +390,8 @@ class ModelConfig(Section):
     """Masks to paint over the image, such as `{tap: masks}`; null paints nothing."""
     slca: SlcaConfig = SlcaConfig()
     """Options of every gate."""
+    clip: ClipConfig = ClipConfig()
+    """Prompts and adapters of CLIP."""
 
 
 class AugmentConfig(Section):
@@ -462,6 +477,10 @@ class TrainConfig(Section):
     """Share of the training split to train on: class by class, whole groups, smaller shares within larger ones."""
     shots: Positive | None = None
     """Images of each class to train on instead of a share: whole groups, fewer within more; null takes the share."""
+    alignment: Fraction | None = None
+    """Share of CLIP's image-text contrast in the objective, beside the cross-entropy; null is 0.5 for CLIP."""
+    text_lr: Annotated[float, Field(ge=0)] = 0.0
+    """What `lr` is multiplied by for CLIP's text tower; 0 leaves it as it starts."""
     augment: AugmentConfig = AugmentConfig()
     """How far a training image may be changed."""
     allow_missing: bool = False

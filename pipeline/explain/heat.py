@@ -17,6 +17,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from pipeline.errors import ConfigError
+from pipeline.model.backbones import Tokens
 from pipeline.model.classifier import Classifier
 from pipeline.model.geometry import sample_gate
 from pipeline.model.slca import Standardise
@@ -128,6 +130,12 @@ def look(
         progress: Called after each batch.
     """
     classifier.eval()
+    if not len(classifier.backbone.stages):
+        msg = (
+            f"The image tower of {classifier.options.backbone!r} is not cut into stages here, so there is no last map "
+            f"for Grad-CAM: explain needs another backbone."
+        )
+        raise ConfigError(msg)
     names = [f"{tap} → {stage}" for tap, stage in classifier.options.gates]
     said: list[npt.NDArray[np.float64]] = []
     cams: list[Tensor] = []
@@ -143,8 +151,8 @@ def look(
                 gates[number].append(gate.float().mean(dim=1, keepdim=True).cpu())
                 visible[number].append(None if extents is None else extents.cpu())
             assert seen.last_stage is not None
-            net = partial(classifier.head, seen=Seen(batch.features, batch.extents))
-            cams.append(grad_cam(net, head, seen.last_stage, p.argmax(dim=1)).cpu())
+            net = partial(_head, classifier, seen.last_stage, Seen(batch.features, batch.extents))
+            cams.append(grad_cam(net, head, _map_of(seen.last_stage), p.argmax(dim=1)).cpu())
             progress("look", sum(map(len, said)), len(feed))
     return Heat(
         np.concatenate(said),
@@ -216,7 +224,7 @@ class _Seen:
     """What went through a classifier: each gate with the part of its grid that is image, and what the head saw."""
 
     gates: dict[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
-    last_stage: Tensor | None = None
+    last_stage: Tensor | Tokens | None = None
 
 
 @contextmanager
@@ -230,7 +238,7 @@ def _watched(classifier: Classifier) -> Iterator[_Seen]:
 
         return keep
 
-    def keep_last(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+    def keep_last(module: nn.Module, given: tuple[Tensor | Tokens, ...]) -> None:
         seen.last_stage = given[0]
 
     handles = [slca.register_forward_hook(watch(number)) for number, slca in enumerate(classifier.gates)]
@@ -240,6 +248,15 @@ def _watched(classifier: Classifier) -> Iterator[_Seen]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _map_of(last_stage: Tensor | Tokens) -> Tensor:
+    return last_stage.map if isinstance(last_stage, Tokens) else last_stage
+
+
+def _head(classifier: Classifier, last_stage: Tensor | Tokens, seen: Seen, x: Tensor) -> Tensor:
+    """What the head makes of another map than the last stage's, beside the same class token."""
+    return classifier.head(last_stage._replace(map=x) if isinstance(last_stage, Tokens) else x, seen)
 
 
 def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:

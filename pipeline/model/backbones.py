@@ -6,10 +6,10 @@ a file before the cut, under the library's own names, and nothing is downloaded 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,19 +26,47 @@ NONE = "none"  # the name of no backbone at all: a linear layer on what the uses
 Parts = tuple[list[nn.Module], nn.Sequential]  # the modules of STAGES, each (B, C, H, W) to (B, C', H', W'), the head
 
 
+class Tokens(NamedTuple):
+    """A stage's output where some of it belongs to no place, as a transformer's class token does.
+
+    Attributes:
+        map: (B, C, h, w), what gates act on.
+        beside: (B, n, C), the other tokens.
+    """
+
+    map: Tensor
+    beside: Tensor
+
+
 class Backbone(nn.Module):
     """A classifier that can be entered between its stages.
 
-    Attributes:
+    Args:
         name: As in `BACKBONES`.
-        stages: The five modules of `STAGES`, each (B, C, H, W) to (B, C', H', W').
-        head: (B, C_4, H, W) to (B, outputs); its last layer is linear, and what that reads is the embedding.
+        parts: The stages and the head.
+        side_px: Of an image that the widths are measured with; None is one that every backbone here takes.
+        mean: Of red, green and blue in 0..1, by which `standardise` centres images.
+        std: What it divides them by then.
+
+    Attributes:
+        stages: The five modules of `STAGES`, each (B, C, H, W) to (B, C', H', W'), or to `Tokens` and from them.
+        head: The last stage's output to (B, outputs); its last layer is linear (CLIP's has a cosine), and what that
+            reads is the embedding.
         widths: Channels after each of `STAGES`.
     """
 
-    def __init__(self, name: str, parts: Parts) -> None:
+    def __init__(
+        self,
+        name: str,
+        parts: Parts,
+        *,
+        side_px: int | None = None,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
         super().__init__()
-        self.name = name
+        self.name, self.mean, self.std = name, tuple(mean), tuple(std)
+        self._side_px = side_px or (224 if name.startswith(TIMM) else 64)  # some of timm's take no other size
         stages, self.head = parts
         self.stages = nn.ModuleList(stages)
         self.widths = self._measure_widths()
@@ -47,13 +75,30 @@ class Backbone(nn.Module):
         """Classify images (B, 3, H, W) as the uncut model does: (B, outputs)."""
         for stage in self.stages:
             images = stage(images)
-        logits: Tensor = self.head(images)
-        return logits
+        return self.classify(self.embed(images))
 
-    def embed(self, x: Tensor) -> Tensor:
+    def standardise(self, images: Tensor) -> Tensor:
+        """Scale grey levels (B, 3, H, W) float32 in 0..255 as the first weights expect them."""
+        return standardise(images, self.mean, self.std)
+
+    def frozen_parts(self, names: Sequence[str]) -> list[nn.Module]:
+        """The modules of named stages, which are to stay as they are; `"backbone"` names all but the head."""
+        wanted = STAGES if "backbone" in names else names
+        return [part for name, part in zip(STAGES, self.stages, strict=False) if name in wanted]
+
+    def text_parameters(self) -> Iterable[nn.Parameter]:
+        """Those of a text tower that trains."""
+        return ()
+
+    def plain_state(self) -> dict[str, Tensor]:
+        """What a finished model keeps, by name."""
+        return self.state_dict()
+
+    def embed(self, x: Tensor | Tokens) -> Tensor:
         """Turn the last stage's output (B, C_4, H, W) into the embedding (B, E): the head but for its last layer."""
         for layer in _layers(self.head)[:-1]:
             x = layer(x)
+        assert isinstance(x, Tensor)
         return x
 
     def classify(self, embedding: Tensor) -> Tensor:
@@ -65,12 +110,11 @@ class Backbone(nn.Module):
     def _measure_widths(self) -> tuple[int, ...]:
         training = self.training
         self.eval()
-        side_px = 224 if self.name.startswith(TIMM) else 64  # some of timm's take no other size
-        x = torch.zeros(1, 3, side_px, side_px)
+        x: Any = torch.zeros(1, 3, self._side_px, self._side_px)
         widths = []
         for stage in self.stages:
             x = stage(x)
-            widths.append(x.shape[1])
+            widths.append((x.map if isinstance(x, Tokens) else x).shape[1])
         self.train(training)
         return tuple(widths)
 
@@ -91,7 +135,7 @@ def build_backbone(name: str, outputs: int, weights: str | Path = "none", *, bes
         CheckpointError: The file is not of this backbone.
     """
     if name == NONE:
-        return Backbone(name, ([], nn.Sequential(_zero_linear(beside, outputs))))
+        return Backbone(name, ([], nn.Sequential(zero_linear(beside, outputs))))
     if name.startswith(TIMM):
         net, cut = _build_timm(name, outputs)
     elif name in BACKBONES:
@@ -118,13 +162,13 @@ def build_backbone(name: str, outputs: int, weights: str | Path = "none", *, bes
     return Backbone(name, (stages, head))
 
 
-def standardise(images: Tensor) -> Tensor:
-    """Scale grey levels (B, 3, H, W) float32 in 0..255 as ImageNet weights expect them: about -2 to 2.6."""
-    mean, std = (  # copied without waiting for the device
+def standardise(images: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> Tensor:
+    """Scale grey levels (B, 3, H, W) float32 in 0..255 as first weights expect them: ImageNet's to about -2 to 2.6."""
+    centre, spread = (  # copied without waiting for the device
         255 * torch.tensor(of, dtype=images.dtype)[:, None, None].to(images.device, non_blocking=True)
-        for of in (IMAGENET_MEAN, IMAGENET_STD)
+        for of in (mean, std)
     )
-    return (images - mean) / std
+    return (images - centre) / spread
 
 
 def _layers(head: nn.Sequential) -> list[nn.Module]:
@@ -142,15 +186,15 @@ def _widen(head: nn.Sequential, beside: int) -> None:
     narrow = head[-1]
     assert isinstance(narrow, nn.Linear), "every backbone here ends in a linear layer"
     given = narrow.in_features
-    wide = _zero_linear(given + beside, narrow.out_features)
+    wide = zero_linear(given + beside, narrow.out_features)
     with torch.no_grad():
         wide.weight[:, :given] = narrow.weight
         wide.bias.copy_(narrow.bias)
     head[-1] = wide
 
 
-def _zero_linear(given: int, outputs: int) -> nn.Linear:
-    """A linear layer that starts at zero, and draws nothing from the seed of the others."""
+def zero_linear(given: int, outputs: int) -> nn.Linear:
+    """Make a linear layer that starts at zero, and draws nothing from the seed of the others."""
     layer = nn.Linear(given, outputs, device="meta").to_empty(device="cpu")
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)

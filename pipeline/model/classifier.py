@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from pipeline.clip import Architecture, is_clip
 from pipeline.errors import ConfigError
 from pipeline.mask_tap import others_of
-from pipeline.model.backbones import NONE, STAGES, build_backbone, standardise
+from pipeline.model.backbones import NONE, STAGES, Backbone, Tokens, build_backbone
+from pipeline.model.clip_backbone import ClipOptions, build_clip
 from pipeline.model.geometry import sample_image
 from pipeline.model.overlay import Overlay, OverlayOptions
 from pipeline.model.pooled import Pooled
@@ -37,6 +39,7 @@ class ModelOptions:
         identity_start: Start as the plain classifier, bit for bit.
         fuse: Late fusion: taps whose pooled features the head reads beside the backbone's embedding (see `Pooled`).
         overlay: Masks to paint over the images; None for none.
+        clip: Prompts and adapters of a CLIP; None for another backbone, and for what CLIP does by default.
     """
 
     backbone: str = "resnet18"
@@ -52,6 +55,7 @@ class ModelOptions:
     identity_start: bool = False
     fuse: tuple[str, ...] = ()
     overlay: OverlayOptions | None = None
+    clip: ClipOptions | None = None
 
     @property
     def feature_taps(self) -> tuple[str, ...]:
@@ -76,6 +80,9 @@ class Classifier(nn.Module):
         options: What to build.
         taps: (C, h, w) of each stored tap that its uses name.
         outputs: Numbers per image (see `pipeline.model.tasks`).
+        classes: Names of the classes, which CLIP is asked about; None where its weights are to be loaded.
+        architecture: What a CLIP is built from; None is what its name means.
+        trains_text: Whether CLIP's text tower is to train.
 
     Attributes:
         options: What was built.
@@ -90,7 +97,16 @@ class Classifier(nn.Module):
         CheckpointError: The backbone's weights are not its own.
     """
 
-    def __init__(self, options: ModelOptions, taps: Mapping[str, Shape], outputs: int) -> None:
+    def __init__(
+        self,
+        options: ModelOptions,
+        taps: Mapping[str, Shape],
+        outputs: int,
+        *,
+        classes: Sequence[str] | None = None,
+        architecture: Architecture | None = None,
+        trains_text: bool = False,
+    ) -> None:
         super().__init__()
         _check_gates(options, taps)
         _check_fused(options, taps)
@@ -99,8 +115,27 @@ class Classifier(nn.Module):
         self.taps = {tap: taps[tap] for tap in options.taps}
         self.pooled = Pooled({tap: taps[tap] for tap in options.fuse}) if options.fuse else None
         beside = 0 if self.pooled is None else self.pooled.size
-        self.backbone = build_backbone(options.backbone, outputs, options.weights, beside=beside)
+        if is_clip(options.backbone):
+            self.backbone: Backbone = build_clip(
+                options.backbone,
+                outputs,
+                options.weights,
+                options.clip or ClipOptions(),
+                image_px=options.image_px,
+                classes=classes,
+                architecture=architecture,
+                beside=beside,
+                trains_text=trains_text,
+            )
+        else:
+            self.backbone = build_backbone(options.backbone, outputs, options.weights, beside=beside)
         widths = dict(zip(STAGES, self.backbone.widths, strict=False))
+        if options.gates and not widths:
+            msg = (
+                f"The image tower of {options.backbone!r} is not cut into stages here, so the gates "
+                f"{list(options.gates)!r} have no place to sit on: leave them out, or choose another backbone."
+            )
+            raise ConfigError(msg)
         self.gates = Gates(
             options.gates,
             taps,
@@ -132,7 +167,7 @@ class Classifier(nn.Module):
         for use in self.uses:
             images = use.on_images(images, seen)
         drawn = sample_image(images, seen.affine, self.options.image_px)
-        return standardise(drawn if relight is None else relight(drawn))
+        return self.backbone.standardise(drawn if relight is None else relight(drawn))
 
     def forward(
         self,
@@ -155,7 +190,12 @@ class Classifier(nn.Module):
         """
         return self._classify(images, Seen(features, extents, affine), self.uses)
 
-    def head(self, last_stage: Tensor | None, seen: Seen) -> Tensor:
+    def plain_state(self) -> dict[str, Tensor]:
+        """What a finished model keeps, by name: what only training needed is folded into the rest."""
+        beside = {key: value for key, value in self.state_dict().items() if not key.startswith("backbone.")}
+        return {**{f"backbone.{key}": value for key, value in self.backbone.plain_state().items()}, **beside}
+
+    def head(self, last_stage: Tensor | Tokens | None, seen: Seen) -> Tensor:
         """Turn what the last stage gave, (B, C_4, H, W), into logits (B, outputs); None without a backbone."""
         embedding = None if last_stage is None else self.backbone.embed(last_stage)
         for use in self.uses:
@@ -165,12 +205,15 @@ class Classifier(nn.Module):
 
     def _classify(self, images: Tensor | None, seen: Seen, uses: Sequence[Use]) -> Tensor:
         """What `forward` does, with some of the uses on stages."""
-        x = images
+        x: Tensor | Tokens | None = images
         if x is not None:
             for name, stage in zip(STAGES, self.backbone.stages, strict=False):
                 x = stage(x)
+                assert x is not None
+                placed = x.map if isinstance(x, Tokens) else x
                 for use in uses:
-                    x = use.on_stage(name, x, seen)
+                    placed = use.on_stage(name, placed, seen)
+                x = x._replace(map=placed) if isinstance(x, Tokens) else placed
         return self.head(x, seen)
 
     def gate_maps(self, features: Mapping[str, Tensor], extents: Tensor | None, size: tuple[int, int]) -> list[Tensor]:

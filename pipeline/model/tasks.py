@@ -72,6 +72,38 @@ def losses(
     return loss if class_weights is None else loss * class_weights[labels]
 
 
+def alignment_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Compute the image-text contrast of a batch, in which the texts of all samples of a class are the same.
+
+    The text of sample j is the prompt of its class, so the similarity of image i and text j is s_ij = logits[i, y_j],
+    and the positives of i (of j) are the n_i samples of its class. For both directions the target is uniform over the
+    positives, and the loss of sample i is the mean of the two divergences from it:
+
+        image to text   -log n_i - sum over positives j of log softmax_j(s_ij) / n_i
+        text to image   -log n_i - sum over positives j of log softmax_j(s_ji) / n_i
+
+    Source: Radford et al., ICML 2021, for the symmetric contrast; uniform targets over the samples of a class: Yang et
+    al., "Unified contrastive learning in image-text-label space", CVPR 2022. That MedFocusCLIP's term is this one is
+    our reading of its figure. Subtracting the entropy log n_i is ours: it moves no gradient, and 0 is then the best.
+
+    Args:
+        logits: (B, K), the temperature times the cosine of each image with each class's prompt.
+        labels: (B,) int64 class numbers.
+
+    Returns:
+        (B,) float32, not negative.
+    """
+    logits = logits.float()
+    classes = F.one_hot(labels, logits.shape[1]).to(logits)  # (B, K)
+    of_class = classes.sum(dim=0)  # (K,): samples
+    to_text = torch.logsumexp(logits + of_class.log(), dim=1) - (logits + of_class.clamp(min=1).log()).gather(
+        1, labels[:, None]
+    ).squeeze(1)
+    over_images = F.log_softmax(logits, dim=0)  # (B, K): of each text over the images
+    to_image = -(over_images * classes).sum(dim=0) / of_class.clamp(min=1) - of_class.clamp(min=1).log()  # (K,)
+    return (to_text + to_image[labels]) / 2
+
+
 def balancing_weights(head: Head, labels: npt.NDArray[np.int64], classes: int) -> npt.NDArray[np.float32]:
     """Weigh each class by how rare it is: (K,).
 

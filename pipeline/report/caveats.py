@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.clip import DEMO, is_clip
 from pipeline.report.verdict import Units, encoder_kind, headline_auc
 from pipeline.train.gate_spread import flat_gates
 from pipeline.train.run_folder import Description
@@ -39,6 +40,7 @@ def caveats(
         found.append(flat)
     if description.model.taps:
         found += _of_encoder(description, untrained)
+    found += _of_clip(description)
     return [
         *found,
         "It is no medical device: nobody has tested it on patients whose care depended on it, on other scanners, at "
@@ -59,7 +61,7 @@ def foremost(
     found = caveats(description, figures, data, generated=generated, untrained=untrained, leaks=leaks)
     encoder = _of_encoder(description, untrained) if description.model.taps else []
     of_test = _of_test(figures, Units(bool(data) and data["grouped"], generated))
-    return [*_of_data(data, generated, leaks), *of_test[:-1], *encoder, found[-1]]
+    return [*_of_data(data, generated, leaks), *of_test[:-1], *encoder, *_of_clip(description), found[-1]]
 
 
 def _of_data(data: Mapping[str, Any], generated: bool, leaks: int | None) -> list[str]:
@@ -112,6 +114,17 @@ def _of_training(description: Description, compared: bool) -> list[str]:
         what = "the gates help" if description.model.gates else "this is better or worse than a gated classifier"
         found.append(f"It does not show that {what}: that takes other runs on the same images (`pipeline compare`).")
     return found
+
+
+def _of_clip(description: Description) -> list[str]:
+    if description.model.backbone == DEMO:
+        return [
+            "The backbone is a miniature of CLIP, trained for seconds on generated images and captions, if at all: it "
+            "says nothing about CLIP with its published weights."
+        ]
+    if is_clip(description.model.backbone) and description.model.weights == "none":
+        return ["CLIP's weights were drawn from a seed before the training: nothing here is evidence about CLIP."]
+    return []
 
 
 def _of_encoder(description: Description, untrained: bool) -> list[str]:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from cache import Fingerprint
 from pipeline import data, encoders
+from pipeline.clip import without_folder
 from pipeline.errors import CheckpointError, RunError
 from pipeline.evaluate.predict import predict
 from pipeline.model.backbones import IMAGENET_MEAN, IMAGENET_STD
@@ -211,11 +212,15 @@ def _narrowed(description: run_folder.Description) -> Fingerprint | None:
 
 def _without_paths(description: run_folder.Description) -> run_folder.Description:
     """The same, but of a file of first weights only its name: where it lies is nobody's business."""
-    name, provenance = Path(description.model.weights).name, dict(description.provenance)
+    weights, provenance = Path(description.model.weights).name, dict(description.provenance)
+    backbone = without_folder(description.model.backbone)
     if "settings" in provenance:
         settings = provenance["settings"]
-        provenance["settings"] = {**settings, "model": {**settings["model"], "weights": name}}
-    return replace(description, model=replace(description.model, weights=name), provenance=provenance)
+        model = {**settings["model"], "weights": weights, "backbone": backbone}
+        provenance["settings"] = {**settings, "model": model}
+    return replace(
+        description, model=replace(description.model, weights=weights, backbone=backbone), provenance=provenance
+    )
 
 
 def _configuration(
@@ -240,6 +245,7 @@ def _configuration(
 def _preprocessing(description: run_folder.Description, reading: data.Reading) -> dict[str, Any]:
     """What happens to an image file before the classifier and before the encoder, for those who rebuild it."""
     side = description.model.image_px
+    scale = {} if description.clip is None else description.clip["architecture"]
     fields = description.fingerprint.fields if description.fingerprint is not None else {}
     return {
         "reading": data.reading_rules(reading),
@@ -248,8 +254,8 @@ def _preprocessing(description: run_folder.Description, reading: data.Reading) -
         else {
             "colours": "RGB, 0 to 255",
             "resize": f"to {side} x {side} px whatever the shape, bilinear with antialiasing, rounded",
-            "mean": [255 * value for value in IMAGENET_MEAN],
-            "std": [255 * value for value in IMAGENET_STD],
+            "mean": [255 * value for value in scale.get("mean", IMAGENET_MEAN)],
+            "std": [255 * value for value in scale.get("std", IMAGENET_STD)],
             "in_model_onnx": "mean and std are applied inside of model.onnx",
         },
         "encoder": {key: fields[key] for key in ("input_px", "preprocessing", "precision", "pool") if key in fields},

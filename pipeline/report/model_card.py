@@ -55,6 +55,8 @@ def render_card(
     built = f"{what} that tells {_names(description.class_names)} apart. Gates: {gates}."
     if model.fuse:
         built += f" Pooled features that its last layer reads: {', '.join(f'`{tap}`' for tap in model.fuse)}."
+    if description.clip is not None:
+        built += _prompts(description)
     if figures["positive"] is not None:
         built += f" The class that is looked for: *{_text(figures['positive'])}*."
     if fields:
@@ -81,6 +83,20 @@ def render_card(
         f"- The data: {_text(citation)}\n{_OF_METHODS}" if citation else _OF_METHODS,
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _prompts(description: Description) -> str:
+    """What CLIP's weights were, and what its text tower was asked."""
+    assert description.clip is not None
+    asked = "; ".join(
+        f"*{_text(name)}*: {', '.join(f'“{_text(text)}”' for text in texts)}"
+        for name, texts in description.clip["prompts"].items()
+    )
+    first = "drawn from a seed" if description.model.weights == "none" else f"`{description.model.weights}`"
+    return (
+        f" Its first weights were {first}. Its head compares the image with the prompts of the classes ({asked}), "
+        f"whose embeddings are in this folder; no text tower is needed."
+    )
 
 
 def _data(description: Description, facts: Mapping[str, Any]) -> str:

@@ -98,9 +98,12 @@ def sections(settings: Mapping[str, Any]) -> dict[str, Any]:
     model = {"fuse": [], **settings["model"]}
     own = {key: model.pop(key) for key in ("backbone", "weights", "image_px", "fuse")}
     gates = [{"tap": tap, "stage": stage} for tap, stage in model.pop("gates")]
+    asked = model.pop("clip", None)
+    of_clip = {} if asked is None else {"clip": {**asked, "words": dict(asked["words"])}}
+    later = {"shots": None, "alignment": None, "text_lr": 0.0}
     return {
-        "model": {**own, "gates": gates, "slca": model},
-        "train": {"shots": None, **settings["train"], "augment": settings["augmentation"]},
+        "model": {**own, "gates": gates, **of_clip, "slca": model},
+        "train": {**later, **settings["train"], "augment": settings["augmentation"]},
     }
 
 

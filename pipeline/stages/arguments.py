@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipeline.clip import is_clip
 from pipeline.config.schema import Config, to_dict
 from pipeline.model.classifier import ModelOptions
+from pipeline.model.clip_backbone import ClipOptions
 from pipeline.model.overlay import OverlayOptions
 from pipeline.stages.inputs import device, workers
 from pipeline.train.augment import Augmentation
@@ -35,8 +37,14 @@ def model_options(config: Config) -> ModelOptions:
         gates=tuple((gate.tap, gate.stage) for gate in model.gates),
         fuse=model.fuse,
         overlay=None if model.overlay is None else OverlayOptions(**to_dict(model.overlay)),
+        clip=_clip_options(config) if is_clip(model.backbone) else None,
         **to_dict(model.slca),
     )
+
+
+def _clip_options(config: Config) -> ClipOptions:
+    asked = config.model.clip
+    return ClipOptions(asked.templates, tuple(asked.words.items()), asked.lora)
 
 
 def train_options(config: Config) -> TrainOptions:

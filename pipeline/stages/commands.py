@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 import cache
-from pipeline import data
+from pipeline import clip, data
+from pipeline.clip import is_clip
 from pipeline.config.schema import Config, DemoData, StoreData, load_config, to_dict
 from pipeline.evaluate import evaluate as test_set
 from pipeline.evaluate import external, operating
@@ -50,7 +51,10 @@ def prepare(config: Config, progress: Progress, *, encoder: bool = True) -> Repo
         report["encoder"] = prepare_encoder(config, progress)
         slow = clocks.slow_precision(config.encoder.precision, device(config))
         report["data"]["notes"] = [*report["data"]["notes"], *filter(None, [slow])]
-    if config.model.weights == "imagenet":
+    if is_clip(config.model.backbone):
+        weights = clip.download(config.model.backbone, config.model.weights, progress=progress)
+        report["backbone"] = {"weights": str(weights or "none")}
+    elif config.model.weights == "imagenet":
         report["backbone"] = {"weights": str(download_imagenet(config.model.backbone))}
     return report
 

@@ -129,6 +129,8 @@ def _model_in_words(model: Mapping[str, Any]) -> str:
     taps = list(dict.fromkeys(str(tap) for tap, _ in model["gates"]))
     if taps:
         said.append(f"gates from {', '.join(taps)}")
+    if (model.get("clip") or {}).get("lora"):
+        said.append(f"adapters of rank {model['clip']['lora']}")
     if model.get("fuse"):
         what = "pooled features of" if model["backbone"] == "none" else "late fusion of"
         said.append(f"{what} {', '.join(map(str, model['fuse']))}")

@@ -74,7 +74,7 @@ class Journal:
         if not loop.team.leads:
             return
         if improved:
-            run_folder.save_weights(self._best_file(), loop.best_guess.state_dict())
+            run_folder.save_weights(self._best_file(), loop.best_guess.plain_state())
         history, best = json.dumps(self.history), json.dumps(self.best)
         run_folder.save_checkpoint(self.folder, {"loop": loop.state(), "history": history, "best": best})
         for file in self.folder.glob("best-*.safetensors"):

@@ -57,11 +57,15 @@ def identity_of(
     }
 
 
+# Keys of `model` and `train`, and what changes nothing.
 _CAME_LATER: dict[str, Any] = {
     "fuse": (),
     "overlay": None,
     "shots": None,
-}  # keys of `model` and `train`, and what changes nothing
+    "clip": None,
+    "alignment": None,
+    "text_lr": 0.0,
+}
 
 
 def _without_new_defaults(section: dict[str, Any]) -> dict[str, Any]:

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pipeline.clip import is_clip
 from pipeline.errors import ConfigError, RunError
 from pipeline.model.backbones import STAGES
 from pipeline.model.classifier import Classifier
-from pipeline.model.tasks import Head, balancing_weights, losses
+from pipeline.model.tasks import Head, alignment_losses, balancing_weights, losses
 from pipeline.model.uses import Seen
 from pipeline.progress import Progress
 from pipeline.train.augment import Augmentation, DrawnViews, draw_views
@@ -67,6 +68,7 @@ class Loop:
         self.classifier, self.head, self.feed, self.step = classifier, head, feed, 0
         self._options, self._augmentation = options, augmentation
         self._frozen = _freeze(classifier, options.freeze)
+        self._alignment = share_of_alignment(options, classifier.options.backbone)
         if channels_last:
             classifier.to(memory_format=torch.channels_last)
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -160,6 +162,8 @@ class Loop:
         loss = losses(
             self.head, logits, batch.labels, class_weights=self._class_weights, smoothing=options.label_smoothing
         )
+        if self._alignment:  # of this process's part of the batch
+            loss = (1 - self._alignment) * loss + self._alignment * alignment_losses(logits, batch.labels)
         self._optimiser.zero_grad(set_to_none=True)
         mean = loss.sum() * self.team.size / len(whole)  # what the team's mean makes the mean over the whole batch
         self._scaler.scale(mean).backward()  # type: ignore[no-untyped-call]
@@ -237,6 +241,24 @@ def batches_of(order: Tensor, batch_size: int, *, smallest: int = 2) -> list[Ten
     return batches
 
 
+def share_of_alignment(options: TrainOptions, backbone: str) -> float:
+    """The share of the image-text contrast in the objective.
+
+    Raises:
+        ConfigError: It is asked of a backbone that knows no texts, or a text tower is.
+    """
+    if is_clip(backbone):
+        return 0.5 if options.alignment is None else options.alignment
+    for key in ("alignment", "text_lr"):
+        if getattr(options, key):
+            msg = (
+                f"train's {key} is {getattr(options, key)!r}, and {backbone!r} reads no texts: leave it out, or choose "
+                f"a backbone 'clip:NAME'."
+            )
+            raise ConfigError(msg)
+    return 0.0
+
+
 def _freeze(classifier: Classifier, names: tuple[str, ...]) -> list[nn.Module]:
     """Stop the named parts of the backbone from training, and return them."""
     known = (*STAGES, "backbone")
@@ -244,8 +266,7 @@ def _freeze(classifier: Classifier, names: tuple[str, ...]) -> list[nn.Module]:
         if name not in known:
             msg = f"freeze names {name!r}: choose from {', '.join(known)}."
             raise ConfigError(msg)
-    wanted = STAGES if "backbone" in names else names
-    parts = [part for name, part in zip(STAGES, classifier.backbone.stages, strict=False) if name in wanted]
+    parts = classifier.backbone.frozen_parts(names)
     for part in parts:
         part.requires_grad_(False)
     return parts

@@ -45,6 +45,11 @@ class TrainOptions:
             smaller share within each larger one (see `pipeline.data.splits.stratified_part`).
         shots: Images of each class to train on instead of a share, nested alike (see `pipeline.data.splits.few_shots`);
             None takes the share.
+        alignment: Share 1 - lambda of the image-text contrast in the objective lambda L_classification + (1 - lambda)
+            L_alignment (see `pipeline.model.tasks.alignment_losses`), which only CLIP has. None is .5 for CLIP, as
+            MedFocusCLIP's lambda likely is, and 0 for others.
+        text_lr: What the learning rate is multiplied by for CLIP's text tower; 0 leaves it as it starts, and its
+            embeddings of the classes are computed once. That this is the default is ours.
     """
 
     epochs: int = 100
@@ -69,6 +74,8 @@ class TrainOptions:
     seed: int = 0
     fraction: float = 1.0
     shots: int | None = None
+    alignment: float | None = None
+    text_lr: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
@@ -89,6 +96,12 @@ class TrainOptions:
                 f"train's shots are {self.shots!r} and its fraction is {self.fraction!r}: give a number of images of "
                 f"each class, or a share of all, and not both."
             )
+            raise ConfigError(msg)
+        if self.text_lr < 0:
+            msg = f"train's text_lr is {self.text_lr!r}: give what lr is multiplied by for CLIP's text tower, or 0."
+            raise ConfigError(msg)
+        if self.alignment is not None and not 0 <= self.alignment <= 1:
+            msg = f"train's alignment is {self.alignment!r}: give its share of the objective, from 0 to 1."
             raise ConfigError(msg)
         for name in ("label_smoothing", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
@@ -121,9 +134,11 @@ def build_optimiser(options: TrainOptions, classifier: Classifier) -> torch.opti
     Each of its groups has a `times`, by which `set_learning_rate` multiplies.
     """
     of_gates = {id(parameter) for parameter in classifier.gates.parameters()}
+    of_text = {id(parameter) for parameter in classifier.backbone.text_parameters()}
+    of_rest = {id(parameter) for parameter in classifier.parameters()} - of_gates - of_text
     groups: list[dict[str, Any]] = []
-    for times, gates in ((1.0, False), (options.gate_lr, True)):
-        training = [p for p in classifier.parameters() if p.requires_grad and (id(p) in of_gates) == gates]
+    for times, these in ((1.0, of_rest), (options.gate_lr, of_gates), (options.text_lr, of_text)):
+        training = [p for p in classifier.parameters() if p.requires_grad and id(p) in these]
         for decay, matrices in ((options.weight_decay, True), (0.0, False)):
             chosen = [p for p in training if (p.ndim > 1) == matrices]
             if chosen:
@@ -135,7 +150,7 @@ def build_optimiser(options: TrainOptions, classifier: Classifier) -> torch.opti
 
 
 def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    """Let an optimiser of `build_optimiser` take its next steps at a rate, its gates at their multiple of it."""
+    """Let an optimiser of `build_optimiser` take its next steps at a rate, gates and text at their multiple of it."""
     for group in optimiser.param_groups:
         group["lr"] = rate * group["times"]
 

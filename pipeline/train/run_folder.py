@@ -38,8 +38,10 @@ import torch
 from torch import Tensor
 
 from cache import Fingerprint
+from pipeline.clip import read_architecture
 from pipeline.errors import DamagedFileError, RunError, naming
 from pipeline.model.classifier import Classifier, ModelOptions
+from pipeline.model.clip_backbone import ClipOptions
 from pipeline.model.overlay import OverlayOptions
 from pipeline.model.tasks import Head, Task, outputs_of
 from pipeline.model.uses import Shape
@@ -72,6 +74,7 @@ class Description:
         metrics: Figures on val, and the epoch they are of.
         provenance: How it came about, for the reader (`pipeline.train.identity`); empty where that was not recorded.
         weights_sha256: Of the file of weights beside it; empty where an older version wrote it.
+        clip: Of a CLIP, `architecture` (see `pipeline.clip.Architecture`) and `prompts` by class; None for others.
     """
 
     model: ModelOptions
@@ -84,6 +87,7 @@ class Description:
     metrics: Mapping[str, Any]
     provenance: Mapping[str, Any] = field(default_factory=dict)
     weights_sha256: str = ""
+    clip: Mapping[str, Any] | None = None
 
 
 @contextmanager
@@ -215,6 +219,7 @@ def load_description(folder: Path) -> Description:
         model["gates"] = tuple((tap, stage) for tap, stage in model["gates"])
         model["fuse"] = tuple(model.get("fuse", ()))
         model["overlay"] = OverlayOptions(**model["overlay"]) if model.get("overlay") else None
+        model["clip"] = _read_clip(model.get("clip"))
         if "norm" not in model:  # until 0.2.0
             model["norm"] = {None: "layer_on_blocks", True: "layer", False: "none"}[model.pop("normalise")]
             model.pop("gain")  # of the first weights, which are long gone
@@ -234,6 +239,14 @@ def load_description(folder: Path) -> Description:
         raise RunError(msg) from error
 
 
+def _read_clip(values: Mapping[str, Any] | None) -> ClipOptions | None:
+    """Undo what JSON did to a CLIP's options."""
+    if values is None:
+        return None
+    words = tuple((name, said) for name, said in values["words"])
+    return ClipOptions(tuple(values["templates"]), words, values["lora"])
+
+
 def load_classifier(folder: Path, *, device: torch.device | None = None) -> tuple[Classifier, Description]:
     """Build the model of a finished run, ready to predict.
 
@@ -246,7 +259,10 @@ def load_classifier(folder: Path, *, device: torch.device | None = None) -> tupl
     """
     description = load_description(folder)
     outputs = outputs_of(description.head, len(description.class_names))
-    classifier = Classifier(replace(description.model, weights="none"), description.taps, outputs)
+    with damage_named(folder / "model.json"):
+        built = None if description.clip is None else read_architecture(description.clip["architecture"])
+    options = replace(description.model, weights="none")
+    classifier = Classifier(options, description.taps, outputs, architecture=built)
     file = weights_file(folder)
     try:
         content = file.read_bytes()

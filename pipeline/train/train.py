@@ -15,11 +15,14 @@ import numpy as np
 import torch
 
 from cache import Store
+from pipeline.clip import is_clip
 from pipeline.data import Dataset, Split, few_shots, stratified_part
 from pipeline.errors import ConfigError, RunError
 from pipeline.evaluate import metrics
 from pipeline.image_tap import of_features
+from pipeline.model.backbones import Backbone
 from pipeline.model.classifier import Classifier, ModelOptions
+from pipeline.model.clip_backbone import ClipBackbone
 from pipeline.model.tasks import head_of, outputs_of
 from pipeline.model.uses import Seen
 from pipeline.progress import Progress, silent
@@ -30,7 +33,7 @@ from pipeline.train.feeding.in_memory import Holdings
 from pipeline.train.feeding.pooling import pool_rows
 from pipeline.train.forward import infer
 from pipeline.train.history import Journal
-from pipeline.train.loop import Loop
+from pipeline.train.loop import Loop, share_of_alignment
 from pipeline.train.optimise import TrainOptions
 
 Row = dict[str, Any]
@@ -174,6 +177,7 @@ def train(
                 head=loop.head,
                 class_names=dataset.class_names,
                 taps=loop.classifier.taps,
+                clip=_of_clip(loop.classifier.backbone),
                 fingerprint=of_features(store.fingerprint) if store is not None and model.taps else None,
                 training=asdict(options),
                 metrics=figures,
@@ -233,14 +237,29 @@ def _build_classifier(model: ModelOptions, options: TrainOptions, dataset: Datas
     """Build the classifier from its seed, on the CPU.
 
     Raises:
-        ConfigError: There is no such backbone, stage or loss.
+        ConfigError: There is no such backbone, stage or loss, or it does not fit the task.
         CheckpointError: The backbone's weights are not there, or not its own.
     """
+    share_of_alignment(options, model.backbone)
+    head = head_of(dataset.task, options.loss)
+    if is_clip(model.backbone) and head != "softmax":
+        remedy = "set train.loss to 'cross_entropy', or" if head == "continuation" else "for several labels at once"
+        msg = (
+            f"CLIP says which one of the prompts an image fits best, and the task of {dataset.name!r} is "
+            f"{dataset.task}: {remedy} choose another backbone than {model.backbone!r}."
+        )
+        raise ConfigError(msg)
     specs = {} if store is None else store.taps
     shapes = {tap: (spec.channels, spec.height, spec.width) for tap, spec in specs.items() if tap in model.taps}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        return Classifier(model, shapes, outputs_of(head_of(dataset.task, options.loss), len(dataset.class_names)))
+        return Classifier(
+            model,
+            shapes,
+            outputs_of(head, len(dataset.class_names)),
+            classes=dataset.class_names,
+            trains_text=options.text_lr > 0,
+        )
 
 
 def _build_loop(
@@ -265,6 +284,13 @@ def _build_loop(
         channels_last=machine.channels_last,
         compiled=machine.compiled,
     )
+
+
+def _of_clip(backbone: Backbone) -> dict[str, Any] | None:
+    """What a description says of a CLIP: all that is needed to build and to explain it."""
+    if not isinstance(backbone, ClipBackbone):
+        return None
+    return {"architecture": asdict(backbone.architecture.of_images()), "prompts": backbone.prompts}
 
 
 def _run_epochs(

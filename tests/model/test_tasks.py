@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pipeline.model.tasks import balancing_weights, head_of, losses, outputs_of, probabilities
+from pipeline.model.tasks import alignment_losses, balancing_weights, head_of, losses, outputs_of, probabilities
 
 
 def test_each_task_has_its_head():
@@ -78,3 +78,43 @@ def test_balancing_makes_classes_weigh_the_same():
     assert weights[labels].mean() == pytest.approx(1)
     several = np.array([[1, 0], [0, 0], [0, 1], [0, 1]])
     assert balancing_weights("sigmoid", several, 2).tolist() == [3, 1]
+
+
+def aligned_slowly(logits, labels):
+    """Each pair of an image and a text of the batch on its own."""
+    found = []
+    for i in range(len(labels)):
+        positives = [j for j in range(len(labels)) if labels[j] == labels[i]]
+        said = 0.0
+        for of_pair in (lambda a, b: logits[a, labels[b]], lambda a, b: logits[b, labels[a]]):  # to text, to image
+            total = sum(math.exp(of_pair(i, j)) for j in range(len(labels)))
+            for j in positives:
+                said += -math.log(len(positives) * math.exp(of_pair(i, j)) / total) / len(positives) / 2
+        found.append(said)
+    return torch.tensor(found)
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2, 1, 1, 0], [1, 1, 1, 1, 1, 1], [0, 2, 0, 2, 0, 2]])
+def test_alignment_is_the_contrast_of_all_pairs_of_a_batch(labels):
+    logits = torch.randn(6, 3, generator=torch.Generator().manual_seed(1)) * 3
+    expected = aligned_slowly(logits, labels)
+    torch.testing.assert_close(alignment_losses(logits, torch.tensor(labels)), expected)
+    assert (expected > 0.001).all() or len(set(labels)) == 1
+
+
+def test_alignment_wants_the_right_text_and_images_of_a_class_alike():
+    labels = torch.tensor([0, 1, 0, 1])
+    right = F.one_hot(labels, 2) * 50.0
+    torch.testing.assert_close(alignment_losses(right, labels), torch.zeros(4))
+    assert (alignment_losses(50.0 - right, labels) > 40).all()
+    uneven = right + torch.tensor([[0.0], [0.0], [5.0], [0.0]])  # each image knows its class; the text prefers one
+    assert losses("softmax", uneven, labels).max() < 1e-6
+    assert alignment_losses(uneven, labels)[0] > 0.5
+
+
+def test_alignment_is_differentiable_where_a_class_is_not_in_the_batch():
+    logits = torch.zeros(3, 4, requires_grad=True)
+    alignment_losses(logits, torch.tensor([0, 0, 1])).sum().backward()
+    assert logits.grad.isfinite().all()
+    assert logits.grad[:, :2].abs().sum() > 0
+    assert logits.grad[:, 2:].abs().sum() == 0

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pipeline.report.evidence import Evidence
 from pipeline.report.page.html import Markup, folded, table, tag
 from pipeline.report.page.tables import field_rows, size, span, text_of
+from pipeline.train.run_folder import Description
 
 _GATE_OPTIONS = ("pool", "reduction", "norm", "mix", "identity_start")
 _IDENTITY = {
@@ -62,6 +63,7 @@ def model(evidence: Evidence) -> Iterator[Markup]:
         ("image", f"{model.image_px} x {model.image_px} px" if model.reads_images else "not looked at"),
         ("gates (tap on stage)", gates),
         *([("pooled features (taps)", ", ".join(model.fuse))] if model.fuse else []),
+        *_of_clip(evidence.description),
         ("parameters", f"{parameters['backbone']:,} of the backbone, {parameters['slca']:,} of the gates"),
         ("operations", f"{flops['backbone'] / 1e9:.3g} G of the backbone, {flops['slca'] / 1e9:.3g} G of the gates"),
         (
@@ -72,6 +74,20 @@ def model(evidence: Evidence) -> Iterator[Markup]:
     yield tag("h2", "Model and training", id="model")
     yield table(["what", "value"], rows, caption="What was trained; all settings are further down", numeric=False)
     yield folded("Digest of the model", _digests([("weights of the model", evidence.weights_sha256)]))
+
+
+def _of_clip(description: Description) -> Iterator[tuple[str, str]]:
+    """What a CLIP was asked, and what of it was trained besides the image tower."""
+    if description.clip is None:
+        return
+    for name, texts in description.clip["prompts"].items():
+        yield f"prompts of {name}", "; ".join(texts)
+    rate, share = description.training["text_lr"], description.training["alignment"]
+    yield "text tower", f"trained at {rate:g} times the learning rate" if rate else "as it started"
+    yield "share of image-text alignment", text_of(0.5 if share is None else share)
+    rank = 0 if description.model.clip is None else description.model.clip.lora
+    if rank:
+        yield "image tower", f"as it started, with adapters of rank {rank}, which are added to its weights"
 
 
 def costs(evidence: Evidence) -> Iterator[Markup]:
