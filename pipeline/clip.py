@@ -198,7 +198,7 @@ def build(wanted: Architecture, weights: Path | None = None, *, image_px: int | 
     if "timm_model_name" in vision:
         vision["timm_model_pretrained"] = False
     if image_px is not None and image_px != wanted.image_px:
-        _check_side(image_px, vision)
+        _check_side(image_px, wanted.image_px, vision, trained=weights is not None)
         vision["image_size"] = image_px
     kind = open_clip.CoCa if "multimodal_cfg" in config else open_clip.CustomTextCLIP if custom else open_clip.CLIP
     try:
@@ -430,11 +430,14 @@ def _read_config(name: str, folder: Path) -> dict[str, Any]:
     return dict(said)
 
 
-def _check_side(image_px: int, vision: Mapping[str, Any]) -> None:
+def _check_side(image_px: int, own_px: int, vision: Mapping[str, Any], *, trained: bool) -> None:
     """Refuse a side of images that a tower cannot be stretched to."""
     patch = vision.get("patch_size", 16)
     if isinstance(vision.get("layers", 12), list):
         patch = 32  # a ResNet, whose last map is pooled with a position for each cell
+        if trained:  # and nobody resamples those
+            msg = f"image_px is {image_px}, and this CLIP's ResNet has learnt positions for {own_px} px: take {own_px}."
+            raise ConfigError(msg)
     if isinstance(patch, int) and image_px % patch:
         below, above = image_px // patch * patch, (image_px // patch + 1) * patch
         near = f"{below} or {above}" if below else f"{above}"

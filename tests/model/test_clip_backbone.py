@@ -22,20 +22,25 @@ TEXTS = [f"This is a photo of {name}" for name in CLASSES]
 IMAGES = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(5))
 
 
+SMALL = {"embed_dim": 64, "text_cfg": {"context_length": 16, "width": 32, "heads": 2, "layers": 2}}
+VIT = {"image_size": 64, "patch_size": 8, "width": 96, "head_width": 32, "layers": 6}
+
+
 @pytest.fixture(scope="module")
 def miniature(tmp_path_factory):
-    """open_clip's own model of the miniature, and its weights in a file."""
+    """open_clip's own model of a small transformer, and its name, which is that of its folder."""
+    folder = tmp_path_factory.mktemp("small")
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": {**SMALL, "vision_cfg": VIT}}))
+    name = f"clip:local-dir:{folder}"
     torch.manual_seed(0)
-    model = clip.build(clip.architecture("clip:demo"))
-    file = tmp_path_factory.mktemp("clip") / "demo.safetensors"
-    safetensors.torch.save_file(model.state_dict(), file)
-    return model, file
+    model = open_clip.create_model(f"local-dir:{folder}", load_weights=False).eval()
+    safetensors.torch.save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    return model, name
 
 
 def build(miniature, *, gates=(), taps=None, trains_text=False, image_px=64, fuse=(), **asked):
     options = ModelOptions(
-        backbone="clip:demo", weights=str(miniature[1]), image_px=image_px, gates=gates, fuse=fuse,
-        clip=ClipOptions(**asked),
+        backbone=miniature[1], weights="own", image_px=image_px, gates=gates, fuse=fuse, clip=ClipOptions(**asked),
     )  # fmt: skip
     return Classifier(options, taps or {}, len(CLASSES), classes=CLASSES, trains_text=trains_text)
 
@@ -54,9 +59,9 @@ def loaded(classifier):
 
 @torch.no_grad()
 def test_it_says_what_open_clip_says(miniature):
-    model, _ = miniature
+    model, name = miniature
     classifier = build(miniature).eval()
-    tokens = clip.tokenizer("clip:demo")(TEXTS)
+    tokens = open_clip.get_tokenizer(name.removeprefix("clip:"))(TEXTS)
     torch.testing.assert_close(classifier(IMAGES, {}), model.get_logits(IMAGES, tokens)[0])
     features, texts, scale = model(IMAGES, tokens)
     torch.testing.assert_close(classifier(IMAGES, {}), scale * features @ texts.T)
@@ -65,10 +70,10 @@ def test_it_says_what_open_clip_says(miniature):
 
 @torch.no_grad()
 def test_several_templates_are_averaged_and_words_stand_for_a_class(miniature):
-    model, _ = miniature
+    model, name = miniature
     templates = ("This is a photo of {class}", "an ultrasound of {class}")
     classifier = build(miniature, templates=templates, words=(("spiked", "a spiked lesion"),)).eval()
-    tokenize = clip.tokenizer("clip:demo")
+    tokenize = clip.tokenizer(name)
     called = ("round", "lobed", "a spiked lesion")
     expected = []
     for name in called:
@@ -81,8 +86,6 @@ def test_several_templates_are_averaged_and_words_stand_for_a_class(miniature):
                                                     "an ultrasound of a spiked lesion")  # fmt: skip
 
 
-SMALL = {"embed_dim": 32, "text_cfg": {"context_length": 8, "vocab_size": 64, "width": 32, "heads": 2, "layers": 1}}
-VIT = {"image_size": 32, "patch_size": 8, "width": 64, "head_width": 32, "layers": 6}
 TOWERS = {
     "the mean of the patches": VIT | {"pool_type": "avg", "final_ln_after_pool": True},
     "layer scale and no first norm": VIT | {"ls_init_value": 0.1, "no_ln_pre": True},
@@ -140,12 +143,10 @@ def test_images_are_scaled_as_the_tower_was_trained(miniature):
 @torch.no_grad()
 def test_another_side_resamples_the_positions_as_open_clip_does(miniature):
     classifier = build(miniature, image_px=96).eval()
-    config = {**clip.architecture("clip:demo").config}
-    config["vision_cfg"] = {**config["vision_cfg"], "image_size": 96}
-    model = open_clip.CLIP(**config).eval()
-    open_clip.load_checkpoint(model, str(miniature[1]))
+    _, name = miniature
+    model = open_clip.create_model(name.removeprefix("clip:"), force_image_size=96).eval()
     images = torch.randn(2, 3, 96, 96)
-    expected = model.get_logits(images, clip.tokenizer("clip:demo")(TEXTS))[0]
+    expected = model.get_logits(images, clip.tokenizer(name)(TEXTS))[0]
     torch.testing.assert_close(classifier(images, {}), expected)
     with pytest.raises(ConfigError, match="image_px is 100, and this CLIP reads patches of 8 px: take 96 or 104"):
         build(miniature, image_px=100)
@@ -194,8 +195,8 @@ def test_adapters_train_alone_and_are_added_to_the_weights(miniature):
     torch.testing.assert_close(classifier.eval()(IMAGES, {}), plain(IMAGES, {}))  # they start at nothing
     learns = {name for name, p in classifier.named_parameters() if p.requires_grad}
     assert {name for name in learns if "lora_" not in name} == {"backbone.head.1.logit_scale"}
-    assert sum("attn.qkv.lora_A" in name for name in learns) == 5
-    assert sum("mlp.c_proj.lora_B" in name for name in learns) == 5
+    assert sum("attn.qkv.lora_A" in name for name in learns) == 6
+    assert sum("mlp.c_proj.lora_B" in name for name in learns) == 6
     optimiser = torch.optim.SGD([p for p in classifier.parameters() if p.requires_grad], lr=0.05)
     classifier.train()
     for _ in range(3):
@@ -211,7 +212,7 @@ def test_adapters_train_alone_and_are_added_to_the_weights(miniature):
     moved = [key for key in state if not torch.equal(state[key], plain.state_dict()[key])]
     assert all("qkv.weight" in key or "proj.weight" in key or "c_fc.weight" in key or "logit_scale" in key
                for key in moved)  # fmt: skip
-    assert len(moved) == 5 * 4 + 1
+    assert len(moved) == 6 * 4 + 1
 
 
 def test_gates_sit_on_the_blocks_and_reach_the_class(miniature):
@@ -245,7 +246,6 @@ def test_pooled_features_stand_beside_the_cosine_and_start_at_nothing(miniature)
 
 
 def test_what_does_not_fit_is_said_at_once(miniature, tmp_path):
-    _, file = miniature
     with pytest.raises(ConfigError, match=r"words for a class 'spikey'.*did you mean 'spiked'\?"):
         build(miniature, words=(("spikey", "x"),))
     with pytest.raises(ConfigError, match=r"The template 'a photo' has no \{class\} in it"):
@@ -254,10 +254,19 @@ def test_what_does_not_fit_is_said_at_once(miniature, tmp_path):
         build(miniature, templates=())
     with pytest.raises(ConfigError, match="The words for the class 'round' are empty"):
         build(miniature, words=(("round", " "),))
-    options = ModelOptions(backbone="clip:demo", weights=str(file), image_px=64, gates=())
+    options = ModelOptions(backbone=miniature[1], weights="own", image_px=64, gates=())
     with pytest.raises(ConfigError, match="compares with 3 classes, and this task's head puts out 2 numbers"):
         Classifier(options, {}, 2, classes=CLASSES)
     other = tmp_path / "other.safetensors"
     safetensors.torch.save_file({"visual.conv1.weight": torch.zeros(96, 3, 4, 4)}, other)
     with pytest.raises(CheckpointError, match="is of another model"):
         Classifier(ModelOptions(**{**vars(options), "weights": str(other)}), {}, 3, classes=CLASSES)
+    with pytest.raises(ConfigError, match=r"lora is 4, and the image tower of 'clip:demo' has no transformer blocks"):
+        Classifier(
+            ModelOptions(backbone="clip:demo", image_px=64, gates=(), clip=ClipOptions(lora=4)), {}, 3, classes=CLASSES
+        )
+    whole = clip.build(clip.architecture("clip:demo"))
+    safetensors.torch.save_file(whole.state_dict(), other)
+    resnet = ModelOptions(backbone="clip:demo", weights=str(other), image_px=96, gates=())
+    with pytest.raises(ConfigError, match="image_px is 96, and this CLIP's ResNet has learnt positions for 64 px"):
+        Classifier(resnet, {}, 3, classes=CLASSES)
