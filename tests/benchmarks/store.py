@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import importlib.util
 import json
@@ -43,10 +44,15 @@ def rows(count: int) -> list[cache.Row]:
     return [cache.Row(f"image-{i}", hashlib.sha256(b"%d" % i).digest()) for i in range(count)]
 
 
-def make_store(path: Path, data: np.ndarray[Any, Any], tap: cache.TapSpec) -> cache.Store:
-    """A store whose only tap, `neck`, holds `data`."""
+def make_store(
+    path: Path, data: np.ndarray[Any, Any], tap: cache.TapSpec, dtype: str = "float16", shard_mib: float = 64
+) -> cache.Store:
+    """A store whose only tap, `neck`, holds `data`, as another type if asked for."""
+    tap = dataclasses.replace(tap, dtype=dtype)
     fingerprint = cache.Fingerprint({"encoder": "noise"})
-    with cache.create_store(path, fingerprint=fingerprint, taps={"neck": tap}, rows=rows(len(data))) as writer:
+    with cache.create_store(
+        path, fingerprint=fingerprint, taps={"neck": tap}, rows=rows(len(data)), shard_mib=shard_mib
+    ) as writer:
         for plan in writer.pending:
             first, last = plan.rows[0], plan.rows[-1]
             writer.write(plan, {"neck": data[first : last + 1]}, np.ones((len(plan.rows), 2), np.float32))
@@ -67,6 +73,20 @@ def by_row(source: Any) -> Reader:
     def read(batch: np.ndarray[Any, Any], buffer: np.ndarray[Any, Any]) -> None:
         for i, row in enumerate(batch):
             buffer[i] = source[row]
+
+    return read
+
+
+def of_int8(store: cache.Store, dtype: str) -> Reader:
+    """Batches out of an int8 store, verified: into the buffer as float16; as float32; or as they lie, with scales."""
+    shapes = {name: (BATCH, *store.arrays[name].shape) for name in ("neck", "neck.scale")}
+    wide = {"neck": np.zeros(shapes["neck"], "float32" if dtype == "float32" else "int8")}
+    stored = {**wide, "neck.scale": np.zeros(shapes["neck.scale"], np.float32)}
+
+    def read(batch: np.ndarray[Any, Any], buffer: np.ndarray[Any, Any]) -> object:
+        if dtype == "stored":
+            return store.read(batch, tuple(stored), out=stored)
+        return store.read(batch, out={"neck": buffer} if dtype == "float16" else wide)
 
     return read
 
@@ -97,6 +117,13 @@ def readers(folder: Path, data: np.ndarray[Any, Any], tap: cache.TapSpec) -> Ite
     yield "store, zarr, verified", ours(folded, verify=True), True
     yield "store, hdf5", ours(packed, verify=False), True
     yield "store, hdf5, verified", ours(packed, verify=True), True
+    whole = make_store(folder / "int8.zarr", data, tap, "int8")
+    for dtype in ("float16", "float32", "stored"):
+        yield (
+            f"store, int8, verified, {'as stored' if dtype == 'stored' else f'to {dtype}'}",
+            of_int8(whole, dtype),
+            True,
+        )
     packed_rows = h5py.File(folder / "store.h5", "r")["neck"]
     yield "h5py, read_direct by row", direct, True
     (folder / "npy").mkdir()
@@ -150,7 +177,7 @@ def mosaic_reader(folder: Path, data: np.ndarray[Any, Any]) -> Iterator[tuple[st
 
 
 def reading(folder: Path, tap: cache.TapSpec, mib: int) -> dict[str, float]:
-    """GiB/s of shuffled batches of 32 from a warm page cache, by reader.
+    """GiB/s of shuffled batches of 32 from a warm page cache, by reader; all count the bytes that float16 has of a row.
 
     The quick readers take turns, so that a disturbance of the machine meets all of them; the best round counts.
     """
@@ -294,6 +321,12 @@ def measure(folder: Path, mib: int) -> tuple[dict[str, float], Mapping[str, Mapp
         "hdf5_read_2mib_verified": large["store, hdf5, verified"],
         "hdf5_read_128kib": small["store, hdf5"],
         "hdf5_read_128kib_verified": small["store, hdf5, verified"],
+        **{
+            f"int8_to_{dtype}_{size}_of_float16": table[f"store, int8, verified, {kind}"]
+            / table["store, zarr, verified"]
+            for size, table in (("2mib", large), ("128kib", small))
+            for dtype, kind in (("float16", "to float16"), ("float32", "to float32"), ("stored", "as stored"))
+        },
         "over_zarr_oindex": large["store, zarr, verified"] / large["zarr, oindex"],
         "threads_2_over_1": scaling,
         "write_cost": cost,

@@ -10,6 +10,7 @@ import torch
 
 import cache
 from cache import packing
+from pipeline.train.feeding.feature_dataset import FeatureDataset
 from pipeline.train.feeding.feed import Feed
 from pipeline.train.feeding.packed import unpacked
 from pipeline.train.feeding.pooling import pool_rows
@@ -56,6 +57,13 @@ def test_pooled_features_are_those_of_the_numbers(packed):
     found = pool_rows(packed, rows, ["neck"])
     expected = packed.read(rows, ["neck"], dtype="float32")["neck"].astype(packed.taps["neck"].numbers)
     np.testing.assert_allclose(found[:, : expected.shape[1]], expected.astype(np.float64).mean((2, 3)), rtol=1e-4)
+
+
+def test_a_data_set_for_a_loader_gives_the_numbers_of_the_store(packed):
+    dataset = FeatureDataset(packed)
+    for index, item in zip([7, 2], dataset.__getitems__([7, 2]), strict=True):
+        for tap, numbers in packed.read([index]).items():
+            assert item["features"][tap].numpy().tobytes() == numbers[0].tobytes()
 
 
 def test_torch_scales_every_product_to_the_bits_that_numpy_gives():

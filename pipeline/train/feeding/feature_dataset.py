@@ -17,6 +17,7 @@ from pipeline.data import Reading, pixel_digest, read_image
 from pipeline.data.resize import squared
 from pipeline.errors import DataError
 from pipeline.image_tap import IMAGE, stored_px
+from pipeline.train.feeding.packed import read_tensors
 
 Item = dict[str, Any]
 
@@ -106,7 +107,7 @@ class FeatureDataset(torch.utils.data.Dataset[Item]):
         """
         at = np.asarray(indices, np.int64)
         names = (*self.taps, *([IMAGE] if self._stores_images else ()))
-        read = {tap: torch.from_numpy(values) for tap, values in self.store.read(self.rows[at], names).items()}
+        read = read_tensors(self.store, self.rows[at], names)
         items = []
         for i, index in enumerate(at.tolist()):
             item: Item = {

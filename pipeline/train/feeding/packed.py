@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
@@ -35,6 +36,16 @@ def unpacked(store: Store, taps: Sequence[str], arrays: Mapping[str, Tensor]) ->
             values = values * arrays[tap + SCALE]
         found[tap] = values.to(getattr(torch, spec.numbers))
     return found
+
+
+def read_tensors(store: Store, rows: npt.NDArray[np.int64], taps: Sequence[str]) -> dict[str, Tensor]:
+    """Read rows (n, C, h, w) of taps as `Store.read` gives them; torch makes float16 of int8 faster than numpy does."""
+    specs = {name: store.arrays[name] for name in arrays_read(store, taps)}
+    read = {
+        name: torch.empty((len(rows), *spec.shape), dtype=getattr(torch, spec.dtype)) for name, spec in specs.items()
+    }
+    store.read(rows, tuple(specs), out={name: as_numpy(values) for name, values in read.items()})
+    return unpacked(store, taps, read)
 
 
 def as_numpy(tensor: Tensor) -> npt.NDArray[Any]:

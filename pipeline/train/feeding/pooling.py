@@ -13,6 +13,7 @@ from cache import Store
 from pipeline.errors import RunError
 from pipeline.model.pooled import pool
 from pipeline.progress import Progress, silent
+from pipeline.train.feeding.packed import read_tensors
 
 _AT_ONCE_BYTES = 2**26  # of features between the store and their pool
 
@@ -42,8 +43,8 @@ def pool_rows(store: Store, rows: npt.NDArray[np.int64], taps: Sequence[str], *,
     pieces = []
     for start in range(0, len(rows), at_once):
         some = slice(start, start + at_once)
-        read = store.read(rows[some], taps=tuple(taps))
-        parts = [pool(torch.from_numpy(read[tap]), None if whole else extents[some]) for tap in taps]
+        read = read_tensors(store, rows[some], taps)
+        parts = [pool(read[tap], None if whole else extents[some]) for tap in taps]
         for tap, part in zip(taps, parts, strict=True):
             _refuse_infinite(store, rows[some], tap, part)
         pieces.append(torch.cat(parts, dim=1))
