@@ -290,6 +290,30 @@ def encode_classes(model: Any, tokens: Tensor, classes: int) -> Tensor:
     return mean
 
 
+def class_features(name: str, file: Path, prompts: Sequence[Sequence[str]]) -> tuple[Tensor, float]:
+    """Embed the prompts of classes with the text tower of a file of weights.
+
+    Args:
+        name: See the module.
+        file: Weights of both towers.
+        prompts: Texts of each class, as `prompts` writes them; each class has as many.
+
+    Returns:
+        (classes, E) of length one, and the temperature exp(s) that image features are compared with them by.
+
+    Raises:
+        ConfigError: There is no such name, or its tokenizer is not here.
+        CheckpointError: The file is of another model.
+    """
+    import torch
+
+    model = build(architecture(name), file)
+    with torch.no_grad():
+        found = encode_classes(model, tokenizer(name)([text for texts in prompts for text in texts]), len(prompts))
+        scale = float(model.logit_scale.exp())
+    return found, scale
+
+
 def weights_file(name: str, weights: str | Path) -> Path | None:
     """The file that configured weights mean, there or not.
 

@@ -17,6 +17,7 @@ from pipeline.cli.terminal import DONE, bars, examples, say, show
         "pipeline probe",
         "pipeline probe --tap late --tap neck --run runs/late_or_neck",
         "pipeline probe -c pulled.yaml --json        (data: {layout: store, path: features/pulled.zarr})",
+        "pipeline probe -c clip.yaml --set probe.method=tip_f --set train.shots=4",
         "pipeline evaluate --set run=runs/demo-probe",
     )
 )
@@ -42,6 +43,9 @@ def probe(
     Each tap of the store, and all together, is pooled by channel (mean, maximum, standard deviation) and classified by
     logistic regression and by its nearest neighbours. Val chooses the penalty, the number of neighbours, and the tap
     whose regression becomes a run, which `evaluate`, `compare`, `report` and `export` take like any other.
+
+    On CLIP's image features `probe.method` is also zero_shot (class prompts alone), tip (Tip-Adapter: a cache of the
+    training images beside them) or tip_f (with its keys fine-tuned). Val chooses alpha, beta and the epoch.
     """
     from pipeline.stages import commands
 

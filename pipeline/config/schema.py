@@ -358,6 +358,17 @@ class OverlayConfig(Section):
     """Paint only so many, those of the highest predicted IoU; null paints all."""
 
 
+class ClipDemoTraining(Section):
+    """How `prepare` trains the miniature CLIP (`clip:demo`, as encoder or as backbone)."""
+
+    images: Positive = 800
+    """Images, each shown in two of its flips and turns with a caption."""
+    steps: Positive = 160
+    """Training steps; more make it better than a demo of learning from few images wants."""
+    seed: int = 1
+    """Of its images, words and weights."""
+
+
 class ClipConfig(Section):
     """What CLIP is asked, and how much of its image tower may move (`backbone: clip:NAME`)."""
 
@@ -367,6 +378,8 @@ class ClipConfig(Section):
     """What to call a class, such as `{malignant: a malignant tumour}`; a class without words goes by its name."""
     lora: Annotated[int, Field(ge=0)] = 0
     """Rank of low-rank adapters, which train instead of the image tower; 0 for none."""
+    training: ClipDemoTraining = ClipDemoTraining()
+    """How `prepare` makes the weights of `clip:demo`."""
 
 
 class ModelConfig(Section):
@@ -427,6 +440,15 @@ class AugmentConfig(Section):
     margin: Fraction = 0.0
     """How much larger the decoded image is kept than `model.image_px`, as a part of its side, so that what `crop` and
     `scale` enlarge has detail.
+    """
+
+
+class ProbeConfig(Section):
+    """What `pipeline probe` fits to stored features."""
+
+    method: Literal["linear", "zero_shot", "tip", "tip_f"] = "linear"
+    """`linear` and nearest neighbours on any taps; or on CLIP's `embedding` the class prompts of `model.clip` alone,
+    Tip-Adapter, or Tip-Adapter-F, which tunes its keys.
     """
 
 
@@ -544,6 +566,8 @@ class Config(Section):
     """How it is trained."""
     run: Path
     """Folder that the training leaves everything in."""
+    probe: ProbeConfig = ProbeConfig()
+    """What the probe fits."""
     fold: FoldConfig | None = None
     """A fold of a cross-validation to train and test on; null takes the data set's own splits."""
     resources: Resources = Resources()

@@ -10,6 +10,8 @@ from pipeline.data.external import as_test_set
 from pipeline.data.folds import in_fold
 from pipeline.data.image import pixel_digest, pixels_of, read_image, reading_rules
 from pipeline.data.layouts.demo import generate_demo, load_demo
+from pipeline.data.layouts.demo_captions import captioned_arrays
+from pipeline.data.layouts.demo_images import CLASS_NAMES as DEMO_CLASSES
 from pipeline.data.layouts.demo_images import Difficulty, demo_arrays, demo_objects
 from pipeline.data.layouts.folder import load_folder
 from pipeline.data.layouts.medmnist import load_medmnist
@@ -19,6 +21,7 @@ from pipeline.data.load import load_dataset
 from pipeline.data.splits import few_shots, stratified_part
 
 __all__ = [
+    "DEMO_CLASSES",
     "Dataset",
     "Difficulty",
     "Draw",
@@ -30,6 +33,7 @@ __all__ = [
     "Split",
     "Task",
     "as_test_set",
+    "captioned_arrays",
     "demo_arrays",
     "demo_objects",
     "fetch_medmnist",

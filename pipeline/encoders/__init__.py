@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.encoders.checkpoint import load_encoder
+    from pipeline.encoders.clip.demo import ClipDemoReport, train_demo_clip
     from pipeline.encoders.family import (
         FAMILIES,
         Encoder,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "ARCHITECTURES": "sam.recipe",
     "Architecture": "sam.recipe",
+    "ClipDemoReport": "clip.demo",
     "DemoReport": "sam.demo",
     "Encoder": "family",
     "FAMILIES": "family",
@@ -57,6 +59,7 @@ _MODULES = {
     "mask_settings": "family",
     "of_taps": "family",
     "present_weights": "family",
+    "train_demo_clip": "clip.demo",
     "train_demo_encoder": "sam.demo",
     "weights_file": "family",
     "weights_sha256": "weight_files",
@@ -69,6 +72,7 @@ __all__ = [
     "PUBLISHED",
     "VIEWS",
     "Architecture",
+    "ClipDemoReport",
     "DemoReport",
     "Encoder",
     "Family",
@@ -86,6 +90,7 @@ __all__ = [
     "mask_settings",
     "of_taps",
     "present_weights",
+    "train_demo_clip",
     "train_demo_encoder",
     "weights_file",
     "weights_sha256",

@@ -8,7 +8,7 @@ folder like that of any other. Figures on test are there to describe the taps; n
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -40,13 +40,13 @@ from pipeline.train.train import costs, training_part
 
 ALL = "all"  # what the table calls all taps together
 NEIGHBOURS = (1, 3, 5, 10, 20, 50, 100)  # votes to choose from: our choice
-Method = Literal["logistic regression", "nearest neighbours"]
+Method = Literal["logistic regression", "nearest neighbours", "zero-shot", "Tip-Adapter", "Tip-Adapter-F"]
 Row = dict[str, Any]
 Floats = npt.NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
-class _Tried:
+class Tried:
     """One setting of a classifier on some taps, and what it says: of val, and of test where there is one.
 
     Attributes:
@@ -111,19 +111,19 @@ def probe(
     if not names:
         msg = f"{str(store.path)!r} holds no features, only images or masks: extract some (encoder.taps)."
         raise RunError(msg)
-    feeds = _feeds(dataset, store, names, options, allow_missing, progress)
-    samples = _Samples(dataset, store, feeds, head_of(dataset.task, options.loss), options)
+    feeds = feeds_of(dataset, store, names, options, allow_missing, progress)
+    samples = Samples(dataset, store, feeds, head_of(dataset.task, options.loss), options)
     candidates = {tap: (tap,) for tap in names} | ({ALL: names} if len(names) > 1 else {})
     rows: list[Row] = []
-    best: tuple[tuple[float, float], _Tried, Sequence[_Tried], tuple[str, ...]] | None = None
+    best: tuple[tuple[float, float], Tried, Sequence[Tried], tuple[str, ...]] | None = None
     for done, (name, several) in enumerate(candidates.items(), start=1):
         pooled = samples.pooled(several, progress)
         path = list(samples.regressions(pooled))
-        chosen = max(path, key=_rank)
+        chosen = max(path, key=rank)
         rows.append(samples.row(name, several, "logistic regression", chosen, resamples, seed))
-        if best is None or _rank(chosen) > best[0]:
-            best = _rank(chosen), chosen, path, several
-        neighbours = max(samples.neighbours(pooled), key=_rank)
+        if best is None or rank(chosen) > best[0]:
+            best = rank(chosen), chosen, path, several
+        neighbours = max(samples.neighbours(pooled), key=rank)
         rows.append(samples.row(name, several, "nearest neighbours", neighbours, resamples, seed))
         progress("probe", done, len(candidates), tap=name, val_auc=chosen.history["val_auc"])
     assert best is not None
@@ -140,11 +140,20 @@ def probe(
         **({} if options.shots is None else {"shots": options.shots}),
         "precision": "float32",
     }
-    _write_run(samples, folder, model, training, chosen, chosen_path, replace=replace)
-    return _write_table(folder, samples, rows, several)
+    layer = chosen.layer
+    assert layer is not None
+
+    def fill(classifier: Classifier) -> None:
+        assert classifier.pooled is not None
+        classifier.pooled.fit(samples.raw("train", several))
+        weight, bias = (torch.from_numpy(part).float() for part in layer)
+        classifier.backbone.head[-1].load_state_dict({"weight": weight, "bias": bias})
+
+    write_run(samples, folder, model, training, chosen, chosen_path, fill, replace=replace)
+    return write_table(folder, samples, rows, several)
 
 
-class _Samples:
+class Samples:
     """The samples of a probe: labels, and pooled features on demand."""
 
     def __init__(
@@ -167,7 +176,7 @@ class _Samples:
                 self._pooled[tap, split] = pool_rows(self.store, self.feeds[split].rows, (tap,), progress=progress)
         return torch.cat([self._pooled[tap, split] for tap in taps], dim=1)
 
-    def regressions(self, pooled: Mapping[Split, Tensor]) -> Iterator[_Tried]:
+    def regressions(self, pooled: Mapping[Split, Tensor]) -> Iterator[Tried]:
         """Fit every strength of the penalty, the strongest first."""
         train, labels = pooled["train"].double().numpy(), self.feeds["train"].labels
         fits = fit_path(self.head, train, labels, class_weights=self.options.class_weights)
@@ -184,13 +193,13 @@ class _Samples:
                 "epoch": number,
                 "c": strength,
                 "train_loss": costs_of["train"],
-                **self._on_val(said["val"], costs_of["val"]),
+                **self.on_val(said["val"], costs_of["val"]),
                 "seconds": time.perf_counter() - began,
             }
-            yield _Tried({"c": strength}, said, history, layer)
+            yield Tried({"c": strength}, said, history, layer)
             began = time.perf_counter()
 
-    def neighbours(self, pooled: Mapping[Split, Tensor]) -> Iterator[_Tried]:
+    def neighbours(self, pooled: Mapping[Split, Tensor]) -> Iterator[Tried]:
         """Let the nearest training samples vote, by the angle between standardised features."""
         from sklearn.neighbors import NearestNeighbors  # half a second, for those who ask
 
@@ -205,15 +214,16 @@ class _Samples:
         }
         for k in counts:
             said: dict[Split, Floats] = {split: votes[some[:, :k]].mean(axis=1) for split, some in nearest.items()}
-            yield _Tried({"k": k}, said, self._on_val(said["val"], 1 / k))  # of equal AUCs the one of more votes
+            yield Tried({"k": k}, said, self.on_val(said["val"], 1 / k))  # of equal AUCs the one of more votes
 
-    def _on_val(self, said: Floats, loss: float) -> Row:
+    def on_val(self, said: Floats, loss: float) -> Row:
+        """What val is chosen by, for the history."""
         feed, task = self.feeds["val"], self.dataset.task
         found = metrics.score(task, feed.labels, said, self.dataset.class_names, self.dataset.positive_class)
         return {"val_loss": loss, "val_auc": found["auc"], "val_acc": found["acc"]}
 
     def row(
-        self, name: str, taps: Sequence[str], method: Method, tried: _Tried, resamples: int, seed: int
+        self, name: str, taps: Sequence[str], method: Method, tried: Tried, resamples: int, seed: int
     ) -> dict[str, Any]:
         """One row of the table."""
         scored = {
@@ -242,12 +252,12 @@ class _Samples:
         )
 
 
-def _rank(tried: _Tried) -> tuple[float, float]:
+def rank(tried: Tried) -> tuple[float, float]:
     """The rule by which an epoch is chosen: the highest AUC on val, and of equal ones the lowest loss."""
     return tried.history["val_auc"], -tried.history["val_loss"]
 
 
-def _feeds(
+def feeds_of(
     dataset: Dataset,
     store: Store,
     taps: Sequence[str],
@@ -278,17 +288,29 @@ def _feeds(
     }
 
 
-def _write_run(
-    samples: _Samples,
+def write_run(
+    samples: Samples,
     folder: Path,
     model: ModelOptions,
     training: Mapping[str, Any],
-    chosen: _Tried,
-    path: Sequence[_Tried],
+    chosen: Tried,
+    path: Sequence[Tried],
+    fill: Callable[[Classifier], None],
     *,
     replace: bool,
 ) -> None:
-    """Leave the chosen classifier as a run: the files that `train` leaves."""
+    """Leave a classifier as a run: the files that `train` leaves.
+
+    Args:
+        samples: It was fitted on.
+        folder: The run.
+        model: What is built.
+        training: How it was fitted, with what val chose.
+        chosen: What val chose.
+        path: Everything it chose from.
+        fill: Puts what was fitted into the classifier.
+        replace: Start over where the folder holds a run with other settings.
+    """
     dataset, store = samples.dataset, samples.store
     settings = {
         **identity.identity_of(dataset, store, model, TrainOptions(), Augmentation()),
@@ -300,12 +322,8 @@ def _write_run(
         return  # the same run, made before
     shapes = {tap: (spec.channels, spec.height, spec.width) for tap in model.fuse for spec in (store.taps[tap],)}
     classifier = Classifier(model, shapes, outputs_of(samples.head, samples.classes))
-    assert classifier.pooled is not None
-    assert chosen.layer is not None
-    classifier.pooled.fit(samples.raw("train", model.fuse))
-    weight, bias = (torch.from_numpy(part).float() for part in chosen.layer)
-    layer = classifier.backbone.head[-1]
-    layer.load_state_dict({"weight": weight, "bias": bias})
+    with torch.no_grad():
+        fill(classifier)
     history = [tried.history for tried in path]
     val = samples.feeds["val"]
     figures = {
@@ -338,7 +356,7 @@ def _write_run(
     )
 
 
-def _write_table(folder: Path, samples: _Samples, rows: Sequence[Row], chosen: Sequence[str]) -> dict[str, Any]:
+def write_table(folder: Path, samples: Samples, rows: Sequence[Row], chosen: Sequence[str]) -> dict[str, Any]:
     """Leave the table for programs, for spreadsheets and as a picture."""
     found = {
         "run": str(folder),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from pipeline.clip import Architecture, is_clip
 from pipeline.errors import ConfigError
 from pipeline.mask_tap import others_of
 from pipeline.model.backbones import NONE, STAGES, Backbone, Tokens, build_backbone
+from pipeline.model.cached import CachedCosine
 from pipeline.model.clip_backbone import ClipOptions, build_clip
 from pipeline.model.geometry import sample_image
 from pipeline.model.overlay import Overlay, OverlayOptions
@@ -37,6 +39,9 @@ class ModelOptions:
             LayerNorm over channels, `"layer_on_blocks"` for that on block taps only, `"none"`.
         mix: `"residual"` for x + x * A, `"multiply"` for x * A.
         identity_start: Start as the plain classifier, bit for bit.
+        head: `"cosine"` compares with class prompts and a cache of images (see `cached`), instead of a linear layer;
+            only without a backbone, and for one tap of a single cell, which `pipeline.evaluate.adapt` fills it for.
+        cached: How many images that cache has.
         fuse: Late fusion: taps whose pooled features the head reads beside the backbone's embedding (see `Pooled`).
         overlay: Masks to paint over the images; None for none.
         clip: Prompts and adapters of a CLIP; None for another backbone, and for what CLIP does by default.
@@ -54,6 +59,8 @@ class ModelOptions:
     mix: Mix = "residual"
     identity_start: bool = False
     fuse: tuple[str, ...] = ()
+    head: Literal["linear", "cosine"] = "linear"
+    cached: int = 0
     overlay: OverlayOptions | None = None
     clip: ClipOptions | None = None
 
@@ -129,6 +136,8 @@ class Classifier(nn.Module):
             )
         else:
             self.backbone = build_backbone(options.backbone, outputs, options.weights, beside=beside)
+        if options.head == "cosine":
+            self.backbone.head = nn.Sequential(CachedCosine(taps[options.fuse[0]][0], outputs, options.cached))
         widths = dict(zip(STAGES, self.backbone.widths, strict=False))
         if options.gates and not widths:
             msg = (
@@ -292,6 +301,9 @@ def _check_fused(options: ModelOptions, taps: Mapping[str, Shape]) -> None:
             raise ConfigError(msg)
     if len(set(options.fuse)) != len(options.fuse):
         msg = f"fuse names a tap twice ({', '.join(options.fuse)}): list each once."
+        raise ConfigError(msg)
+    if options.head == "cosine" and (options.reads_images or [taps[tap][1:] for tap in options.fuse] != [(1, 1)]):
+        msg = "A cosine head reads one tap of a single cell, such as CLIP's embedding, and no image."
         raise ConfigError(msg)
     if options.reads_images:
         return

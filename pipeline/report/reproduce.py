@@ -52,6 +52,7 @@ def commands(
     depends = sections(settings)
     if made_by_probe(settings):
         del depends["model"]  # which the probe chooses
+        depends["probe"] = {"method": settings["train"].get("method", "linear")}
     overrides = list(_overrides(config, depends))
     if str(config["run"]) != str(folder):
         overrides.append(f"run={folder}")
@@ -97,6 +98,8 @@ def sections(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What a run depends on, under the keys that the configuration has for it."""
     model = {"fuse": [], **settings["model"]}
     own = {key: model.pop(key) for key in ("backbone", "weights", "image_px", "fuse")}
+    for key in ("head", "cached"):
+        model.pop(key, None)  # which the probe chooses
     gates = [{"tap": tap, "stage": stage} for tap, stage in model.pop("gates")]
     asked = model.pop("clip", None)
     of_clip = {} if asked is None else {"clip": {**asked, "words": dict(asked["words"])}}

@@ -16,6 +16,8 @@ import cache
 from pipeline import clip, data
 from pipeline.clip import is_clip
 from pipeline.config.schema import Config, DemoData, StoreData, load_config, to_dict
+from pipeline.errors import ConfigError
+from pipeline.evaluate import adapt as adapters
 from pipeline.evaluate import evaluate as test_set
 from pipeline.evaluate import external, operating
 from pipeline.evaluate import predict as on_the_fly
@@ -29,9 +31,9 @@ from pipeline.report import export as handing_on
 from pipeline.report import report as report_page
 from pipeline.stages import clocks
 from pipeline.stages.arguments import augmentation, machine, model_options, train_options
-from pipeline.stages.inputs import build_encoder, contents, device, load_dataset, reading, workers
+from pipeline.stages.inputs import build_encoder, class_texts, contents, device, load_dataset, reading, workers
 from pipeline.stages.loaded import Shared
-from pipeline.stages.prepare import prepare_data, prepare_encoder
+from pipeline.stages.prepare import prepare_data, prepare_demo_clip, prepare_encoder
 from pipeline.stages.store_check import check_images, check_store
 from pipeline.train import identity, run_folder
 from pipeline.train import train as stage_two
@@ -51,7 +53,9 @@ def prepare(config: Config, progress: Progress, *, encoder: bool = True) -> Repo
         report["encoder"] = prepare_encoder(config, progress)
         slow = clocks.slow_precision(config.encoder.precision, device(config))
         report["data"]["notes"] = [*report["data"]["notes"], *filter(None, [slow])]
-    if is_clip(config.model.backbone):
+    if config.model.backbone == clip.DEMO and config.model.weights != "none":
+        report["backbone"] = prepare_demo_clip(config, Path(config.model.weights), progress)
+    elif is_clip(config.model.backbone):
         weights = clip.download(config.model.backbone, config.model.weights, progress=progress)
         report["backbone"] = {"weights": str(weights or "none")}
     elif config.model.weights == "imagenet":
@@ -186,7 +190,7 @@ def probe(
         config: The configuration; its `model` plays no part.
         progress: Called as it goes on.
         folder: The run; beside the configured one by default, with `-probe` behind its name.
-        taps: Those to look at; all by default.
+        taps: Those to look at; all by default, and with a method of CLIP none but its own.
         replace: Start over where the folder holds a run with other settings.
         shared: Data sets and stores that are open already.
     """
@@ -194,16 +198,20 @@ def probe(
     with _features(config, True, shared) as store:
         assert store is not None
         check_store(config, store)
-        return features_alone.probe(
-            dataset,
-            store,
-            folder or config.run.with_name(f"{config.run.name}-probe"),
-            taps=taps,
-            options=train_options(config),
-            allow_missing=config.train.allow_missing,
-            replace=replace,
-            progress=progress,
-        )
+        folder = folder or config.run.with_name(f"{config.run.name}-probe")
+        rest: Report = {
+            "options": train_options(config),
+            "allow_missing": config.train.allow_missing,
+            "replace": replace,
+            "progress": progress,
+        }
+        method = config.probe.method
+        if method == "linear":
+            return features_alone.probe(dataset, store, folder, taps=taps, **rest)
+        if tuple(taps) not in ((), (adapters.TAP,)):
+            message = f"probe.method: {method!r} reads the tap {adapters.TAP!r} alone; leave --tap out"
+            raise ConfigError(message)
+        return adapters.adapt(dataset, store, folder, method=method, texts=class_texts(config, dataset), **rest)
 
 
 def evaluate(

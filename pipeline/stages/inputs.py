@@ -6,15 +6,18 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline import data, encoders
+from pipeline import clip, data, encoders
 from pipeline.config.schema import STORED, Config, StoreData, to_dict
 from pipeline.data.layouts.stored import WITHOUT_IMAGES
 from pipeline.data.scan import memory_of, remembered
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.extract.plan import Contents, unchanged
 from pipeline.progress import Progress
+
+if TYPE_CHECKING:
+    from pipeline.evaluate.adapt import Texts
 
 
 def check_encoder(config: Config, where: str) -> None:
@@ -134,6 +137,29 @@ def build_encoder(config: Config, *, new_images: bool = True) -> encoders.Encode
         masks=to_dict(config.encoder.masks),
         device=device(config),
     )
+
+
+def class_texts(config: Config, dataset: data.Dataset) -> Texts:
+    """What the text tower of the configured encoder, a CLIP, makes of the data set's classes.
+
+    Raises:
+        ConfigError: The encoder is no CLIP, or a class or a template does not fit.
+        CheckpointError: Its weights are not here.
+    """
+    from pipeline.evaluate.adapt import Texts
+
+    name = config.encoder.name
+    if not clip.is_clip(name):
+        message = (
+            f"probe.method: {config.probe.method!r} compares image features with class prompts, and encoder.name "
+            f"{name!r} is no CLIP: choose one (clip:NAME, tap embedding), or probe.method: linear"
+        )
+        raise ConfigError(message)
+    asked = clip.prompts(dataset.class_names, config.model.clip.templates, config.model.clip.words)
+    file = encoders.present_weights(name, config.encoder.checkpoint)
+    classes, scale = clip.class_features(name, file, asked)
+    prompts = dict(zip(dataset.class_names, asked, strict=True))
+    return Texts(classes, scale, prompts, encoders.weights_sha256(file))
 
 
 def device(config: Config) -> str:

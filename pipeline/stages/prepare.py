@@ -10,13 +10,14 @@ from typing import Any, get_args
 
 import torch
 
-from pipeline import data, encoders
+from pipeline import clip, data, encoders
 from pipeline.config.schema import STORED, Config, DemoData, FolderData, MedMnistData, to_dict
 from pipeline.data.count import count
 from pipeline.data.glance import glance
 from pipeline.data.guess import guess_masks
 from pipeline.data.layouts.files import Files
 from pipeline.data.splits import even_seed
+from pipeline.encoders.clip.demo import ARITHMETIC as CLIP_ARITHMETIC
 from pipeline.encoders.sam.recipe import ARITHMETIC
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.progress import Progress
@@ -126,8 +127,43 @@ def prepare_encoder(config: Config, progress: Progress) -> Report:
         return _draw_weights(config)
     if config.encoder.name == "sam_demo":
         return _train_demo(config, progress)
+    if config.encoder.name == clip.DEMO:
+        return prepare_demo_clip(config, config.encoder.checkpoint, progress)
     path = encoders.fetch_weights(config.encoder.name, config.encoder.checkpoint, progress=progress)
     return {"checkpoint": str(path), "sha256": encoders.weights_sha256(path)}
+
+
+def prepare_demo_clip(config: Config, path: Path, progress: Progress) -> Report:
+    """Train the miniature CLIP on images and captions of another seed than the data set's.
+
+    Args:
+        config: Of its training, as encoder and as backbone.
+        path: The file of both towers.
+        progress: Called after each image and step.
+
+    Raises:
+        CheckpointError: The file is a person's own.
+    """
+    wanted = config.model.clip.training
+
+    def train() -> Report:
+        images, captions, _ = data.captioned_arrays(wanted.images, 128, wanted.seed, progress=progress)
+        held_out, _, labels = data.demo_arrays(120, 128, wanted.seed + 1000)
+        trained = encoders.train_demo_clip(
+            images,
+            captions,
+            held_out,
+            labels,
+            data.DEMO_CLASSES,
+            path,
+            seed=wanted.seed,
+            steps=wanted.steps,
+            progress=progress,
+        )
+        return asdict(trained)
+
+    settings = {"clip": clip.DEMO, **to_dict(wanted), "arithmetic": CLIP_ARITHMETIC, "torch": torch.__version__}
+    return _made_once(path, settings, train)
 
 
 def _draw_weights(config: Config) -> Report:

@@ -129,7 +129,9 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
         where = f"{path}: variant {variant!r}" + "".join(f", {axis} {label!r}" for axis, label in labels.items())
         command: Command = changes.get(_COMMAND, "train")
         if command == "probe":
-            values["model"] = {"backbone": "none"}  # the probe chooses what it reads
+            model = values.get("model")
+            asked = {"clip": model["clip"]} if isinstance(model, dict) and "clip" in model else {}
+            values["model"] = {"backbone": "none", **asked}  # the probe chooses what it reads
         checked = validate(Config, values, where)
         check_encoder(checked, where)
         named = _run_name(variant, labels, checked)

@@ -65,6 +65,8 @@ _CAME_LATER: dict[str, Any] = {
     "clip": None,
     "alignment": None,
     "text_lr": 0.0,
+    "head": "linear",
+    "cached": 0,
 }
 
 

@@ -23,6 +23,8 @@ _IDENTITY = {
 _RECIPE = {
     "solver": "solver",
     "c": "C (inverse strength of the penalty)",
+    "alpha": "alpha (weight of the cache)",
+    "beta": "beta (how near a cached image must be)",
     "epochs": "epochs",
     "batch_size": "batch",
     "optimiser": "optimiser",
@@ -101,9 +103,9 @@ def costs(evidence: Evidence) -> Iterator[Markup]:
         rows.append(("stage one (features)", f"{span(seconds)} for {encoded} images on {extraction['device']}"))
     elif evidence.description.fingerprint is not None:
         rows.append(("stage one (features)", "not recorded"))
-    seconds = sum(row["seconds"] for row in evidence.history)
+    seconds, training = sum(row["seconds"] for row in evidence.history), evidence.description.training
     epochs, device = len(evidence.history), came.get("device", "a device that was not recorded")
-    steps = "penalties" if "c" in evidence.history[0] else "epochs"
+    steps = "penalties" if "c" in evidence.history[0] else "settings" if "method" in training else "epochs"
     rows.append(("stage two (training)", f"{span(seconds)} for {epochs} {steps} on {device}"))
     if evidence.store is not None:
         rows.append(("store", size(evidence.store.bytes_on_disk)))
