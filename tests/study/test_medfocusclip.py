@@ -1,0 +1,102 @@
+"""MedFocusCLIP's own experiments: public data as they come, published numbers of images, and what is compared."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.config.schema import Config, load_config
+from pipeline.errors import DataError
+from pipeline.stages.inputs import load_dataset
+from pipeline.stages.study_plan import load_study
+from tests.cli.conftest import ROOT
+
+# What the archives unpack to below data/, and how many images the paper has in train, val and test; or in all.
+COME_AS = {
+    "covid_xray": ("Covid19-dataset/{train,test}", ("Covid", "Normal", "Viral Pneumonia"), (251, 0, 66)),
+    "lung_disease": (
+        "Lung Disease Dataset/{train,val,test}",
+        ("Bacterial Pneumonia", "Corona Virus Disease", "Normal", "Tuberculosis", "Viral Pneumonia"),
+        (6054, 2016, 2025),
+    ),
+    "brain_tumour": (
+        "brain_tumour/{Training,Testing}",
+        ("glioma", "meningioma", "notumor", "pituitary"),
+        (5712, 0, 1311),
+    ),
+    "breast_ultrasound": ("Dataset_BUSI_with_GT", ("benign", "malignant", "normal"), (780,)),
+}
+
+
+def unpack(root: Path, name: str, numbers: tuple[int, ...]) -> None:
+    """Lay out a data set of so many images as the public archive does; BUSI's with the masks beside the images."""
+    folder, classes, _ = COME_AS[name]
+    top, _, splits = folder.partition("/")
+    found = (
+        [root / "data" / top / split for split in splits.strip("{}").split(",")] if splits else [root / "data" / top]
+    )
+    for split, number in zip(found, [number for number in numbers if number], strict=True):
+        for i in range(number):
+            of_class = classes[i % len(classes)]
+            stem = split / of_class / f"{of_class} ({i})"
+            stem.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((4, 4), i % 251, np.uint8)).save(stem.with_name(f"{stem.name}.png"))
+            for end in ("_mask", "_mask_1")[: 1 + i % 2] if name == "breast_ultrasound" else ():
+                Image.fromarray(np.eye(4, dtype=np.uint8) * 255).save(stem.with_name(f"{stem.name}{end}.png"))
+
+
+def config_of(name: str, *overrides: str) -> Config:
+    return load_config(ROOT / f"configs/{name}.yaml", overrides)
+
+
+@pytest.mark.parametrize("name", COME_AS)
+def test_the_public_folders_load_as_they_come(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = tuple(number and 60 + 6 * k for k, number in enumerate(COME_AS[name][2]))
+    unpack(tmp_path, name, few)
+    monkeypatch.chdir(tmp_path)
+    made = load_dataset(config_of(name, "data.expect=null"))
+    assert made.class_names == COME_AS[name][1]
+    found = Counter(sample.split for sample in made.samples)
+    assert set(found) == {"train", "val", "test"}
+    assert sum(found.values()) == sum(few)
+    if len(few) > 1:
+        assert found["test"] == few[2]
+    masks = [made.mask(i) for i in range(len(made))]
+    assert all(mask is not None and mask.any() for mask in masks) == (name == "breast_ultrasound")
+    assert not any("mask" in sample.id for sample in made.samples)
+    with pytest.raises(DataError, match=r"expected \d+ in \w+ and found \d+"):
+        load_dataset(config_of(name))
+
+
+@pytest.mark.parametrize("name", COME_AS)
+def test_the_published_numbers_are_the_expected_ones(name: str) -> None:
+    numbers = COME_AS[name][2]
+    wanted = dict(zip(("train", "val", "test"), numbers, strict=True)) if len(numbers) > 1 else {"all": numbers[0]}
+    assert config_of(name).data.expect == {split: number for split, number in wanted.items() if number}
+
+
+def test_a_whole_data_set_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unpack(tmp_path, "covid_xray", (251, 0, 66))
+    monkeypatch.chdir(tmp_path)
+    made = load_dataset(config_of("covid_xray"))
+    assert Counter(sample.split for sample in made.samples) == {"train": 213, "val": 38, "test": 66}
+
+
+@pytest.mark.parametrize("name", COME_AS)
+def test_a_study_has_the_papers_fractions_and_comparisons(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    study = load_study(Path(f"configs/paper/medfocusclip_{name}.yaml"))
+    assert {run.cell["fraction"] for run in study.runs} == {0.05, 0.1, 0.2, 0.5, 1.0}
+    assert {run.seed for run in study.runs} == {0, 1, 2}
+    of = {run.cell["variant"]: study.configs[run.name].model for run in study.runs}
+    assert set(of) == {"clip", "medfocusclip", "binary", "cutout", "swin", "swin_overlay"}
+    assert of["clip"].backbone == of["medfocusclip"].backbone == "clip:ViT-B-32"
+    painted = {name: model.overlay.palette for name, model in of.items() if model.overlay is not None}
+    assert painted == {"medfocusclip": "rank", "binary": "binary", "cutout": "cutout", "swin_overlay": "rank"}
+    assert set(of["clip"].clip.words) <= set(COME_AS[name][1])
+    assert of["clip"].clip.templates == ("This is a photo of {class}",)
+    assert next(iter(study.configs.values())).encoder.name.startswith("sam2_hiera")
