@@ -53,8 +53,10 @@ def prepared(report: Report) -> None:
         weights = report.get(name) or {}
         if weights:
             digest = f", sha256 {weights['sha256'][:12]}" if "sha256" in weights else ""
-            dice = f", Dice {figure(weights['dice'])} on images of its own" if "dice" in weights else ""
-            say(f"{name:10} {weights.get('checkpoint') or weights.get('weights')}{digest}{dice}")
+            dice = f"; Dice from a point {figure(weights['dice'])}" if "dice" in weights else ""
+            recall = f", {figure(weights['recall'])} of lesions found unasked" if "recall" in weights else ""
+            made = f"{dice}{recall}, on images of its own" if dice else ""
+            say(f"{name:10} {weights.get('checkpoint') or weights.get('weights')}{digest}{made}")
     for note in found["notes"]:
         say(f"warning    {note}")
 

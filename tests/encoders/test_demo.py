@@ -9,11 +9,14 @@ from typing import IO
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from segment_anything.modeling import Sam
+from torch import Tensor
 
-from pipeline.data import demo_arrays
-from pipeline.encoders import build_encoder, train_demo_encoder
+from pipeline.data import demo_objects
+from pipeline.encoders import architecture_named, build_encoder, train_demo_encoder
 from pipeline.encoders.sam import demo
+from pipeline.encoders.sam.prompted import draw_prompts, losses
+from pipeline.encoders.sam.whole import draw_whole
 from pipeline.encoders.untrained import write_whole
 
 
@@ -28,30 +31,34 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def lesions() -> tuple[np.ndarray, np.ndarray]:
-    images, masks, _ = demo_arrays(320, 128, 11)
-    return images, masks
+    return demo_objects(320, 128, 11)
 
 
 def test_training_finds_lesions_in_images_it_has_not_seen(
     tmp_path: Path, lesions: tuple[np.ndarray, np.ndarray]
 ) -> None:
-    images, masks = lesions
+    images, objects = lesions
     path = tmp_path / "weights" / "demo.pth"
-    steps: list[tuple[int, int]] = []
+    steps: list[tuple[str, int, int]] = []
     report = train_demo_encoder(
         images[32:],
-        masks[32:],
+        objects[32:],
         images[:32],
-        masks[:32],
+        objects[:32],
         path,
         steps=30,
-        progress=lambda task, done, total, **info: steps.append((done, total)),
+        progress=lambda task, done, total, **info: steps.append((task, done, total)),
     )
-    assert report.dice > 0.75  # 100 steps reach .9; marking everything gives .15
+    assert report.dice > 0.5  # 100 steps reach .9; marking everything gives .15
+    assert 0 <= report.recall <= 1
     assert report.seconds > 0
     assert report.steps == 30
-    assert steps == [(step, 30) for step in range(1, 31)]
-    assert report.parameters == sum(value.numel() for value in torch.load(path, weights_only=True).values())
+    tasks = ("train sam_demo", 30), ("train sam_demo to answer prompts", 60)
+    assert steps == [(task, step, total) for task, total in tasks for step in range(1, total + 1)]
+    saved = torch.load(path, weights_only=True)
+    assert {key.partition(".")[0] for key in saved} == {"image_encoder", "prompt_encoder", "mask_decoder"}
+    buffer = saved["prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"]
+    assert report.parameters == sum(value.numel() for value in saved.values()) - buffer.numel()
     assert list(path.parent.iterdir()) == [path]
     encoder = build_encoder("sam_demo", checkpoint=path, taps=["neck"])
     prepared = encoder.prepare(np.repeat(images[0][:, :, None], 3, 2))
@@ -59,12 +66,12 @@ def test_training_finds_lesions_in_images_it_has_not_seen(
 
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path: Path, lesions: tuple[np.ndarray, np.ndarray]) -> None:
-    images, masks = lesions
+    images, objects = lesions
 
     def train(name: str, seed: int) -> bytes:
         torch.manual_seed(np.random.default_rng().integers(1 << 30))  # the global generator has no part in it
         before = torch.get_rng_state()
-        train_demo_encoder(images, masks, images[:2], masks[:2], tmp_path / name, seed=seed, steps=3)
+        train_demo_encoder(images, objects, images[:2], objects[:2], tmp_path / name, seed=seed, steps=3)
         assert torch.equal(torch.get_rng_state(), before)
         return (tmp_path / name).read_bytes()
 
@@ -73,18 +80,77 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path, lesions: tuple[np.nd
     assert first != other
 
 
-def test_dice_is_that_of_thresholded_masks_at_full_size(
-    lesions: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    predicted = torch.full((3, 64, 64), -1.0)
-    predicted[0, :, :32] = 1.0  # the left half
-    predicted[1, :32] = 1.0  # the upper half
-    monkeypatch.setattr(demo, "_predict", lambda encoder, head, images: predicted)
-    truth = np.zeros((3, 64, 64), bool)
-    truth[0, :, :16] = True  # the left quarter: 2 * 1/4 / (1/2 + 1/4) = 2/3
-    truth[1, 32:] = True  # the lower half: 0; and nothing found where nothing is: 1
-    dice = demo._dice(nn.Identity(), nn.Identity(), np.zeros((3, 64, 64), np.uint8), truth)
-    assert dice == pytest.approx((2 / 3 + 0 + 1) / 3)
+def test_dice_is_that_of_the_most_trusted_of_three_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.full((2, 4, 64, 64), -1.0)
+    logits[0, 2, :, :32] = 1.0  # the left half
+    logits[1, 2, :32] = 1.0  # the upper half
+    logits[:, 3], logits[:, 0] = 1.0, 1.0
+    asked: list[Tensor] = []
+
+    def decode(sam: Sam, necks: Tensor, points: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        asked.append(points[0])
+        return logits, torch.tensor([[0.9, 0.1, 0.8, 0.2]] * 2)  # the first is the single mask's
+
+    monkeypatch.setattr(demo, "decode", decode)
+    truth = np.zeros((2, 128, 128), bool)
+    truth[0, :, :32] = True  # the left quarter: 2 * 1/4 / (1/2 + 1/4) = 2/3
+    truth[1, 64:, :3] = True  # in the lower half: 0
+    sam = draw_whole(architecture_named("sam_demo"), torch.Generator().manual_seed(0))
+    dice = demo.dice_from_a_point(sam, torch.zeros(2, 64, 16, 16), torch.from_numpy(truth), seed=0)
+    assert dice == pytest.approx((2 / 3 + 0) / 2)
+    (x0, y0), (x1, y1) = asked[0][:, 0].tolist()
+    assert truth[0, int(y0 / 2), int(x0 / 2)]
+    assert truth[1, int(y1 / 2), int(x1 / 2)]
+
+
+def test_recall_counts_images_with_a_stored_mask_that_is_the_lesion(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks = torch.zeros(3, 1, 256, 256, dtype=torch.uint8)
+    ranks[0, 0, :128], ranks[0, 0, :60, :60] = 1, 2  # a small mask lies on the large one and is no lesion
+    ranks[1, 0, :128] = 1
+    found = iter(ranks)
+    monkeypatch.setattr(demo.Everything, "forward", lambda self, neck, size: (next(found), None))
+    truth = np.zeros((3, 128, 128), bool)
+    truth[0, :64] = True  # all of it but what lies on top: IoU .89
+    truth[1, :31] = True  # IoU .48
+    truth[2, :31] = True  # nothing was found
+    sam = draw_whole(architecture_named("sam_demo"), torch.Generator().manual_seed(0))
+    found_share = demo.recall_of_everything(sam, torch.zeros(3, 64, 16, 16), torch.from_numpy(truth))
+    assert found_share == pytest.approx(1 / 3)
+
+
+def test_losses_by_hand() -> None:
+    """Of three masks the best counts; where there is no object, the predicted IoU alone."""
+    logits = torch.full((2, 4, 4, 4), -30.0)
+    truth = torch.zeros(2, 8, 8)
+    truth[0, :, :4] = 1  # the left half
+    logits[0, 0, :, :2] = 30.0  # the single mask is right
+    logits[0, 2, :, :1] = 30.0  # one of three is half right, the others find nothing
+    logits[1, 1] = 30.0
+    of_masks, of_predicted = losses(logits, torch.full((2, 4), 0.5), truth)
+    nothing = 30 / 2 + 1 - 1 / 9  # entropy of half the cells, and Dice with one added to both sides
+    half_right = 30 / 4 + 1 - 9 / 13
+    assert half_right < nothing
+    torch.testing.assert_close(of_masks.item(), half_right / 2, rtol=1e-4, atol=0.0)  # and 0 for the second prompt
+    iou = torch.tensor([[1, 0, 0.5, 0], [0, 0, 0, 0]])
+    torch.testing.assert_close(of_predicted, (iou - 0.5).square().mean())
+
+
+def test_prompts_lie_on_their_objects() -> None:
+    _, objects = demo_objects(8, 128, 3)
+    prompts = draw_prompts(torch.from_numpy(objects), 256, torch.Generator().manual_seed(0))
+    assert (prompts.points.shape, prompts.boxes.shape, prompts.truth.shape) == ((32, 1, 2), (8, 4), (40, 128, 128))
+    for (x, y), truth in zip(prompts.points[:, 0].tolist(), prompts.truth[:24], strict=False):
+        assert truth[int(y / 2), int(x / 2)]
+    assert (prompts.truth[:8].numpy() == objects[:, 0]).all()
+    for (x, y), within in zip(prompts.points[24:, 0].tolist(), objects, strict=True):
+        assert not within[:, int(y / 2), int(x / 2)].any()
+    assert not prompts.truth[24:32].any()
+    for (left, top, right, bottom), truth in zip(prompts.boxes.tolist(), prompts.truth[32:], strict=True):
+        rows, columns = (truth.any(axis).nonzero()[:, 0] * 2 for axis in (1, 0))
+        exact = torch.tensor([columns[0], rows[0], columns[-1] + 2, rows[-1] + 2]).clamp(max=255)
+        assert (torch.tensor([left, top, right, bottom]) - exact).abs().max() <= 20
+        assert right > left
+        assert bottom > top
 
 
 def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path) -> None:

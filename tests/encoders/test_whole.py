@@ -9,10 +9,10 @@ import pytest
 import torch
 from segment_anything import SamPredictor, sam_model_registry
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
-from torch import Tensor
 
 from pipeline.encoders import ARCHITECTURES, build_encoder, load_encoder, write_untrained_encoder
-from pipeline.encoders.sam.whole import decode, draw_whole, load_whole, write_sam
+from pipeline.encoders.masks.weights import new_modules
+from pipeline.encoders.sam.whole import decode, draw_whole, write_sam
 from pipeline.errors import CheckpointError
 from tests.encoders.seeded import image_like
 
@@ -50,29 +50,14 @@ def official_demo() -> Sam:
     ).eval()
 
 
-@pytest.mark.parametrize("name", ["sam_vit_b", "sam_vit_l", "sam_vit_h"])
-def test_its_sizes_are_those_of_the_official_models(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_its_sizes_are_those_of_the_official_model() -> None:
     with torch.device("meta"):
-        official = sam_model_registry[name.removeprefix("sam_")](checkpoint=None)
-    monkeypatch.setattr("pipeline.encoders.sam.whole.read_weights", lambda path: official.state_dict())
-    ours = load_whole(ARCHITECTURES[name], Path("whole.pth"))  # refuses another set of keys or shapes
+        official = sam_model_registry["vit_b"](checkpoint=None)
+    ours = dict(zip(("prompt_encoder", "mask_decoder"), new_modules(ARCHITECTURES["sam_vit_b"]), strict=True))
+    expected = {key: value.shape for key, value in official.state_dict().items() if not key.startswith("image_encoder")}
+    assert {f"{part}.{k}": v.shape for part, module in ours.items() for k, v in module.state_dict().items()} == expected
     heads = [layer.self_attn.num_heads for layer in official.mask_decoder.transformer.layers]
-    assert [layer.self_attn.num_heads for layer in ours.mask_decoder.transformer.layers] == heads
-
-
-def prompts() -> list[tuple[dict[str, np.ndarray], tuple[Tensor, Tensor] | None, Tensor | None]]:
-    """For an image of 96 x 128 px: as the official predictor takes them, and in pixels of the 256 px input."""
-    clicks, labels = np.array([[40, 60], [100, 20]]), np.array([1, 0])
-    box = np.array([10, 20, 90, 70])
-    return [
-        ({"point_coords": clicks[:1], "point_labels": labels[:1]}, (_twice(clicks[:1]), torch.ones(1, 1)), None),
-        ({"point_coords": clicks, "point_labels": labels}, (_twice(clicks), torch.tensor([[1, 0]])), None),
-        ({"box": box}, None, _twice(box)),
-    ]
-
-
-def _twice(at: np.ndarray) -> Tensor:
-    return 2 * torch.tensor(at, dtype=torch.float32)[None]
+    assert [layer.self_attn.num_heads for layer in ours["mask_decoder"].transformer.layers] == heads
 
 
 def test_the_official_predictor_finds_the_same_masks(path: Path) -> None:
@@ -81,24 +66,31 @@ def test_the_official_predictor_finds_the_same_masks(path: Path) -> None:
     image = image_like(96, 128)
     predictor = SamPredictor(official)
     predictor.set_image(image)
-    sam, encoder = load_whole(DEMO, path), build_encoder("sam_demo", checkpoint=path, taps=["neck"])
+    encoder = build_encoder("sam_demo", checkpoint=path, taps=["neck", "masks"])
     prepared = encoder.prepare(image)
     neck = encoder.encode(prepared.pixels[None], torch.tensor([prepared.size]), torch.float32)["neck"]
-    for asked, points, box in prompts():
-        logits, predicted = decode(sam, neck, points, box)
-        for several in (False, True):
+    decoder = encoder.everything.decoder
+    seen = decoder.look(neck[0].permute(1, 2, 0))
+    point, box = np.array([40, 60]), np.array([10, 20, 90, 70])  # x, y in an image half as large as the input
+    for asked, tokens in (
+        (
+            {"point_coords": point[None], "point_labels": np.ones(1)},
+            decoder.embed_points(2.0 * torch.tensor(point)[None]),
+        ),
+        ({"box": box}, decoder.embed_boxes(2.0 * torch.tensor(box)[None])),
+    ):
+        answers = decoder.ask(seen, tokens)
+        ours = decoder.draw(seen, answers, torch.tensor([0]), (0, 1, 2, 3))
+        for several, which in ((False, slice(0, 1)), (True, slice(1, 4))):
             masks, scores, low = predictor.predict(**asked, multimask_output=several, return_logits=True)
-            which = slice(1, 4) if several else slice(0, 1)
             spread = float(low.std())
-            np.testing.assert_allclose(logits[0, which].numpy(), low, atol=1e-4 * spread)
-            np.testing.assert_allclose(predicted[0, which].numpy(), scores, atol=1e-4)
-            ours = sam.postprocess_masks(logits[:, which], prepared.size, (96, 128))[0]
-            np.testing.assert_allclose(ours.numpy(), masks, atol=1e-4 * spread)
+            np.testing.assert_allclose(ours[0, which].numpy(), low, atol=1e-4 * spread)
+            np.testing.assert_allclose(answers.predicted_iou[0, which].numpy(), scores, atol=1e-4)
             assert 0 < (masks > 0).mean() < 1  # or equal masks would say little
 
 
 def test_many_prompts_on_many_images_are_decoded_as_one_by_one(path: Path) -> None:
-    sam = load_whole(DEMO, path)
+    sam = draw_whole(DEMO, torch.Generator().manual_seed(3)).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(0)
     necks = torch.randn(3, 64, 16, 16, generator=generator)
     points = (256 * torch.rand(3, 1, 2, generator=generator), torch.ones(3, 1))
@@ -111,10 +103,9 @@ def test_many_prompts_on_many_images_are_decoded_as_one_by_one(path: Path) -> No
 
 
 def test_a_whole_sam_is_a_checkpoint_of_its_encoder(path: Path) -> None:
-    whole, encoder = load_whole(DEMO, path), load_encoder(DEMO, path)
-    assert not any(parameter.requires_grad for parameter in whole.parameters())
+    whole, encoder = torch.load(path, weights_only=True), load_encoder(DEMO, path)
     for key, value in encoder.state_dict().items():
-        assert torch.equal(whole.image_encoder.state_dict()[key], value)
+        assert torch.equal(whole[f"image_encoder.{key}"], value)
 
 
 def test_weights_are_drawn_from_the_generator_alone(tmp_path: Path) -> None:
@@ -125,16 +116,17 @@ def test_weights_are_drawn_from_the_generator_alone(tmp_path: Path) -> None:
     assert torch.equal(first.state_dict()[key], same.state_dict()[key])
     assert not torch.equal(first.state_dict()[key], other.state_dict()[key])
     write_sam(first, tmp_path / "whole.pth")
-    read = load_whole(DEMO, tmp_path / "whole.pth").state_dict()
+    read = torch.load(tmp_path / "whole.pth", weights_only=True)
     assert all(torch.equal(value, read[name]) for name, value in first.state_dict().items())
 
 
-def test_an_encoder_alone_and_another_size_are_refused_for_masks(tmp_path: Path, path: Path) -> None:
-    state = torch.load(path, weights_only=True)
-    alone = {k.removeprefix("image_encoder."): v for k, v in state.items() if k.startswith("image_encoder.")}
+def test_an_encoder_alone_still_loads_and_is_refused_for_masks_only(tmp_path: Path, path: Path) -> None:
+    alone = {
+        key.removeprefix("image_encoder."): value
+        for key, value in torch.load(path, weights_only=True).items()
+        if key.startswith("image_encoder.")
+    }
     torch.save(alone, tmp_path / "encoder.pth")
-    with pytest.raises(CheckpointError, match=r"encoder\.pth: holds an image encoder alone, and masks need .* prepare"):
-        load_whole(DEMO, tmp_path / "encoder.pth")
-    torch.save(state | {"mask_decoder.iou_token.weight": torch.ones(1, 63)}, tmp_path / "other.pth")
-    with pytest.raises(CheckpointError, match=r"'mask_decoder\.iou_token\.weight' \(1, 63\) instead of \(1, 64\)"):
-        load_whole(DEMO, tmp_path / "other.pth")
+    assert set(build_encoder("sam_demo", checkpoint=tmp_path / "encoder.pth", taps=["neck"]).taps) == {"neck"}
+    with pytest.raises(CheckpointError, match=r"encoder\.pth: has no prompt encoder and mask decoder"):
+        build_encoder("sam_demo", checkpoint=tmp_path / "encoder.pth", taps=["masks"])

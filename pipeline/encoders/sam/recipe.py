@@ -101,6 +101,21 @@ class Architecture(Geometry):
             )
 
 
+class Miniature(Architecture):
+    """A small one, trained for seconds.
+
+    Such a decoder expects less of its masks than SAM's, and their edges are less steep, so thresholds are lower; what
+    it looks for is not small, so points are fewer.
+    """
+
+    masks = MappingProxyType(
+        {
+            "sam": {"prompts": "points", "points": 8, "predicted_iou": 0.6, "stability": 0.7},
+            "medsam": {"prompts": "boxes"},
+        }
+    )
+
+
 ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
     {
         architecture.name: architecture
@@ -108,7 +123,7 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
             Architecture("sam_vit_b", width=768, blocks=12, heads=12, global_blocks=(2, 5, 8, 11)),
             Architecture("sam_vit_l", width=1024, blocks=24, heads=16, global_blocks=(5, 11, 17, 23)),
             Architecture("sam_vit_h", width=1280, blocks=32, heads=16, global_blocks=(7, 15, 23, 31)),
-            Architecture(
+            Miniature(
                 "sam_demo",
                 width=96,
                 blocks=6,

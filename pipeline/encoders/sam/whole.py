@@ -6,16 +6,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from segment_anything.modeling import ImageEncoderViT, Sam
 from torch import Tensor, nn
 
-from pipeline.encoders.checkpoint import require_same, shapes_of
+from pipeline.encoders.masks.weights import new_modules
 from pipeline.encoders.sam.recipe import Architecture
 from pipeline.encoders.untrained import draw, write_whole
-from pipeline.errors import CheckpointError
-from pipeline.weights import read_weights
-
-_PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
 
 
 def draw_whole(architecture: Architecture, generator: torch.Generator) -> Sam:
@@ -25,43 +21,20 @@ def draw_whole(architecture: Architecture, generator: torch.Generator) -> Sam:
         architecture: Whose sizes.
         generator: The same one draws the same weights; torch's global one is not touched.
     """
-    vit, prompt_encoder, mask_decoder = _on_meta(architecture)
+    vit = architecture.build()
     draw(vit, generator)
+    return with_decoder(vit, architecture, generator)
+
+
+def with_decoder(vit: ImageEncoderViT, architecture: Architecture, generator: torch.Generator) -> Sam:
+    """Put a prompt encoder and a mask decoder with random weights behind an image encoder; see `draw_whole`."""
+    prompt_encoder, mask_decoder = new_modules(architecture)
     for part in (prompt_encoder, mask_decoder):
         draw(part, generator)
     nn.init.normal_(prompt_encoder.pe_layer.positional_encoding_gaussian_matrix, generator=generator)
+    side, grid = architecture.input_px, architecture.input_px // architecture.patch_px
+    prompt_encoder.input_image_size, prompt_encoder.image_embedding_size = (side, side), (grid, grid)
     return Sam(vit, prompt_encoder, mask_decoder)
-
-
-def load_whole(architecture: Architecture, path: Path) -> Sam:
-    """Fill the official modules from a checkpoint of a whole SAM.
-
-    Args:
-        architecture: What the checkpoint must hold.
-        path: `.pth` or `.pt` (read with `weights_only=True`), or `.safetensors`.
-
-    Returns:
-        The official model in float32 on the CPU, in evaluation mode, without gradients.
-
-    Raises:
-        CheckpointError: The file is missing or no checkpoint, it holds an image encoder alone, or a key is missing,
-            unknown or misshapen.
-    """
-    state = read_weights(path)
-    if not any(key.startswith("mask_decoder.") for key in state):
-        message = (
-            f"{path}: holds an image encoder alone, and masks need the prompt encoder and the mask decoder beside it; "
-            f"name a checkpoint of a whole {architecture.name} (the demo's: remove this one and run `pipeline prepare`)"
-        )
-        raise CheckpointError(message)
-    state = {key: value for key, value in state.items() if key.partition(".")[0] not in ("pixel_mean", "pixel_std")}
-    parts = dict(zip(_PARTS, _on_meta(architecture), strict=True))
-    expected = {f"{part}.{key}": shape for part in _PARTS for key, shape in shapes_of(parts[part].state_dict()).items()}
-    require_same(path, architecture.name, shapes_of(state), expected)
-    for name, part in parts.items():
-        own = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
-        part.load_state_dict({key: value.float() for key, value in own.items()}, assign=True)
-    return Sam(*parts.values()).eval().requires_grad_(False)
 
 
 def write_sam(sam: Sam, path: Path) -> None:
@@ -93,23 +66,3 @@ def decode(
     heads = zip(decoder.output_hypernetworks_mlps, hs[:, 1:].unbind(1), strict=False)
     weights = torch.stack([head(token) for head, token in heads], dim=1)  # (B, 4, C / 8)
     return torch.einsum("bkc,bchw->bkhw", weights, upscaled), decoder.iou_prediction_head(hs[:, 0])
-
-
-def _on_meta(architecture: Architecture) -> tuple[nn.Module, PromptEncoder, MaskDecoder]:
-    """The three official modules, shapes only."""
-    channels, grid = architecture.neck, architecture.input_px // architecture.patch_px
-    with torch.device("meta"):
-        prompt_encoder = PromptEncoder(
-            embed_dim=channels,
-            image_embedding_size=(grid, grid),
-            input_image_size=(architecture.input_px, architecture.input_px),
-            mask_in_chans=16,
-        )
-        mask_decoder = MaskDecoder(
-            transformer_dim=channels,
-            transformer=TwoWayTransformer(
-                depth=2, embedding_dim=channels, mlp_dim=8 * channels, num_heads=architecture.decoder_heads
-            ),
-            iou_head_hidden_dim=channels,
-        )
-    return architecture.build(), prompt_encoder, mask_decoder
