@@ -59,6 +59,14 @@ def _short(report: Mapping[str, Any]) -> dict[str, Any]:
         "sheet": str(folder / report["sheet"]["file"]),
         "pictures": f"{len(report['images'])} in {folder}",
     }
+    if painted := report.get("overlay"):
+        none = f"{painted['without_masks']} of {painted['images']} images have none"
+        short["masks"] = f"{painted['masks']:.1f} on an image in the mean; {none}"
+        if hit := painted["localisation"]:
+            short["best mask against the lesion"] = "  ".join(
+                f"{name} {hit[key]['value']:.3f} ({hit[key]['low']:.3f} to {hit[key]['high']:.3f})"
+                for key, name in (("best_iou", "IoU"), ("recall", f"found at {hit['at']:g}"))
+            )
     if found is None:
         return short | {"localisation": "no masks"}
     chance = found["chance"]

@@ -95,6 +95,9 @@ def trained(report: Report) -> None:
     parameters = report["parameters"]
     share = f", of them {parameters['slca_share']:.2%} in gates" if parameters.get("slca") else ""
     say(f"model      {parameters['trainable']:,} parameters to train{share}")
+    if painted := report.get("overlay"):
+        told = ", ".join(f"{of['without_masks']} of {of['images']} in {split}" for split, of in painted.items() if of)
+        say(f"overlay    images without any mask, taken as they are: {told}")
     if spreads := report.get("gate_spread"):
         low, high = figure(min(spreads.values())), figure(max(spreads.values()))
         told = low if low == high else f"{low} to {high}"

@@ -21,6 +21,7 @@ from pipeline.train.feeding.in_memory import Holdings
 from pipeline.train.finished_run import Trained
 from pipeline.train.forward import infer
 from pipeline.train.identity import data_changed
+from pipeline.train.painted import count_masks
 from pipeline.train.train import Machine
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -69,7 +70,8 @@ def evaluate(
         good, for val chose the epoch); `positive`, the class that is looked for, if one is; the scores of
         `metrics.score`; `prevalence`, the share of each class; `intervals`, by score `low` and `high`;
         `operating_points`, by point and class the threshold, the shares of `operating.PointScorer` with the decisions
-        that they rest on, and the counts; `subgroups`, see `by_subgroup`, at the first of the points; what the run is;
+        that they rest on, and the counts; `subgroups`, see `by_subgroup`, at the first of the points; `overlay`, see
+        `count_masks`, where masks are painted; what the run is;
         and `data_changed`, in words, where the data set is not that of the training any more.
 
     Raises:
@@ -104,6 +106,8 @@ def evaluate(
         chosen_on, guessed = score_split("val")
         thresholds = {point: _thresholds(point, task, chosen_on, guessed, names) for point in points}
         about["val"] = _on_val(task, chosen_on, guessed, names, resamples=resamples, seed=seed)
+    if painted := count_masks(trained.classifier, feed):
+        about["overlay"] = painted
     changed = data_changed(folder, dataset)
     about |= {"data_changed": changed} if changed else {}
     run_folder.keep_earlier(folder, {feed.ids[i]: (feed.pixel_digest(i) or b"").hex() for i in range(len(feed))})

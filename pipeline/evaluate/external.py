@@ -19,6 +19,7 @@ from pipeline.train import run_folder
 from pipeline.train.finished_run import Trained
 from pipeline.train.forward import infer
 from pipeline.train.identity import data_identity
+from pipeline.train.painted import count_masks
 from pipeline.train.train import Machine
 
 FOLDER = run_folder.EXTERNAL
@@ -91,6 +92,8 @@ def evaluate_elsewhere(
     }
     target.mkdir(parents=True, exist_ok=True)
     about = {"split": f"{FOLDER}/{name}", "external": external}
+    if painted := count_masks(trained.classifier, feed):
+        about["overlay"] = painted
     return leave_scores(target, folder, tested, feed, said, thresholds, about=about, resamples=resamples, seed=seed)
 
 

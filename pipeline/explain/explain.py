@@ -6,8 +6,8 @@ import difflib
 import hashlib
 import re
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -21,19 +21,31 @@ from pipeline.data.dataset import positives
 from pipeline.errors import ConfigError, RunError
 from pipeline.evaluate import metrics
 from pipeline.explain import heat as heat_maps
-from pipeline.explain import localise
+from pipeline.explain import localise, overlays
 from pipeline.explain.heat import GRAD_CAM, MEAN, Heat
 from pipeline.explain.localise import Masks
-from pipeline.explain.pictures import Case, HeatMap, draw_case, draw_sheet, draw_strip, gate_maps, varies
+from pipeline.explain.pictures import (
+    Case,
+    HeatMap,
+    draw_case,
+    draw_masks,
+    draw_sheet,
+    draw_strip,
+    gate_maps,
+    varies,
+)
 from pipeline.model.classifier import Classifier
+from pipeline.model.overlay import Overlay
 from pipeline.model.tasks import Task
 from pipeline.progress import Progress, silent
 from pipeline.train import run_folder
 from pipeline.train.feeding.feed import Feed
 from pipeline.train.finished_run import Trained
+from pipeline.train.painted import count_masks
 from pipeline.train.train import Machine
 
 FOLDER = "explain"
+PAINTED = "painted with its masks"
 _DRAWN_PX = 512  # longer sides are drawn smaller
 _LAID_PX = 256  # longest side of a heat map over an image
 _SHEET = "sheet.png"
@@ -85,7 +97,8 @@ def explain(
 
     Leaves in `folder / "explain"`, which is replaced as a whole: a PNG file per picture; `sheet.png`, and in `strips`
     what is on it, sample by sample; `explain.json`, what is returned; and with masks `localisation.csv`, a row per map
-    and score, and `localisation_samples.csv`, a row per sample and map.
+    and score, and `localisation_samples.csv`, a row per sample and map. A run with an overlay also has `masks_NAME.png`
+    per picture, what leaving out each mask changes, and with masks `masks_samples.csv`, a row per sample.
 
     Each gate is drawn twice, its colours spanning 0 to 1, and its lowest to highest value over the whole split; so
     pictures can be compared, and the difference is said in words ("varies by 1 %"). Grad-CAM has no unit and spans each
@@ -111,7 +124,9 @@ def explain(
         pictures with the `colours` of their maps (`low`, `high`, whether they are its `own`, and `words`); `ranges`, by
         map its lowest and highest value over the split; `localisation`, what `localise.summarise` gives, with
         `untrained_auc`, by gate that of
-        newly drawn weights from five seeds, and `left_out`, images without a lesion; or None without masks.
+        newly drawn weights from five seeds, and `left_out`, images without a lesion; or None without masks; and, of a
+        run with an overlay, `overlay`: its options, what `count_masks` counts, `cases`, by picture what
+        `overlays.spell` says, and `localisation`, what `overlays.summarise` gives, or None without lesion masks.
 
     Raises:
         RunError: No finished run, other classes, or features of another fingerprint.
@@ -136,7 +151,8 @@ def explain(
         trained.classifier, trained.description.head, feed, precision=trained.precision, progress=progress
     )
     trained.check(feed)
-    pictures = _Pictures(dataset, feed.ids, heat, _judge(dataset.task, feed, heat, dataset.class_names), lesions, split)
+    verdicts = _judge(dataset.task, feed, heat, dataset.class_names)
+    pictures = _Pictures(dataset, feed, heat, verdicts, lesions, split, trained.classifier.overlay)
     scratch = _fresh(folder / f"{FOLDER}-partial")
     found: dict[str, Any] = {
         "split": split,
@@ -154,6 +170,11 @@ def explain(
             progress=progress,
         ),
     }
+    if trained.classifier.overlay is not None and store is not None:
+        found["overlay"] = _explain_overlay(
+            scratch, pictures, trained, store, found["images"], resamples=resamples, seed=seed, workers=machine.workers,
+            progress=progress,
+        )  # fmt: skip
     run_folder.write_json(scratch / "explain.json", found)
     _swap(scratch, folder / FOLDER)
     return found
@@ -163,18 +184,28 @@ class _Pictures:
     """The samples of a split as cases to draw."""
 
     def __init__(
-        self, dataset: Dataset, ids: Sequence[str], heat: Heat, verdicts: _Verdicts, masks: Masks, split: Split
+        self,
+        dataset: Dataset,
+        feed: Feed,
+        heat: Heat,
+        verdicts: _Verdicts,
+        masks: Masks,
+        split: Split,
+        overlay: Overlay | None,
     ) -> None:
         place = {sample.id: index for index, sample in enumerate(dataset.samples)}
-        self.indices = [place[name] for name in ids]
-        self.heat, self.ids, self.split, self.ranges = heat, ids, split, {n: heat.range(n) for n in heat.names}
-        self.masks, self._dataset, self._verdicts = masks, dataset, verdicts
+        self.ids, self.feed = feed.ids, feed
+        self.indices = [place[name] for name in feed.ids]
+        self.heat, self.split, self.ranges = heat, split, {n: heat.range(n) for n in heat.names}
+        self.masks, self._dataset, self._verdicts, self._overlay = masks, dataset, verdicts, overlay
 
     def case(self, position: int, kinds: Sequence[str]) -> Case:
         """A sample with the maps of some kinds, all of a size to draw."""
         image, mask = (self._dataset.read(self.indices[position]), self.masks(self.indices[position]))
         height, width = _within(image.shape[:2], _LAID_PX)
-        maps = []
+        shrunk, maps = _shrunk(image), list[HeatMap]()
+        if self._overlay is not None:
+            maps.append(HeatMap(PAINTED, overlays.paint(self._overlay, self.feed, position, shrunk), 0.0, 255.0))
         for kind in kinds:
             values = self.heat.lay(kind, [position], (height, width))[0]
             if kind == GRAD_CAM:
@@ -183,7 +214,7 @@ class _Pictures:
                 maps += gate_maps(kind, values, *self.ranges[kind])
         return Case(
             name=self.ids[position],
-            image=_shrunk(image),
+            image=shrunk,
             mask=mask if mask is None else _shrunk(mask),
             true=self._verdicts.true[position],
             predicted=self._verdicts.predicted[position],
@@ -244,6 +275,7 @@ class _Pictures:
             said = {"id": case.name, "true": case.true, "predicted": case.predicted, "probability": case.probability}
             colours = {
                 one.title: {"low": one.low, "high": one.high, "own": one.title == GRAD_CAM, "words": one.words}
+                | ({"painted": True} if one.painted else {})
                 for one in case.maps
             }
             found.append({**said, "file": file, "alt": self._alt(case, kinds), "colours": colours})
@@ -256,11 +288,76 @@ class _Pictures:
     def _alt(self, case: Case, kinds: Sequence[str] = ()) -> str:
         """One sentence for who cannot see the picture."""
         outline = "" if case.mask is None else ", the lesion outlined"
+        outline += "" if self._overlay is None else ", and as it is painted with its masks"
         return (
             f"Image {case.name} of the {self.split} split{outline}: its class is {case.true}, the classifier "
             f"said {case.predicted} with probability {case.probability:.2f}; beside it heat maps of "
             f"{', '.join(self._told(kind) for kind in kinds or self.heat.names)}."
         )
+
+
+def _explain_overlay(
+    folder: Path,
+    pictures: _Pictures,
+    trained: Trained,
+    store: Store,
+    images: Sequence[Mapping[str, Any]],
+    *,
+    resamples: int,
+    seed: int,
+    workers: int,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Say and draw what each mask of the drawn images changes, and score the masks where lesions are known."""
+    classifier, feed = trained.classifier, pictures.feed
+    assert classifier.overlay is not None
+    names, at = trained.description.class_names, {name: position for position, name in enumerate(feed.ids)}
+    cases = []
+    for done, image in enumerate(images, start=1):
+        position = at[image["id"]]
+        taken = overlays.take_apart(
+            classifier, trained.description.head, feed, position, store, precision=trained.precision
+        )
+        said = overlays.spell(taken, names)
+        file = f"masks_{image['file']}"
+        bars = overlays.bars(taken, said)
+        rest = f"{len(said['masks']) + said['more'] - len(bars)} more masks" if len(bars) < len(said["masks"]) else ""
+        draw_masks(folder / file, pictures.case(position, [GRAD_CAM]), said["said"], bars, rest)
+        cases.append(
+            {"id": image["id"], "true": image["true"], "file": file, "alt": _alt_of_masks(image, said), **said}
+        )
+        progress("leave masks out", done, len(images))
+    found: dict[str, Any] = {**asdict(classifier.overlay.options), **count_masks(classifier, feed), "cases": cases}
+    lesions = [pictures.masks(index) for index in pictures.indices]
+    kept = [i for i, lesion in enumerate(lesions) if lesion is not None and lesion.any() and not lesion.all()]
+    if not kept:
+        return {**found, "localisation": None}
+    best = overlays.best_overlaps(
+        classifier.overlay,
+        feed,
+        kept,
+        lambda i: pictures.masks(pictures.indices[i]),
+        workers=workers,
+        progress=progress,
+    )
+    rows = [
+        {"id": feed.ids[i], "group": feed.groups[i], "best_iou": float(iou)} for i, iou in zip(kept, best, strict=True)
+    ]
+    run_folder.write_csv(folder / "masks_samples.csv", rows)
+    scored = overlays.summarise(best, [feed.groups[i] for i in kept], resamples=resamples, seed=seed)
+    return {**found, "localisation": scored}
+
+
+def _alt_of_masks(image: Mapping[str, Any], said: Mapping[str, Any]) -> str:
+    """One sentence for who cannot see which masks matter."""
+    most = max(said["masks"], key=lambda mask: abs(mask["change"]), default=None)
+    if most is None:
+        return f"Image {image['id']}: no mask was found, so the classifier saw it plain."
+    return (
+        f"Image {image['id']} as it is painted, and by how much each of its masks changes the probability of "
+        f"{said['said']}: most of all mask {most['rank']}, by {most['change']:+.3f}; without any mask the probability "
+        f"is {said['plain'][said['said']]:.3f} in place of {said['probabilities'][said['said']]:.3f}."
+    )
 
 
 def _localise(

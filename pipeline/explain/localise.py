@@ -221,17 +221,8 @@ def summarise(
     columns = {(name, score): values for name, found in scores.items() for score, values in found.items()}
     columns = {key: values for key, values in columns.items() if not np.isnan(values).any()}
     columns["", "share"] = share
-    table = np.stack([*columns.values()], axis=1)  # (m, columns)
-
-    def means(weights: Floats) -> dict[str, Floats]:
-        return {"means": weights.astype(np.float64) @ table / weights.sum(axis=1, keepdims=True)}
-
-    draws = intervals.resample(means, groups, resamples=resamples, seed=seed)["means"]
-    low, high = intervals.interval(draws)
-    spelled = {
-        key: {"value": float(value), "low": float(low[number]), "high": float(high[number])}
-        for number, (key, value) in enumerate(zip(columns, table.mean(axis=0), strict=True))
-    }
+    means = averages(np.stack([*columns.values()], axis=1), groups, resamples=resamples, seed=seed)
+    spelled = dict(zip(columns, means, strict=True))
     area = spelled.pop(("", "share"))
     return {
         "images": len(share),
@@ -243,6 +234,23 @@ def summarise(
             for name, found in scores.items()
         },
     }
+
+
+def averages(table: Floats, groups: Sequence[str], *, resamples: int, seed: int) -> list[dict[str, float]]:
+    """The mean of each column of a table (m, columns), with its 95 % interval by drawing groups.
+
+    Returns:
+        `value`, `low` and `high` of each column.
+    """
+
+    def means(weights: Floats) -> dict[str, Floats]:
+        return {"means": weights.astype(np.float64) @ table / weights.sum(axis=1, keepdims=True)}
+
+    low, high = intervals.interval(intervals.resample(means, groups, resamples=resamples, seed=seed)["means"])
+    return [
+        {"value": float(value), "low": float(a), "high": float(b)}
+        for value, a, b in zip(table.mean(axis=0), low, high, strict=True)
+    ]
 
 
 def _sums(at: npt.NDArray[np.intp], weights: Floats) -> Floats:

@@ -1,4 +1,4 @@
-"""Pictures of images with heat maps over them: one figure a sample, and a contact sheet of many samples."""
+"""Pictures of images with heat maps over them, or painted: one figure a sample, and a contact sheet of many samples."""
 
 from __future__ import annotations
 
@@ -29,21 +29,43 @@ Floats = npt.NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class HeatMap:
-    """A map over one image.
+    """A map over one image, or the image as it was painted, which has no scale.
 
     Attributes:
         title: What it is.
-        values: (h, w) over the whole image.
+        values: (h, w) over the whole image; (h, w, 3) uint8 of a painted one.
         low: Value of the lowest colour.
         high: Value of the highest colour.
         words: What else to say of it; empty for nothing.
     """
 
     title: str
-    values: Floats
+    values: Floats | Image
     low: float
     high: float
     words: str = ""
+
+    @property
+    def painted(self) -> bool:
+        """Whether it is a picture by itself."""
+        return self.values.ndim == 3
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What leaving out one mask changes.
+
+    Attributes:
+        name: Of the mask, as a person reads it.
+        change: Of the probability of what was predicted: with the mask, less without it.
+        at: Where the middle of the mask is, (x, y) as parts of the image.
+        number: Written there and before the name.
+    """
+
+    name: str
+    change: float
+    at: tuple[float, float]
+    number: int
 
 
 @dataclass(frozen=True)
@@ -119,7 +141,51 @@ def draw_case(path: Path, case: Case) -> None:
                 bar.set_axis_off()
             else:
                 axes.set_title("\n".join(filter(None, (one.title, one.words))), fontsize=9, parse_math=False)
-                _number_colours(figure, mappable, bar, one, "horizontal")
+                if one.painted:
+                    bar.set_axis_off()
+                else:
+                    _number_colours(figure, mappable, bar, one, "horizontal")
+
+
+def draw_masks(path: Path, case: Case, said: str, bars: Sequence[Bar], rest: str) -> None:
+    """Draw an image and its maps, and beside them what leaving out each mask changes.
+
+    Args:
+        path: The PNG file.
+        case: The image; its first map is the painted one, on which the masks are numbered.
+        said: The class that was predicted.
+        bars: The masks, the largest change first.
+        rest: What else to say; empty for nothing.
+    """
+    panels, aspect = 1 + len(case.maps), _aspect([case])
+    width_in, bars_in = panels * _PANEL_IN, 0.28 * max(len(bars), 1) + 0.9
+    with drawing(path, width_in=max(width_in, 4.2), height_in=_PANEL_IN * aspect + bars_in + 0.9) as figure:
+        figure.suptitle(_headline(case, max(width_in, 4.2)), fontsize=10, parse_math=False)
+        grid = figure.add_gridspec(2, panels, height_ratios=[_PANEL_IN * aspect, bars_in], wspace=0.08)
+        for number, one in enumerate((None, *case.maps)):
+            axes = figure.add_subplot(grid[0, number])
+            _show(axes, case, one)
+            plain = "image" if case.mask is None else "image, lesion outlined"
+            axes.set_title(plain if one is None else one.title, fontsize=9, parse_math=False)
+            if one is not None and one.painted:
+                height, width = case.image.shape[:2]
+                label: Any = {"fontsize": 7, "ha": "center", "va": "center", "color": "white"}
+                for bar in bars:
+                    box = {"facecolor": "black", "alpha": 0.6, "pad": 0.8}
+                    axes.text(bar.at[0] * width, bar.at[1] * height, str(bar.number), bbox=box, **label)
+        axes = figure.add_subplot(grid[1, :])
+        if not bars:
+            axes.set_axis_off()
+            axes.text(0, 0.5, "No mask was found: the classifier saw the plain image.", fontsize=9)
+            return
+        colours = ["#1f77b4" if bar.change >= 0 else "#d62728" for bar in bars]
+        axes.barh(range(len(bars)), [bar.change for bar in bars], color=colours)
+        axes.set_yticks(range(len(bars)), [f"{bar.number}: {bar.name}" for bar in bars], fontsize=8)
+        axes.invert_yaxis()
+        axes.axvline(0, color="#555555", linewidth=0.8)
+        meaning = f"probability of {said} with the mask, less without it{f'; {rest}' if rest else ''}"
+        axes.set_xlabel(meaning, fontsize=8, parse_math=False)
+        axes.tick_params(axis="x", labelsize=7)
 
 
 def draw_sheet(path: Path, blocks: Mapping[str, Sequence[Case]], *, columns: int, empty: str) -> None:
@@ -178,7 +244,13 @@ def _draw_block(part: SubFigure, cases: Sequence[Case], columns: int, kinds: int
         for row, one in enumerate(case.maps, start=1):
             axes = part.add_subplot(grid[row, column])
             mappable = _show(axes, case, one)
-            if column == 0:
+            if column == 0 and one.painted:
+                bar = part.add_subplot(grid[row, columns])
+                bar.set(xticks=[], yticks=[])
+                bar.spines[:].set_visible(False)
+                bar.yaxis.set_label_position("right")
+                bar.set_ylabel(one.title, fontsize=8, parse_math=False)
+            elif column == 0:
                 bar = part.add_subplot(grid[row, columns])
                 shared = all(other.maps[row - 1].high == one.high for other in cases)
                 _number_colours(part, mappable, bar, one if shared else replace(one, high=math.inf), "vertical")
@@ -196,8 +268,8 @@ def _show(axes: Axes, case: Case, one: HeatMap | None = None) -> Any:
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     axes.grid(visible=False)
-    mappable = axes.imshow(case.image, extent=place)
-    if one is not None:
+    mappable = axes.imshow(case.image if one is None or not one.painted else one.values, extent=place)
+    if one is not None and not one.painted:
         grey = case.image.mean(axis=2)
         axes.imshow(grey, extent=place, cmap="gray", vmin=0, vmax=255)
         low, high = _limits(one)

@@ -83,6 +83,20 @@ class OverlayOptions:
         return self.min_iou > 0 or self.max_masks is not None
 
     @property
+    def in_words(self) -> str:
+        """Such as `masks in fixed colours, opacity 0.5, outlined`."""
+        how = {
+            "rank": f"{self.tap} in fixed colours, opacity {self.opacity:g}",
+            "random": f"{self.tap} in colours of each image's own, opacity {self.opacity:g}",
+            "binary": f"{self.tap} in white on black, in place of the image",
+            "cutout": f"nothing but what is in {self.tap}",
+        }[self.palette]
+        outlined = ", outlined" if self.contour and self.palette in ("rank", "random") else ""
+        least = f", of a predicted IoU of at least {self.min_iou:g}" if self.min_iou else ""
+        most = f", at most {self.max_masks} of them" if self.max_masks is not None else ""
+        return f"{how}{outlined}{least}{most}"
+
+    @property
     def taps(self) -> tuple[str, ...]:
         """The taps that it reads: the masks, and their scores where they are asked about."""
         return (self.tap, scores_of(self.tap)) if self.filters else (self.tap,)

@@ -57,6 +57,8 @@ def render_card(
         built += f" Pooled features that its last layer reads: {', '.join(f'`{tap}`' for tap in model.fuse)}."
     if description.clip is not None:
         built += _prompts(description)
+    if model.overlay:
+        built += f" Painted over its images: {model.overlay.in_words}."
     if figures["positive"] is not None:
         built += f" The class that is looked for: *{_text(figures['positive'])}*."
     if fields:

@@ -96,8 +96,8 @@ def made_by_probe(settings: Mapping[str, Any]) -> bool:
 
 def sections(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What a run depends on, under the keys that the configuration has for it."""
-    model = {"fuse": [], **settings["model"]}
-    own = {key: model.pop(key) for key in ("backbone", "weights", "image_px", "fuse")}
+    model = {"fuse": [], "overlay": None, **settings["model"]}
+    own = {key: model.pop(key) for key in ("backbone", "weights", "image_px", "fuse", "overlay")}
     for key in ("head", "cached"):
         model.pop(key, None)  # which the probe chooses
     gates = [{"tap": tap, "stage": stage} for tap, stage in model.pop("gates")]
@@ -115,7 +115,7 @@ def _overrides(config: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str
     for key, value in wanted.items():
         if key not in config:
             continue
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and isinstance(config[key], Mapping):
             yield from _overrides(config[key], value, f"{prefix}{key}.")
         elif config[key] != value:
             yield f"{prefix}{key}={json.dumps(value)}"

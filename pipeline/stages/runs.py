@@ -134,7 +134,10 @@ def _model_in_words(model: Mapping[str, Any]) -> str:
     if model.get("fuse"):
         what = "pooled features of" if model["backbone"] == "none" else "late fusion of"
         said.append(f"{what} {', '.join(map(str, model['fuse']))}")
-    return ", ".join(said) if taps or model.get("fuse") else f"{', '.join(said)}, no gates"
+    if model.get("overlay"):
+        said.append(f"overlay of {model['overlay']['tap']} ({model['overlay']['palette']})")
+    used = taps or model.get("fuse") or model.get("overlay")
+    return ", ".join(said) if used else f"{', '.join(said)}, no gates"
 
 
 def _training_in_words(training: Mapping[str, Any]) -> str:

@@ -35,6 +35,7 @@ from pipeline.train.forward import infer
 from pipeline.train.history import Journal
 from pipeline.train.loop import Loop, share_of_alignment
 from pipeline.train.optimise import TrainOptions
+from pipeline.train.painted import count_masks
 
 Row = dict[str, Any]
 _FITTED_ON = 512  # training images whose features say how a channel is scaled: enough for two digits
@@ -169,6 +170,8 @@ def train(
         journal = Journal(folder, tensorboard=machine.tensorboard)
         figures = _run_epochs(loop, val_feed, dataset, journal, options, progress)
     if team.leads:
+        if classifier.overlay is not None:
+            figures["overlay"] = {feed.split: count_masks(classifier, feed) for feed in (train_feed, val_feed)}
         identity.record_samples(folder, (train_feed, val_feed))
         journal.finish(
             run_folder.Description(

@@ -13,8 +13,8 @@ import numpy as np
 from pipeline.evaluate import decision, intervals, metrics
 from pipeline.report.evidence import Evidence, Pictures, Study
 from pipeline.report.page.chart import Axis, Line, Spot, chart, legend
-from pipeline.report.page.html import Markup, picture, tag
-from pipeline.report.page.tables import point_name
+from pipeline.report.page.html import Markup, folded, picture, tag
+from pipeline.report.page.tables import point_name, with_interval
 
 _PROVES_NOTHING = "A map shows where a gate is open, or what Grad-CAM credits; neither proves why the model decided."
 _RANGES = 2  # of thresholds that are named, the widest
@@ -231,9 +231,49 @@ def strips(pictures: Pictures) -> Iterator[Markup]:
         yield tag("div", *figures, class_="strips")
     first = next((one for shown in blocks.values() for one in shown), None)
     if first is not None:
-        maps = [f"{name} ({_colours(ends)})" for name, ends in first["colours"].items()]
+        maps = [
+            name if ends.get("painted") else f"{name} ({_colours(ends)})" for name, ends in first["colours"].items()
+        ]
         said = f"From top to bottom: the image, {', '.join(maps)}; dark is low, bright is high."
         yield tag("p", f"{said} {_PROVES_NOTHING}", class_="caption")
+
+
+def masks(pictures: Pictures) -> Iterator[Markup]:
+    """Show what leaving out each mask changes, image by image, and how well the masks hit the lesions."""
+    found = pictures.found["overlay"]
+    yield tag("h3", "What each mask changes")
+    hit = found["localisation"]
+    if hit is not None:
+        best, recall = (with_interval(hit[name]["value"], hit[name]) for name in ("best_iou", "recall"))
+        yield tag(
+            "p",
+            f"On {hit['images']} images whose lesion is known, the best of the painted masks has an IoU of {best} with "
+            f"it in the mean, and one of more than {hit['at']:g} is there in a share of {recall} of the images.",
+        )
+    yield tag(
+        "p",
+        f"{found['without_masks']} of {found['images']} images have no mask and are taken as they are; "
+        f"{found['masks']:.1f} masks show on an image in the mean. Below, each mask in turn is left out of the picture "
+        "that the classifier sees: bars say by how much what it said becomes less likely then.",
+    )
+    figures = (
+        tag(
+            "figure",
+            picture(pictures.folder / one["file"], one["alt"]),
+            tag("figcaption", tag("strong", f"true {one['true']}, said {one['said']}"), f" {_without_any(one)}"),
+            class_="wide",
+        )
+        for one in found["cases"]
+    )
+    yield folded(f"Mask by mask, on {len(found['cases'])} images", *figures)
+
+
+def _without_any(one: Mapping[str, Any]) -> str:
+    said = one["said"]
+    return (
+        f"probability {one['probabilities'][said]:.3f}, and {one['plain'][said]:.3f} without any mask "
+        f"({one['id']}{', ' + str(one['more']) + ' more masks' if one['more'] else ''})"
+    )
 
 
 def _colours(ends: Mapping[str, Any]) -> str:

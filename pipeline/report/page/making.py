@@ -66,6 +66,8 @@ def model(evidence: Evidence) -> Iterator[Markup]:
         ("gates (tap on stage)", gates),
         *([("pooled features (taps)", ", ".join(model.fuse))] if model.fuse else []),
         *_of_clip(evidence.description),
+        *([("painted over the image", model.overlay.in_words)] if model.overlay else []),
+        *_unmasked(evidence),
         ("parameters", f"{parameters['backbone']:,} of the backbone, {parameters['slca']:,} of the gates"),
         ("operations", f"{flops['backbone'] / 1e9:.3g} G of the backbone, {flops['slca'] / 1e9:.3g} G of the gates"),
         (
@@ -90,6 +92,15 @@ def _of_clip(description: Description) -> Iterator[tuple[str, str]]:
     rank = 0 if description.model.clip is None else description.model.clip.lora
     if rank:
         yield "image tower", f"as it started, with adapters of rank {rank}, which are added to its weights"
+
+
+def _unmasked(evidence: Evidence) -> Iterator[tuple[str, str]]:
+    """How many images no mask was painted on, in each split where that was counted."""
+    test = {evidence.figures["split"]: evidence.figures["overlay"]} if evidence.figures.get("overlay") else {}
+    counted = {**evidence.description.metrics.get("overlay", {}), **test}
+    told = [f"{of['without_masks']} of {of['images']} in {split}" for split, of in counted.items() if of]
+    if told:
+        yield "images without any mask, which are taken as they are", ", ".join(told)
 
 
 def costs(evidence: Evidence) -> Iterator[Markup]:

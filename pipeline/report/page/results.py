@@ -127,6 +127,8 @@ def pictures(evidence: Evidence) -> Iterator[Markup]:
         yield figures.sheet(found)
     if score is not None:
         yield localisation_table(score)
+    if found.found.get("overlay"):
+        yield from figures.masks(found)
 
 
 def elsewhere(evidence: Evidence) -> Iterator[Markup]:

@@ -65,6 +65,8 @@ def _question(evidence: Evidence) -> Iterator[str]:
             ways.append(f"gates made from features of {encoder} weigh its feature maps")
         if model.fuse:
             ways.append(f"its last layer also reads pooled features of {encoder}")
+        if model.overlay:
+            ways.append(f"masks that {encoder} found are painted over its images")
         if model.reads_images:
             yield f"{asked}, when {' and '.join(ways)}? "
         else:

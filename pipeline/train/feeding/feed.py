@@ -227,6 +227,15 @@ class Feed:
         if self._store is not None:
             self._store.read(self.rows[positions], taps=tuple(out), out=out)
 
+    def stored(self, positions: Tensor, taps: Sequence[str]) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Read what the store holds of samples (B,) at some taps, and their extents (B, 2), without their images."""
+        assert self._store is not None
+        features = {}
+        for tap in taps:
+            features[tap] = torch.from_numpy(self._store.read(self.rows[positions.numpy()], taps=(tap,))[tap])
+        extents = None if self._extents is None else self._extents[positions.to(self.device)]
+        return {tap: feature.to(self.device) for tap, feature in features.items()}, extents
+
     def shapes(self) -> dict[str, tuple[tuple[int, int, int], torch.dtype]]:
         """Give shape (C, h, w) and dtype of each array that is read: the taps, and the scales of those of type int8."""
         if self._store is None:
