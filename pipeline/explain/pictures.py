@@ -158,34 +158,38 @@ def draw_masks(path: Path, case: Case, said: str, bars: Sequence[Bar], rest: str
         rest: What else to say; empty for nothing.
     """
     panels, aspect = 1 + len(case.maps), _aspect([case])
-    width_in, bars_in = panels * _PANEL_IN, 0.28 * max(len(bars), 1) + 0.9
-    with drawing(path, width_in=max(width_in, 4.2), height_in=_PANEL_IN * aspect + bars_in + 0.9) as figure:
-        figure.suptitle(_headline(case, max(width_in, 4.2)), fontsize=10, parse_math=False)
-        grid = figure.add_gridspec(2, panels, height_ratios=[_PANEL_IN * aspect, bars_in], wspace=0.08)
+    width_in, heights = max(panels * _PANEL_IN, 4.2), (_PANEL_IN * aspect + 0.8, 0.22 * max(len(bars), 1) + 0.5)
+    with drawing(path, width_in=width_in, height_in=sum(heights)) as figure:
+        above, below = figure.subfigures(2, 1, height_ratios=heights, squeeze=False)[:, 0]
+        above.suptitle(_headline(case, width_in), fontsize=10, parse_math=False)
         for number, one in enumerate((None, *case.maps)):
-            axes = figure.add_subplot(grid[0, number])
+            axes = above.add_subplot(1, panels, number + 1)
             _show(axes, case, one)
             plain = "image" if case.mask is None else "image, lesion outlined"
-            axes.set_title(plain if one is None else one.title, fontsize=9, parse_math=False)
+            axes.set_title(plain if one is None else one.title, fontsize=8, parse_math=False)
             if one is not None and one.painted:
-                height, width = case.image.shape[:2]
-                label: Any = {"fontsize": 7, "ha": "center", "va": "center", "color": "white"}
-                for bar in bars:
-                    box = {"facecolor": "black", "alpha": 0.6, "pad": 0.8}
-                    axes.text(bar.at[0] * width, bar.at[1] * height, str(bar.number), bbox=box, **label)
-        axes = figure.add_subplot(grid[1, :])
+                _number_masks(axes, case, bars)
+        axes = below.add_subplot()
         if not bars:
             axes.set_axis_off()
             axes.text(0, 0.5, "No mask was found: the classifier saw the plain image.", fontsize=9)
             return
         colours = ["#1f77b4" if bar.change >= 0 else "#d62728" for bar in bars]
-        axes.barh(range(len(bars)), [bar.change for bar in bars], color=colours)
-        axes.set_yticks(range(len(bars)), [f"{bar.number}: {bar.name}" for bar in bars], fontsize=8)
+        axes.barh(range(len(bars)), [bar.change for bar in bars], color=colours, height=0.6)
+        axes.set_yticks(range(len(bars)), [f"{bar.number}: {bar.name}" for bar in bars], fontsize=7)
         axes.invert_yaxis()
         axes.axvline(0, color="#555555", linewidth=0.8)
-        meaning = f"probability of {said} with the mask, less without it{f'; {rest}' if rest else ''}"
-        axes.set_xlabel(meaning, fontsize=8, parse_math=False)
+        meaning = f"probability of {said} with the mask, less without it"
+        axes.set_xlabel(f"{meaning}; {rest}" if rest else meaning, fontsize=7, parse_math=False)
         axes.tick_params(axis="x", labelsize=7)
+
+
+def _number_masks(axes: Axes, case: Case, bars: Sequence[Bar]) -> None:
+    height, width = case.image.shape[:2]
+    style: Any = {"fontsize": 7, "ha": "center", "va": "center", "color": "white"}
+    for bar in bars:
+        box = {"facecolor": "black", "alpha": 0.6, "pad": 0.8}
+        axes.text(bar.at[0] * width, bar.at[1] * height, str(bar.number), bbox=box, **style)
 
 
 def draw_sheet(path: Path, blocks: Mapping[str, Sequence[Case]], *, columns: int, empty: str) -> None:

@@ -244,7 +244,8 @@ def _table(options: OverlayOptions) -> Tensor:
 
 def rank_colour(rank: int) -> tuple[float, float, float]:
     """Give the colour of a rank, 0 to 255: bright, with hues as far apart as those before it leave room for."""
-    red, green, blue = colorsys.hsv_to_rgb(rank * (5**0.5 - 1) / 2 % 1, 0.8, 1.0)
+    hue = 0.08 + (rank - 1) * (5**0.5 - 1) / 2  # orange first, far from the blue of outlines
+    red, green, blue = colorsys.hsv_to_rgb(hue % 1, 0.8, 1.0)
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
