@@ -169,6 +169,7 @@ def test_the_studies_and_experiments_that_are_promised_are_there():
     names = {f"{path.parent.name}/{path.stem}" for path in SHIPPED}
     assert names >= {"paper/breastmnist", "paper/retinamnist", "paper/isic2017", "studies/demo_gates"}
     assert names >= {"studies/baseline_breastmnist_28", "studies/baseline_retinamnist_28", "studies/demo_small"}
+    assert names >= {"studies/demo_masks", "studies/breastmnist_masks", "paper/medfocusclip_breast_ultrasound"}
     for path in ROOT.glob("configs/*.yaml"):
         load_config(path)
 

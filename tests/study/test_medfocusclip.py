@@ -100,3 +100,28 @@ def test_a_study_has_the_papers_fractions_and_comparisons(name: str, monkeypatch
     assert set(of["clip"].clip.words) <= set(COME_AS[name][1])
     assert of["clip"].clip.templates == ("This is a photo of {class}",)
     assert next(iter(study.configs.values())).encoder.name.startswith("sam2_hiera")
+
+
+def test_the_study_on_the_demo_has_the_oracle_and_its_controls_under_both_backbones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(ROOT)
+    study = load_study(Path("configs/studies/demo_masks.yaml"))
+    assert study.baseline == "none"
+    assert len(study.runs) == 6 * 2 * 5 * 5  # variants, backbones, fractions, seeds
+    assert {run.cell["backbone"] for run in study.runs} == {"ResNet-18", "CLIP"}
+    assert {run.cell["fraction"] for run in study.runs} == {0.05, 0.1, 0.2, 0.5, 1.0}
+    made = {run.cell["variant"]: study.configs[run.name] for run in study.runs}
+    painted = {
+        name: (config.encoder.name, config.model.overlay.tap, config.model.overlay.palette)
+        for name, config in made.items()
+        if config.model.overlay is not None
+    }
+    assert painted == {
+        "oracle": ("mask", "masks", "rank"),
+        "random": ("mask", "masks:random", "rank"),
+        "sam": ("sam_demo", "masks", "rank"),
+        "binary": ("sam_demo", "masks", "binary"),
+        "cutout": ("sam_demo", "masks", "cutout"),
+    }
+    assert made["none"].model.overlay is None
