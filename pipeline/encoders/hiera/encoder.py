@@ -8,7 +8,7 @@ windows are not projected; and sums of blocks stay float32 at any precision. Fea
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from pipeline.encoders.checkpoint import require_same, shapes_of
 from pipeline.encoders.frozen import FrozenEncoder
 from pipeline.encoders.hiera.files import CONFIG_FILE, absent, weights_file
+from pipeline.encoders.hiera.masks import finer_maps, load_everything
 from pipeline.encoders.hiera.recipe import HIERAS, Hiera
 from pipeline.encoders.layers import attend, cast_products, convolve, join, layer_norm, linear, partition
+from pipeline.encoders.masks.everything import Everything
 from pipeline.encoders.recipe import Recipe
 from pipeline.encoders.untrained import count, draw, write_whole
 from pipeline.encoders.weight_files import weights_sha256
@@ -45,7 +47,8 @@ def build(recipe: Recipe, checkpoint: Path | None, device: str) -> HieraEncoder:
     assert isinstance(hiera, Hiera)
     if not file.is_file():
         raise CheckpointError(absent(hiera.name, checkpoint))
-    return HieraEncoder(recipe, load_vision(hiera, file), weights_sha256(file)).to(device).eval()
+    everything = load_everything(recipe, file)
+    return HieraEncoder(recipe, load_vision(hiera, file), weights_sha256(file), everything).to(device).eval()
 
 
 def write_untrained(name: str, path: Path, generator: torch.Generator) -> int:
@@ -62,15 +65,16 @@ def write_untrained(name: str, path: Path, generator: torch.Generator) -> int:
 class HieraEncoder(FrozenEncoder):
     """SAM 2's image encoder with taps and a local average for each, frozen."""
 
-    def __init__(self, recipe: Recipe, vision: nn.Module, digest: str) -> None:
+    def __init__(self, recipe: Recipe, vision: nn.Module, digest: str, everything: Everything | None = None) -> None:
         """Make an encoder of a `transformers.Sam2VisionModel` with its weights.
 
         Args:
             recipe: What is computed, and how.
             vision: Changed in place to fit the recipe.
             digest: Of the file that the weights came from.
+            everything: What finds masks, where they are asked for.
         """
-        super().__init__(recipe, digest)
+        super().__init__(recipe, digest, everything)
         self.register_buffer("position", position(vision, recipe.input_px // recipe.architecture.stride_px(0)))
         cast_products(vision, getattr(torch, recipe.precision))
         self.vision = vision
@@ -78,6 +82,20 @@ class HieraEncoder(FrozenEncoder):
     def maps(self, images: Tensor) -> Iterator[Tensor]:
         """Maps at each depth; see `FrozenEncoder`."""
         return feature_maps(self.vision, images, self.get_buffer("position"))
+
+    @property
+    def mask_depths(self) -> tuple[int, ...]:
+        """Ends of the first two stages, whose finer maps go into the masks, and the neck."""
+        depths = self._recipe.architecture.named_depths
+        assert isinstance(self._recipe.architecture, Hiera)
+        return self._recipe.architecture.blocks[0], depths["early"], depths["neck"]
+
+    def find_masks(self, maps: Sequence[Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Masks of one image; see `FrozenEncoder.find_masks`."""
+        assert self.everything is not None
+        first, second, neck = maps
+        masks: tuple[Tensor, Tensor] = self.everything(neck, size, finer_maps(self.vision, first[None], second[None]))
+        return masks
 
 
 def feature_maps(vision: Any, images: Tensor, position: Tensor) -> Iterator[Tensor]:

@@ -90,7 +90,7 @@ class Decoder(nn.Module):
         """
         h, w, channels = neck.shape
         cells = (neck + self.prompts.no_mask_embed.weight[0]).reshape(-1, channels)
-        places = self.prompts.get_dense_pe()[0].flatten(1).T.contiguous()
+        places = self._places()
         layer = self._layers[0]
         to_tokens, to_cells = layer.cross_attn_token_to_image, layer.cross_attn_image_to_token
         placed = cells + places
@@ -160,6 +160,10 @@ class Decoder(nn.Module):
     @property
     def _layers(self) -> Any:
         return self.masks.transformer.layers
+
+    def _places(self) -> Tensor:
+        """The embeddings (N, C) of the cells' places."""
+        return cast(Tensor, self.prompts.get_dense_pe())[0].flatten(1).T.contiguous()
 
     def _own_tokens(self) -> Tensor:
         """The tokens (n, C) that every prompt begins with; the last four are those of the masks."""

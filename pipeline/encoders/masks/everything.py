@@ -1,10 +1,10 @@
 """Everything in an image: prompts all over it, and of the decoder's masks those that are good, stable and different.
 
 What is kept is what SAM's `SamAutomaticMaskGenerator` keeps (the oracle of the tests), in another order of work: it
-brings every mask to the size of the image and encodes it before it drops most of them. Here masks are judged on the
-decoder's own grid, and only those that are left are brought to the grid that is stored; a mask whose stability is close
-to the threshold is looked at again at the size of the encoder's input. The predicted IoU is known before a mask is
-drawn, so prompts of which none would pass are never drawn.
+brings every mask to the size of the image and encodes it before it drops most of them. Here masks are judged near
+the decoder's own grid, and only those that are left are brought to the grid that is stored; a mask whose stability is
+close to the threshold is looked at again at the size of the encoder's input. The predicted IoU is known before a mask
+is drawn, so prompts of which none would pass are never drawn.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from pipeline.mask_tap import MOST
 
 _AT_ONCE = {"cpu": 4}  # prompts: their maps of the image then stay in the cache
 _AT_ONCE_ELSEWHERE = 64
-_CLOSE = 0.02  # to the threshold of stability
+_TIMES = 2  # the decoder's grid: finer than that, the stability of a mask hardly changes
+_CLOSE = 0.02, 0.15  # to the threshold of stability, and more for each unit that it is below 1: such masks are rougher
 _SINGLE, _THREE = (0,), (1, 2, 3)  # which of the decoder's four masks
 
 
@@ -56,6 +57,10 @@ class Everything(nn.Module):
             uint8 (1, S, S), the rank of the mask that lies on top of each cell, and float32 (2, 255, 1), predicted IoU
             and stability by rank: see `pipeline.mask_tap`.
         """
+        return paint(*self.masks(neck, size, finer))
+
+    def masks(self, neck: Tensor, size: tuple[int, int], finer: Sequence[Tensor] = ()) -> tuple[Tensor, Tensor]:
+        """The masks one by one, the best first: bool (K, S, S), and (2, K) predicted IoU and stability."""
         logits, scores = self.candidates(self.decoder.look(neck, finer), size)
         boxes = boxes_around(logits, self._extent(logits, size))
         kept = nms(boxes, scores[0], self._rules.overlap)
@@ -63,7 +68,7 @@ class Everything(nn.Module):
         if self._rules.min_region_px:
             masks, kept = without_small_regions(masks, self._rules.min_region_px, self._rules.overlap)
             scores = scores[:, kept]
-        return paint(masks, scores)
+        return masks, scores
 
     def candidates(self, seen: Seen, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """All masks that pass the two filters, many of them of the same thing.
@@ -110,9 +115,11 @@ class Everything(nn.Module):
     def _stability(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
         """Stability of masks (K, g, g): (K,), nan where even the lower cut-off leaves nothing."""
         offset, threshold = self._rules.stability_offset, self._rules.stability
-        stability = stability_of(self._inside(logits, size), offset)
-        if logits.shape[-1] < self._input_px:
-            for mask in ((stability - threshold).abs() < _CLOSE).nonzero()[:, 0]:
+        side = min(_TIMES * logits.shape[-1], self._input_px)
+        stability = stability_of(self._inside(_resized(logits, side), size), offset)
+        if side < self._input_px:
+            close = _CLOSE[0] + _CLOSE[1] * (1 - threshold)
+            for mask in ((stability - threshold).abs() < close).nonzero()[:, 0]:
                 whole = _resized(logits[mask][None], self._input_px)
                 stability[mask] = stability_of(self._inside(whole, size), offset)[0]
         return stability

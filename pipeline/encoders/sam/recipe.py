@@ -14,6 +14,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from pipeline.encoders.masks.rules import BOXES
 from pipeline.encoders.recipe import Geometry, Recipe
 from pipeline.errors import ConfigError
 
@@ -21,9 +22,7 @@ if TYPE_CHECKING:
     from segment_anything.modeling import ImageEncoderViT
 
 
-MASKS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {"sam": {"prompts": "points"}, "medsam": {"prompts": "boxes"}}
-)
+MASKS: Mapping[str, Mapping[str, Any]] = MappingProxyType({"sam": {"prompts": "points"}, "medsam": BOXES})
 ARITHMETIC = 3  # raise when the same pixels and weights give other features
 
 

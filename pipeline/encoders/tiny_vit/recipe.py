@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from pipeline.encoders.masks.rules import BOXES
 from pipeline.encoders.recipe import Geometry, Recipe
 
 _NAMED = ("patch", "early", "middle", "late", None, "neck")
@@ -47,7 +48,7 @@ class TinyVit(Geometry):
     step = "layer"
     one_grid = False
     arithmetic = 1
-    masks = MappingProxyType({"sam": {"prompts": "points"}, "lite_medsam": {"prompts": "boxes"}})
+    masks = MappingProxyType({"sam": {"prompts": "points"}, "lite_medsam": BOXES})
 
     def arithmetic_in(self, precision: str) -> int:
         """2 outside of float32 since biases stay float32 there, too; see `Geometry`."""
