@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pipeline.errors import ConfigError
 from pipeline.model.backbones import Tokens
 from pipeline.model.classifier import Classifier
+from pipeline.model.clip_backbone import ClipBackbone
 from pipeline.model.geometry import sample_gate
 from pipeline.model.slca import Standardise
 from pipeline.model.tasks import Head, losses, probabilities
@@ -169,9 +170,9 @@ def untrained_gates(classifier: Classifier, feed: Feed, *, seed: int, batch_size
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        fresh = Classifier(replace(classifier.options, weights="none"), classifier.taps, feed.classes).gates.to(
-            feed.device
-        )
+        options, backbone = replace(classifier.options, weights="none"), classifier.backbone
+        built = backbone.architecture if isinstance(backbone, ClipBackbone) else None
+        fresh = Classifier(options, classifier.taps, feed.classes, architecture=built).gates.to(feed.device)
     for mine, theirs in zip(fresh, classifier.gates, strict=True):
         if isinstance(mine.norm, Standardise):  # which knew the features' scale before the training
             mine.norm.load_state_dict(theirs.norm.state_dict())  # type: ignore[union-attr]
