@@ -46,7 +46,8 @@ def store_format(path: Path) -> Literal["zarr", "hdf5"]:
 
 
 _ATTEMPTS = 1000  # to open a store that is swapped meanwhile
-_NUMBERS_AT_ONCE = 1 << 15  # of a packed tap; a larger row is one at a time
+_CACHED_NUMBERS = 1 << 15  # that are unpacked beside their place, where rows are short
+_NUMBERS_AT_ONCE = 1 << 20  # of a packed tap, at least one row
 
 
 def open_files(path: Path | str) -> OpenedStore:
@@ -344,7 +345,7 @@ class Store:
     ) -> set[int]:
         """Fill a buffer with the numbers of one tap that is stored in another type; returns which are damaged.
 
-        A few rows at a time are copied, in the order in which they lie, into memory that the processor's cache holds.
+        Rows of some MiB at a time are copied, in the order in which they lie, and made numbers from there.
         """
         spec = opened.description.taps[name]
         scales = np.empty((len(slots), spec.channels, 1, 1), np.float32) if spec.dtype == "int8" else None
@@ -397,9 +398,14 @@ def _write_numbers(
     """Write the numbers of stored rows to their places in a buffer."""
     if spec.dtype not in PACKED:
         buffer[rows] = stored
-    elif len(rows) == 1:
-        unpack(spec, stored, scale, buffer[rows[0]][None])
-    else:
-        numbers = np.empty(stored.shape, buffer.dtype)
-        unpack(spec, stored, scale, numbers)
-        buffer[rows] = numbers
+        return
+    step = max(1, _CACHED_NUMBERS // math.prod(spec.shape))
+    for first in range(0, len(rows), step):
+        part = slice(first, first + step)
+        scales = None if scale is None else scale[part]
+        if len(rows[part]) == 1:
+            unpack(spec, stored[part], scales, buffer[rows[first]][None])
+        else:
+            numbers = np.empty((len(rows[part]), *spec.shape), buffer.dtype)
+            unpack(spec, stored[part], scales, numbers)
+            buffer[rows[part]] = numbers

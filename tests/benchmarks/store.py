@@ -1,4 +1,4 @@
-"""How fast the store is beside its peers, on the same data: `python -m tests.benchmarks.store [--json] [--mib N]`."""
+"""How fast the store is beside its peers, on the same data: `python -m tests.benchmarks.store [--json] [--cold]`."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ import numpy as np
 import zarr
 
 import cache
+from tests.benchmarks import store_far
 
 BATCH = 32
 ROUNDS = 9
@@ -343,13 +344,32 @@ def measure(folder: Path, mib: int) -> tuple[dict[str, float], Mapping[str, Mapp
     return {name: round(value, 3) for name, value in figures.items()}, tables
 
 
+def measure_cold(folder: Path, mib: int) -> dict[str, float]:
+    """Shuffled epochs over stores whose pages were dropped, as float16 and as int8; see `store_far.cold`."""
+    stores = {}
+    for size, tap in (("2mib", LARGE), ("128kib", SMALL)):
+        data = features(mib * 2**20 // tap.row_bytes // BATCH * BATCH, tap)
+        for dtype in ("float16", "int8"):
+            stores[f"{size}_{dtype}"] = folder / f"{size}-{dtype}.zarr"
+            make_store(stores[f"{size}_{dtype}"], data, tap, dtype).close()
+    return {name: round(value, 3) for name, value in store_far.cold(stores, BATCH).items()}
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the tables")
     parser.add_argument("--mib", type=int, default=512, help="size of the data set, MiB")
     parser.add_argument("--folder", type=Path, help="where to write, a temporary folder by default")
+    parser.add_argument(
+        "--cold", action="store_true", help="only reading from the disk; name a --folder on the disk that is meant"
+    )
     arguments = parser.parse_args()
+    if arguments.cold:
+        with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+            found = measure_cold(Path(folder), arguments.mib)
+        print(json.dumps(found) if arguments.json else "\n".join(f"{name}: {value}" for name, value in found.items()))
+        return
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         figures, tables = measure(Path(folder), arguments.mib)
     if arguments.json:
