@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.clip import DEMO, is_clip
-from pipeline.report.verdict import Units, encoder_kind, headline_auc
+from pipeline.report.verdict import Units, encoder_kind, frozen_model, headline_auc
 from pipeline.train.gate_spread import flat_gates
 from pipeline.train.run_folder import Description
 
@@ -128,22 +128,22 @@ def _of_clip(description: Description) -> list[str]:
 
 
 def _of_encoder(description: Description, untrained: bool) -> list[str]:
-    kind = encoder_kind(description, untrained)
+    kind, of = encoder_kind(description, untrained), frozen_model(description)
     if kind == "masks":
         return [
             "The classifier was given the known lesion masks in place of an encoder's features. No new image has such "
             "a mask: this is what a perfect map could bring, and not a classifier to use."
         ]
     if kind == "untrained":
-        return ["The encoder's weights are drawn from a seed and not trained: nothing here is evidence about SAM."]
+        return [f"The encoder's weights are drawn from a seed and not trained: nothing here is evidence about {of}."]
     if kind == "miniature":
         return [
-            "The encoder is a miniature of SAM, trained for seconds on generated images: it says nothing about SAM "
+            f"The encoder is a miniature of {of}, trained for seconds on generated images: it says nothing about {of} "
             "with its published weights."
         ]
     if kind == "unknown":
         return [
             "The encoder's weights are none of the published ones whose SHA-256 this program knows. They may be tuned "
-            "by somebody, or not trained at all: nothing here says what SAM's own weights would give."
+            f"by somebody, or not trained at all: nothing here says what {of}'s own weights would give."
         ]
     return []

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pipeline.clip import DEMO, is_clip
 from pipeline.encoders import PUBLISHED
 from pipeline.train.run_folder import Description
 
@@ -117,10 +118,16 @@ def encoder_kind(description: Description, untrained: bool) -> EncoderKind:
         return "masks"
     if untrained:
         return "untrained"
-    if fields.get("encoder") == "sam_demo":
+    if fields.get("encoder") in ("sam_demo", DEMO):
         return "miniature"
     published = {known.digest.removeprefix("sha256:") for known in PUBLISHED.values()}
     return "published" if fields.get("weights_sha256") in published else "unknown"
+
+
+def frozen_model(description: Description) -> str:
+    """Which published model the encoder would be, of those that sentences name."""
+    fields = {} if description.fingerprint is None else description.fingerprint.fields
+    return "CLIP" if is_clip(str(fields.get("encoder", ""))) else "SAM"
 
 
 def encoder_in_words(description: Description, untrained: bool) -> str:
@@ -129,11 +136,11 @@ def encoder_in_words(description: Description, untrained: bool) -> str:
     if kind == "none":
         return "No encoder takes part: the model sees the images alone."
     fields = description.fingerprint.fields if description.fingerprint is not None else {}
-    name = fields.get("encoder", "frozen encoder")
+    name, of = fields.get("encoder", "frozen encoder"), frozen_model(description)
     return {
         "masks": "The known lesion masks stand in for an encoder, which no new image has.",
-        "untrained": f"The encoder {name} has random weights: nothing here is evidence about SAM.",
-        "miniature": "The encoder is a miniature of SAM, trained for seconds on generated images.",
+        "untrained": f"The encoder {name} has random weights: nothing here is evidence about {of}.",
+        "miniature": f"The encoder is a miniature of {of}, trained for seconds on generated images.",
         "published": f"The encoder is {name}, frozen, with its published weights.",
         "unknown": f"The encoder is {name}, frozen, with weights of unknown origin.",
     }[kind]

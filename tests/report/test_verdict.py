@@ -80,6 +80,7 @@ def test_the_kind_of_encoder_is_said(gated: Case) -> None:
     assert "weights of unknown origin" in words()
     assert "random weights: nothing here is evidence about SAM" in words(untrained=True)
     assert "a miniature of SAM" in words(encoder="sam_demo")
+    assert "a miniature of CLIP" in words(encoder="clip:demo")
     assert "known lesion masks" in words(masks_sha256="0")
     plain = dataclasses.replace(description, fingerprint=None)
     assert encoder_in_words(plain, untrained=False) == "No encoder takes part: the model sees the images alone."
