@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from pipeline import data
+from pipeline.clip import is_clip
 from pipeline.errors import CheckpointError, ConfigError, RunError
 from pipeline.evaluate.evaluate import evaluate
 from pipeline.model.backbones import standardise
@@ -230,6 +231,8 @@ def test_onnx_of_a_plain_model_takes_images_alone(plain: Case, tmp_path: Path) -
         ("swin_v2_t", 64, (("own", "stage3"),)),
         ("convnext_tiny", 64, (("neck", "stage2"),)),
         ("efficientnet_v2_s", 64, (("neck", "stage3"),)),
+        ("clip:demo", 64, (("neck", "stage2"),)),
+        ("clip:ViT-S-32", 64, (("neck", "stage3"), ("own", "stage4"))),
     ],
 )
 def test_onnx_of_the_backbones_of_real_runs(backbone, side, gates, tmp_path: Path, monkeypatch) -> None:
@@ -237,6 +240,8 @@ def test_onnx_of_the_backbones_of_real_runs(backbone, side, gates, tmp_path: Pat
     pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
     torch.manual_seed(0)
     classifier = Classifier(ModelOptions(backbone=backbone, image_px=side, gates=gates), {"neck": (3, 4, 4)}, 2)
+    if is_clip(backbone):
+        nn.init.normal_(classifier.backbone.head[-1].classes, std=0.1)
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (5, 3, side, side)).astype(np.float32)
     inputs = {"images": images}
@@ -247,7 +252,11 @@ def test_onnx_of_the_backbones_of_real_runs(backbone, side, gates, tmp_path: Pat
 
     def logits() -> torch.Tensor:
         with torch.no_grad():
-            return classifier(standardise(torch.from_numpy(images)), {} if neck is None else {"neck": neck}, extents)
+            return classifier(
+                classifier.backbone.standardise(torch.from_numpy(images)),
+                {} if neck is None else {"neck": neck},
+                extents,
+            )
 
     for module in classifier.modules():
         if isinstance(module, nn.BatchNorm2d):
