@@ -73,7 +73,9 @@ def _compared(config: Config, held: Any) -> Iterator[Said]:
     if wanted.name == STORED:
         return  # whatever the store holds is what was asked for
     yield "encoder.name", wanted.name, held.get("encoder")
-    yield "store.dtype", config.store.dtype, cache.coarsest(str(held.get("dtype")))
+    asked_type, held_type = config.store.dtype, str(held.get("dtype"))
+    same = asked_type == cache.coarsest(held_type)  # `float16 of int8` are the numbers that int8 is read as
+    yield "store.dtype", asked_type, asked_type if same else held_type
     if wanted.name != held.get("encoder"):
         return  # which says it all
     asked: Any = recipe(config).fingerprint("")
