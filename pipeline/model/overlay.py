@@ -173,9 +173,12 @@ class Overlay(nn.Module, Use):
         there = (scores[:, :, :, 0] != 0).any(dim=1)
         chosen = there & (iou >= self.options.min_iou)
         if self.options.max_masks is not None:
-            best = torch.where(chosen, iou, -1).argsort(dim=1, descending=True, stable=True)
-            place = torch.empty_like(best).scatter_(1, best, torch.arange(MOST, device=best.device).expand_as(best))
-            chosen = chosen & (place < self.options.max_masks)
+            known = torch.where(chosen, iou, -1.0)
+            number = torch.arange(MOST, device=iou.device)
+            better = (known[:, None, :] > known[:, :, None]) | (  # counted, for ONNX has no stable sort
+                (known[:, None, :] == known[:, :, None]) & (number[None, :] < number[:, None])
+            )
+            chosen = chosen & (better.sum(dim=2) < self.options.max_masks)
         return torch.cat((torch.zeros_like(chosen[:, :1]), chosen), dim=1)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from pipeline.model.classifier import Classifier, ModelOptions
 from pipeline.model.geometry import sample_image
 from pipeline.model.overlay import Overlay, OverlayOptions, image_colours, lay, rank_colour
 from pipeline.model.uses import Seen
+from pipeline.report.onnx_file import TOLERANCE, Served, _exported, _largest_difference
 
 SIDE = 24
 TAPS = {"masks": (1, SIDE, SIDE), "mask_scores": (2, 255, 1)}
@@ -239,3 +241,12 @@ def test_a_classifier_with_an_overlay_has_the_weights_and_costs_of_one_without()
     assert painted.state_dict().keys() == plain.state_dict().keys()
     assert painted.flop_counts() == plain.flop_counts()
     assert painted.taps == {"neck": (3, 4, 4), "masks": TAPS["masks"]}
+
+
+@pytest.mark.parametrize("options", [{"palette": "random", "max_masks": 3}, {"palette": "cutout", "min_iou": 0.5}, {}])
+def test_painting_is_part_of_what_onnx_computes(options):
+    model = ModelOptions(backbone="resnet18", image_px=32, gates=(), overlay=OverlayOptions(**options))
+    served = Served(Classifier(model, TAPS, 3), "softmax")
+    scores = ("mask_scores",) if len(options) == 2 else ()
+    assert served.inputs == ("images", "extents", "masks", *scores)
+    assert _largest_difference(served, _exported(served, Path("run"))) < TOLERANCE
