@@ -11,6 +11,7 @@ from pipeline.config.schema import STORED, Config, StoreData
 from pipeline.data.layouts.stored import WITHOUT_IMAGES
 from pipeline.errors import ConfigError, RunError
 from pipeline.image_tap import stored_px
+from pipeline.mask_tap import is_masks
 from pipeline.model.classifier import ModelOptions
 from pipeline.stages.inputs import checkpoint, recipe
 
@@ -95,5 +96,9 @@ def _compared(config: Config, held: Any) -> Iterator[Said]:
     used = dict.fromkeys([*(gate.tap for gate in config.model.gates), *config.model.fuse, *overlay])
     for tap in (tap for tap in used if tap in asked["taps"]):
         yield f"encoder.taps: {tap}", asked["taps"][tap], held.get("taps", {}).get(tap)
-        if by_tap:
+        if by_tap and not is_masks(tap):  # which are not averaged
             yield f"encoder.pool: {tap}", asked["pool"][tap], held["pool"].get(tap)
+    if any(map(is_masks, used)):
+        asked_rules, held_rules = (encoders.mask_settings(fields) or {} for fields in (asked, held))
+        for key in dict.fromkeys([*asked_rules, *held_rules]):
+            yield f"encoder.masks.{key}", asked_rules.get(key), held_rules.get(key)

@@ -10,9 +10,13 @@ import pytest
 from PIL import Image
 
 from pipeline.config.schema import Config, load_config
-from pipeline.errors import DataError
+from pipeline.errors import DataError, RunError
+from pipeline.progress import silent
+from pipeline.stages import studies
 from pipeline.stages.inputs import load_dataset
+from pipeline.stages.studies import prepare
 from pipeline.stages.study_plan import load_study
+from tests.benchmarks import mask_hits
 from tests.cli.conftest import ROOT
 
 # What the archives unpack to below data/, and how many images the paper has in train, val and test; or in all.
@@ -100,6 +104,61 @@ def test_a_study_has_the_papers_fractions_and_comparisons(name: str, monkeypatch
     assert set(of["clip"].clip.words) <= set(COME_AS[name][1])
     assert of["clip"].clip.templates == ("This is a photo of {class}",)
     assert next(iter(study.configs.values())).encoder.name.startswith("sam2_hiera")
+
+
+SMALL = """\
+base: configs/default.yaml
+folder: studies/small
+baseline: known
+set:
+  data: {layout: demo, path: data/small, count: 24, size_px: 64, seed: 3}
+  encoder: {name: mask, checkpoint: none, taps: [masks, "masks:shifted"]}
+  store.path: features/small.zarr
+  model.gates: []
+variants:
+  known: {model.overlay: {tap: masks}}
+  elsewhere: {model.overlay: {tap: "masks:shifted"}}
+"""
+
+
+def test_known_masks_hit_the_lesions_and_shifted_ones_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "small.yaml").write_text(SMALL)
+    monkeypatch.chdir(tmp_path)
+    prepare(load_study(Path("small.yaml")), silent)
+    known, elsewhere = (mask_hits.measure(Path("small.yaml"), name, None, 50) for name in ("known", "elsewhere"))
+    assert known["images"] == elsewhere["images"] == 24
+    assert known["best_iou"]["value"] > 0.97  # the stored map has cells of a quarter of a pixel
+    assert known["recall"]["value"] == 1
+    assert elsewhere["best_iou"]["value"] < 0.2
+    assert known["masks_an_image"] == {"median": 1.0, "none": 0}
+    assert mask_hits.measure(Path("small.yaml"), "known", "test", 50)["images"] < 24
+
+
+FOUND = (
+    SMALL.replace("baseline: known", "baseline: sam").partition("variants:")[0]
+    + """\
+  train: {epochs: 1, batch_size: 8}
+  model.image_px: 32
+variants:
+  sam:
+    encoder: {name: sam_demo, checkpoint: weights/sam.pth, taps: [masks], training: {steps: 0}}
+    store.path: features/sam.zarr
+    model.overlay: {tap: masks}
+"""
+)
+
+
+def test_masks_made_by_other_rules_than_configured_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "found.yaml").write_text(FOUND)
+    monkeypatch.chdir(tmp_path)
+    plan = load_study(Path("found.yaml"))
+    prepare(plan, silent)
+    (tmp_path / "other.yaml").write_text(FOUND.replace("taps: [masks],", "taps: [masks], masks: {overlap: 0.5},"))
+    with pytest.raises(RunError, match=r"encoder\.masks\.overlap asks for 0\.5, and the store has 0\.7"):
+        studies.study(load_study(Path("other.yaml")), silent)
+    assert studies.study(plan, silent)["missing"] == 0
 
 
 def test_the_study_on_the_demo_has_the_oracle_and_its_controls_under_both_backbones(
