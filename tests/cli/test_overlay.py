@@ -86,17 +86,19 @@ def test_the_explanation_and_the_page_tell_of_masks(found: Path) -> None:
 def test_known_masks_and_their_controls_are_trained_on_from_one_store(found: Path) -> None:
     succeed(found, "extract", *settings(*KNOWN))
     for tap in ("masks", "masks:shifted", "masks:random"):
-        run = f"run=runs/{tap.replace(':', '_')}"
+        run = f"run=runs/known_{tap.replace(':', '_')}"
         given = settings(*KNOWN, f"model.overlay.tap={tap}", run)
         assert succeed(found, "train", *given)["overlay"]["train"]["without_masks"] == 0
         succeed(found, "evaluate", *given)
-    compared = succeed(found, "compare", "runs/masks", "runs/masks_random")
-    assert json.dumps(compared)
+    compared = succeed(found, "compare", "runs/known_masks", "runs/known_masks_random")
+    assert "model.overlay.tap" in json.dumps(compared)
     with cache.open_store(found / "features/known.zarr") as store:
         assert {"mask", "masks", "masks:shifted", "masks:random"} <= set(store.taps)
         maps = store.read([0])
         assert (maps["masks"] > 0).sum() == (maps["masks:random"] > 0).sum() == (maps["masks:shifted"] > 0).sum()
-    said = complaint(found, "export", *settings(*KNOWN, "run=runs/masks_random"), "runs/masks_random", "no", status=1)
+    said = complaint(
+        found, "export", *settings(*KNOWN, "run=runs/known_masks_random"), "runs/known_masks_random", "no", status=1
+    )
     assert "reads the known masks, which new images do not have" in said
 
 
