@@ -127,6 +127,19 @@ def test_masks_are_those_of_the_official_generator(size: tuple[int, int], kind: 
     assert set(np.round(best, 3)) - set(np.round(scores[0].tolist(), 3)) == set() or (ious < 1).any()
 
 
+def test_masks_in_bfloat16_are_nearly_the_same() -> None:
+    prompts, masks = modules(TINY, seed=4)
+    decoder, map_ = Decoder(prompts, masks, 256, GRID), neck(32, seed=1)
+    rules = MaskRules("points", points=5, predicted_iou=0.0, stability=0.0, overlap=1.0, min_region_px=0)
+    with torch.no_grad():
+        exact, _ = Everything(decoder, rules, 256).masks(map_, (256, 256))
+        rounded, scores = Everything(decoder, rules, 256, "bfloat16").masks(map_, (256, 256))
+    assert scores.dtype == torch.float32
+    ious = best_ious(rounded.numpy(), exact.numpy())
+    assert (ious > 0.95).mean() > 0.7
+    assert (ious < 1).any()  # it was computed in that precision
+
+
 def test_trained_weights_give_the_official_masks(trained: tuple[Any, Any]) -> None:
     prompts, masks = trained
     encoder = build_encoder("lite_medsam", checkpoint=checkpoint_path("lite_medsam"), taps=["neck"])

@@ -130,7 +130,8 @@ def load_everything(recipe: Recipe, file: Path) -> Everything | None:
         raise CheckpointError(message)
     prompts, masks = fill(recipe.architecture, file, _split_points(official, own))
     grid = recipe.input_px // recipe.architecture.stride_px(recipe.architecture.named_depths["neck"])
-    return Everything(Sam2Decoder(prompts, masks, recipe.input_px, grid, own), recipe.masks, recipe.input_px)
+    decoder = Sam2Decoder(prompts, masks, recipe.input_px, grid, own)
+    return Everything(decoder, recipe.masks, recipe.input_px, recipe.precision)
 
 
 def finer_maps(vision: Any, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

@@ -34,16 +34,18 @@ _SINGLE, _THREE = (0,), (1, 2, 3)  # which of the decoder's four masks
 class Everything(nn.Module):
     """Masks of everything in an image."""
 
-    def __init__(self, decoder: Decoder, rules: MaskRules, input_px: int) -> None:
+    def __init__(self, decoder: Decoder, rules: MaskRules, input_px: int, precision: str = "float32") -> None:
         """Make one.
 
         Args:
             decoder: Of the image encoder's own model.
             rules: What to ask, what to keep and how to store it.
             input_px: Side of the encoder's square input, px.
+            precision: Type of the decoder's products; float16 stays float32 on a CPU.
         """
         super().__init__()
         self.decoder, self._rules, self._input_px = decoder, rules, input_px
+        self._type = getattr(torch, precision)
 
     def forward(self, neck: Tensor, size: tuple[int, int], finer: Sequence[Tensor] = ()) -> tuple[Tensor, Tensor]:
         """Find the masks of one image.
@@ -61,7 +63,10 @@ class Everything(nn.Module):
 
     def masks(self, neck: Tensor, size: tuple[int, int], finer: Sequence[Tensor] = ()) -> tuple[Tensor, Tensor]:
         """The masks one by one, the best first: bool (K, S, S), and (2, K) predicted IoU and stability."""
-        logits, scores = self.candidates(self.decoder.look(neck, finer), size)
+        # On a CPU torch lowers to bfloat16 only.
+        lower = self._type == torch.bfloat16 or (self._type == torch.float16 and neck.is_cuda)
+        with torch.autocast(neck.device.type, self._type if lower else None, enabled=lower):
+            logits, scores = self.candidates(self.decoder.look(neck, finer), size)
         boxes = boxes_around(logits, self._extent(logits, size))
         kept = nms(boxes, scores[0], self._rules.overlap)
         masks, scores = self._stored(logits[kept], size), scores[:, kept]
@@ -95,7 +100,8 @@ class Everything(nn.Module):
             h, w = seen.grid
             none = seen.cells.new_zeros
             return none(0, 4 * h, 4 * w).half(), none(2, 0).float()
-        return torch.cat(found), torch.cat(scores, dim=1)
+        with torch.autocast(seen.cells.device.type, enabled=False):  # which joins no float16 on a CPU
+            return torch.cat(found), torch.cat(scores, dim=1)
 
     def _embedded(self, size: tuple[int, int], device: torch.device) -> Iterator[Tensor]:
         """Tokens (B, n, C) of the prompts on an image, as many at once as the device does well with."""

@@ -17,7 +17,9 @@ from pipeline.errors import ConfigError
 
 Prompts = Literal["points", "boxes"]
 
-BOXES: Mapping[str, Any] = MappingProxyType({"prompts": "boxes", "predicted_iou": 0.8, "stability": 0.72})
+BOXES: Mapping[str, Any] = MappingProxyType(
+    {"prompts": "boxes", "predicted_iou": 0.84, "stability": 0.72, "overlap": 0.3}
+)
 """What suits weights that were trained on boxes: our choice, by LiteMedSAM's masks of lesions in training images."""
 
 _VERSION = 1  # raise when the same image, weights and rules give other masks

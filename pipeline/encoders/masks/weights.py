@@ -29,7 +29,7 @@ def load_everything(recipe: Recipe, path: Path) -> Everything | None:
         return None
     prompts, masks = fill(recipe.architecture, path, decoder_state(recipe.architecture.name, path, read_weights(path)))
     grid = recipe.input_px // recipe.architecture.stride_px(recipe.architecture.named_depths["neck"])
-    return Everything(Decoder(prompts, masks, recipe.input_px, grid), recipe.masks, recipe.input_px)
+    return Everything(Decoder(prompts, masks, recipe.input_px, grid), recipe.masks, recipe.input_px, recipe.precision)
 
 
 def decoder_state(name: str, path: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
