@@ -10,6 +10,7 @@ from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[1]
 DEMO, PAPER, MEDSAM = "dvc.yaml", "configs/paper/dvc.yaml", "configs/breastmnist_medsam/dvc.yaml"
+FOCUS = "configs/medfocusclip/dvc.yaml"
 STARTS = {  # the modules that a stage's command calls, by file and stage; layouts of data are chosen by configuration
     (DEMO, "prepare"): ("data/layouts/demo", "encoders/sam/demo"),
     (DEMO, "extract"): ("extract/extract", "encoders/sam/encoder", "data/layouts/demo"),
@@ -28,6 +29,12 @@ STARTS = {  # the modules that a stage's command calls, by file and stage; layou
     (MEDSAM, "evaluate"): ("evaluate/evaluate", "data/layouts/medmnist"),
     (MEDSAM, "explain"): ("explain/explain", "data/layouts/medmnist"),
     (MEDSAM, "report"): ("report/report", "report/evidence", "report/reproduce", "data/layouts/medmnist"),
+    (FOCUS, "prepare"): ("data/layouts/demo", "data/layouts/demo_captions", "encoders/clip/demo"),
+    (FOCUS, "extract"): ("extract/extract", "encoders/sam/encoder", "data/layouts/demo"),
+    (FOCUS, "train"): ("train/train", "data/layouts/demo"),
+    (FOCUS, "evaluate"): ("evaluate/evaluate", "data/layouts/demo"),
+    (FOCUS, "explain"): ("explain/explain", "data/layouts/demo"),
+    (FOCUS, "report"): ("report/report", "report/evidence", "report/reproduce", "data/layouts/demo"),
 }  # fmt: skip
 SAME_RESULT = {
     "errors": "words",
@@ -43,6 +50,7 @@ SAME_RESULT = {
 ELSEWHERE = {  # what a stage takes no numbers from, although something that it reads imports the file
     (DEMO, "report"): ("model/classifier",),  # it describes models and runs none
     (MEDSAM, "report"): ("model/classifier",),
+    (FOCUS, "report"): ("model/classifier",),
 }
 
 
@@ -103,7 +111,7 @@ def stages(file: str) -> dict[str, dict]:
 
 
 def test_every_stage_is_known() -> None:
-    assert {(file, name) for file in (DEMO, PAPER, MEDSAM) for name in stages(file)} == STARTS.keys()
+    assert {(file, name) for file in (DEMO, PAPER, MEDSAM, FOCUS) for name in stages(file)} == STARTS.keys()
 
 
 @pytest.mark.parametrize("stage", STARTS, ids="/".join)
@@ -121,3 +129,12 @@ def test_compiled_files_are_no_dependency() -> None:
 def test_what_is_left_out_is_there() -> None:
     for file in (*SAME_RESULT, *(name for names in ELSEWHERE.values() for name in names)):
         assert (ROOT / f"pipeline/{file}.py").is_file()
+
+
+def test_the_second_methods_job_has_the_demos_images_and_its_miniature_sam() -> None:
+    first, second = (YAML(typ="safe").load(ROOT / f"configs/{name}.yaml") for name in ("default", "medfocusclip"))
+    assert second["data"] == first["data"]
+    for key in ("name", "checkpoint", "training"):
+        assert second["encoder"][key] == first["encoder"][key]
+    made = {out if isinstance(out, str) else next(iter(out)) for out in stages(DEMO)["prepare"]["outs"]}
+    assert made <= {dep for stage in stages(FOCUS).values() for dep in stage["deps"]}
