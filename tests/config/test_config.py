@@ -30,7 +30,10 @@ def read(folder: Path, text: str, *overrides: str) -> str:
         ("train.epochs=ten", "--set train.epochs: got 'ten', expected a valid integer"),
         ("train.epochs=0", "--set train.epochs: got 0, expected greater than or equal to 1"),
         ("train.lr=yes", "--set train.lr: got 'yes', expected a valid number"),
-        ("store.dtype=float64", "--set store.dtype: got 'float64', expected 'float16' or 'float32'"),
+        (
+            "store.dtype=float64",
+            "--set store.dtype: got 'float64', expected 'float16', 'float32', 'int8' or 'bfloat16'",
+        ),
         (
             "data.layout=dicom",
             "--set data.layout: 'dicom' is no layout; expected one of csv, demo, folder, medmnist, store",
