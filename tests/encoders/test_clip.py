@@ -179,12 +179,10 @@ def test_what_cannot_be_is_refused_with_the_remedy(vit, demo, tmp_path, monkeypa
 
 
 def test_published_weights_of_another_form_are_refused(demo, monkeypatch):
-    own = clip.architecture
+    mine, another = clip.architecture("clip:demo"), clip.architecture("clip:RN50")
     monkeypatch.setattr(clip, "tags", lambda name: ["openai", "laion"])
     monkeypatch.setattr(clip, "weights_file", lambda name, weights: demo[1] if weights == "openai" else Path("other"))
-    monkeypatch.setattr(
-        clip, "architecture", lambda name, weights="none": own("clip:RN50" if weights == "openai" else name)
-    )
+    monkeypatch.setattr(clip, "architecture", lambda name, weights="none": another if weights == "openai" else mine)
     with pytest.raises(
         ConfigError, match=r"the weights 'openai' want another form of 'clip:demo': set encoder.name to"
     ):
