@@ -1,7 +1,7 @@
-"""Frozen SAM image encoders: weights in the official layout, features at named depths.
+"""Frozen image encoders: weights in the official layouts, features at named depths.
 
 Names are looked up when they are first used, so that asking what features depend on does not import torch.
-Images come in, a feature map per tap goes out, and what the numbers depend on. May import no other room. Open
+Images come in, a feature map per tap goes out, and what the numbers depend on. May import: clip. Open
 `family.py` first: the seam.
 """
 
