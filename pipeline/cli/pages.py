@@ -93,8 +93,8 @@ def trained(report: Report) -> None:
     for line in report["data"]:
         say(f"data       {line}")
     parameters = report["parameters"]
-    share = f", of them {parameters['slca_share']:.2%} in gates" if parameters.get("slca") else ""
-    say(f"model      {parameters['trainable']:,} parameters to train{share}")
+    of_gates = f", {parameters['slca']:,} of them in gates" if parameters.get("slca") else ""
+    say(f"model      {parameters['trainable']:,} parameters to train{of_gates}")
     if painted := report.get("overlay"):
         told = ", ".join(f"{of['without_masks']} of {of['images']} in {split}" for split, of in painted.items() if of)
         say(f"overlay    images without any mask, taken as they are: {told}")

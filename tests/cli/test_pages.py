@@ -44,6 +44,15 @@ def test_the_scores_fit_a_screen(trained: Path, tmp_path: Path) -> None:
     assert "The rest: runs/demo/metrics.json" in page
 
 
+def test_the_gates_share_is_counted_in_parameters_not_in_the_backbones(trained: Path, tmp_path: Path) -> None:
+    folder = copy_of(trained, tmp_path / "work")
+    lines = said(folder, "train", "-c", "tiny.yaml")
+    counts = json.loads(said(folder, "train", "-c", "tiny.yaml", "--json")[-1])["parameters"]
+    assert counts["slca"] > 0
+    trains, of_gates = (f"{counts[key]:,}" for key in ("trainable", "slca"))
+    assert f"model      {trains} parameters to train, {of_gates} of them in gates" in lines
+
+
 def made_up(names: list[str], positive: str | None) -> dict[str, Any]:
     """What `evaluate` reports, with figures of no meaning."""
     ends = {"low": 0.25, "high": 0.75}
