@@ -62,6 +62,7 @@ def create_store(
     rows: Sequence[Row],
     provenance: Mapping[str, JSON] | None = None,
     shard_mib: float = 64,
+    shard_rows: int | None = None,
     reuse: Sequence[str | os.PathLike[str]] = (),
     replace: bool = False,
     labels: Labels | None = None,
@@ -79,6 +80,8 @@ def create_store(
         rows: The samples in the order the store shall have; looked at again at the commit, so leave them as they are.
         provenance: The story to tell with the store, as JSON. Not compared; an interrupted run's own is kept.
         shard_mib: Size of the largest tap's shard files, MiB. A store that is updated keeps its own.
+        shard_rows: Rows of a shard at most, where a row takes long to make: only whole shards outlast a stop. None has
+            the size decide alone.
         reuse: Further stores of the same fingerprint to take rows from.
         replace: Build a new store where one of another fingerprint stands, and swap it in at the commit.
         labels: Class names, labels and splits to store, in the order of `rows`.
@@ -105,11 +108,12 @@ def create_store(
         message = f"fingerprint and provenance take {length} bytes, a store keeps {MAX_STORY_BYTES}; shorten them"
         raise StoreError(message)
     identity = Identity(fingerprint, arrays, story, rows_sha256(rows))
-    shard_rows = int(shard_mib * 2**20) // max(array.row_bytes for array in arrays.values())
+    fitting = int(shard_mib * 2**20) // max(array.row_bytes for array in arrays.values())
+    shard_rows = max(1, min(shard_rows or MAX_SHARD_ROWS, MAX_SHARD_ROWS, fitting))
     work = WorkFolder(partial_path(target))
     lock = WriterLock(work.path / "lock", target)
     try:
-        job = _begin(target, work, identity, rows, max(1, min(MAX_SHARD_ROWS, shard_rows)), reuse, replace, labels)
+        job = _begin(target, work, identity, rows, shard_rows, reuse, replace, labels)
         if job is not None:
             job = dataclasses.replace(job, labels=labels, digests=digests)
         return StoreWriter(target, work, lock, rows, job)

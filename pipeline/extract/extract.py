@@ -22,12 +22,14 @@ from pipeline.encoders.known_mask.encoder import KnownMask
 from pipeline.extract.batch_size import BatchSize
 from pipeline.extract.encode import Clock, Encoding
 from pipeline.extract.plan import Contents, Rows, refuse_another_data_set, unchanged
+from pipeline.mask_tap import is_masks
 from pipeline.progress import Progress, silent
 
 if TYPE_CHECKING:
     from pipeline.encoders import Encoder
 
 _POLL_SECONDS = 0.2
+_MASKED_ROWS = 64  # of a shard: the masks of an image take seconds, and a stop loses the shard that is not full yet
 JSON = Any  # a value that `json` writes
 
 
@@ -105,7 +107,7 @@ def extract(
         reading: See `Contents`.
         dtype: Type of the stored numbers.
         image_px: Side of the images to store beside the features (see `pipeline.image_tap`); None for none.
-        shard_mib: Size of the largest tap's shard files, MiB.
+        shard_mib: Size of the largest tap's shard files, MiB; with masks they hold few rows whatever it is.
         batch_size: Images per encoder call; None chooses (see `pipeline.extract.batch_size`).
         workers: Decoding threads.
         reuse: Older stores of the same fingerprint whose rows may be taken.
@@ -203,6 +205,7 @@ def _lead(
         rows=store.rows,
         provenance=provenance,
         shard_mib=shard_mib,
+        shard_rows=_most_rows(store.contents, encoding.sizes),
         reuse=store.reuse,
         replace=replace,
     ) as writer:
@@ -212,6 +215,11 @@ def _lead(
             finished = writer.commit()
         with finished:
             return writer.reused, len(finished), dict(finished.set_aside)
+
+
+def _most_rows(contents: Contents, sizes: BatchSize) -> int | None:
+    """Rows of a shard at most: with masks few, but a whole batch; None where its size alone decides."""
+    return max(_MASKED_ROWS, sizes.images) if any(is_masks(tap) for tap in contents.taps) else None
 
 
 def _await_leader(path: Path, wait_seconds: float) -> None:

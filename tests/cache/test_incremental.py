@@ -331,3 +331,14 @@ def test_a_torn_shard_of_unfinished_work_is_encoded_again(suffix: str, what: str
     assert encoded == list(range(4, 12))
     assert_holds(store, wanted)
     assert cache.verify(path) == ()
+
+
+def test_a_shard_has_no_more_rows_than_asked_and_an_update_keeps_what_the_store_has(tmp_path: Path) -> None:
+    path = tmp_path / "store.zarr"
+    with begin(path, rows(range(7)), shard_mib=1, shard_rows=3) as writer:
+        assert [len(plan.rows) for plan in writer.pending] == [3, 3, 1]
+    build(path, rows(range(7)), shard_mib=1, shard_rows=3)
+    with begin(path, rows(range(14)), shard_mib=1) as writer:
+        assert {len(plan.rows) for plan in writer.pending} == {3, 1}
+    with begin(tmp_path / "large.zarr", rows(range(7)), shard_mib=1) as writer:
+        assert [len(plan.rows) for plan in writer.pending] == [7]

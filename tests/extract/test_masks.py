@@ -45,6 +45,20 @@ def run(demo: Path, path: Path, weights: Path, **options: object):
     return extract(load_demo(demo), encoder(weights), path, reading={}, batch_size=2, shard_mib=1, **options)
 
 
+def stop(demo: Path, path: Path, weights: Path, *, after: int) -> None:
+    """The same run, stopped when that many images are encoded."""
+
+    class StopError(Exception):
+        pass
+
+    def watch(stage: str, done: int, total: int, **_: object) -> None:
+        if stage == "encode" and done >= after:
+            raise StopError
+
+    with pytest.raises(StopError):
+        run(demo, path, weights, progress=watch)
+
+
 def files(path: Path) -> dict[str, bytes]:
     return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
 
@@ -68,22 +82,27 @@ def test_a_store_has_masks_and_their_scores(made: Path, weights: Path) -> None:
 
 
 def test_a_stopped_run_ends_with_the_same_bytes(made: Path, weights: Path, tmp_path: Path) -> None:
-    class StopError(Exception):
-        pass
-
-    def stop(stage: str, done: int, total: int, **_: object) -> None:
-        if stage == "encode" and done >= 4:
-            raise StopError
-
     path = tmp_path / "store.zarr"
-    with pytest.raises(StopError):
-        run(made.parent / "demo", path, weights, progress=stop)
+    stop(made.parent / "demo", path, weights, after=4)
     run(made.parent / "demo", path, weights)
     taps = ("masks/", "mask_scores/", "neck/")
     whole, again = (
         {name: content for name, content in files(store).items() if name.startswith(taps)} for store in (made, path)
     )
     assert whole == again
+
+
+def test_a_stop_loses_the_masks_of_few_images(
+    made: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.extract.extract._MASKED_ROWS", 1)  # then a batch of 2 is more
+    path = tmp_path / "store.zarr"
+    stop(made.parent / "demo", path, weights, after=5)
+    assert run(made.parent / "demo", path, weights).encoded <= 4
+    with cache.open_store(path) as store, cache.open_store(made) as whole:
+        for tap, rows in whole.read(range(6)).items():
+            np.testing.assert_array_equal(store.read(range(6))[tap], rows)
+    assert {len(list((of / "masks").glob("c.*"))) for of in (path, made)} == {3, 1}
 
 
 def test_a_damaged_mask_is_found_and_encoded_again(made: Path, weights: Path, tmp_path: Path) -> None:
