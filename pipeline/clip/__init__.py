@@ -6,6 +6,7 @@ torch: a name can be refused without them.
 
 from pipeline.clip.files import OWN, present_weights, weights_file
 from pipeline.clip.hub import download
+from pipeline.clip.library import import_open_clip
 from pipeline.clip.names import CLIP, DEMO, is_clip, tags, without_folder
 from pipeline.clip.texts import TEMPLATE, class_features, encode_classes, prompts, tokenizer
 from pipeline.clip.towers import Architecture, architecture, build, read_architecture, resizing
@@ -21,6 +22,7 @@ __all__ = [
     "class_features",
     "download",
     "encode_classes",
+    "import_open_clip",
     "is_clip",
     "present_weights",
     "prompts",

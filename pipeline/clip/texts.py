@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -31,7 +32,7 @@ def prompts(
         words: What to call a class, by its name.
 
     Raises:
-        ConfigError: There is no template, one lacks `{class}`, or the words are of a class that there is not.
+        ConfigError: There is no template, one lacks `{class}` or has other braces, or the words are of no class.
     """
     if not templates:
         msg = f"There is no template for the prompts: give at least one, such as {TEMPLATE!r}."
@@ -39,6 +40,9 @@ def prompts(
     for template in templates:
         if "{class}" not in template:
             msg = f"The template {template!r} has no {{class}} in it: write it where the class goes, as in {TEMPLATE!r}"
+            raise ConfigError(msg)
+        if other := [place for place in re.findall(r"\{[^{}]*\}", template) if place != "{class}"]:
+            msg = f"The template {template!r} has {other[0]} in it, and only {{class}} is filled in: write it without."
             raise ConfigError(msg)
     for name, said in (words or {}).items():
         if name not in classes:

@@ -48,6 +48,8 @@ COMMANDS = ("prepare", "extract", "train", "evaluate", "explain", "report")
 
 def prepare(config: Config, progress: Progress, *, encoder: bool = True) -> Report:
     """Make or fetch what the later stages read: the data set, the encoder's weights if wanted, the backbone's."""
+    if is_clip(config.model.backbone) or (encoder and is_clip(config.encoder.name)):
+        clip.import_open_clip()  # a missing extra is said now, not after minutes of making images and weights
     report = {"data": prepare_data(config, progress)}
     if encoder:
         report["encoder"] = prepare_encoder(config, progress)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import cache
-from pipeline import data, encoders
+from pipeline import clip, data, encoders
 from pipeline.config.schema import STORED, Config, to_dict
 from pipeline.errors import PipelineError
 from pipeline.extract.plan import Contents
@@ -27,6 +27,7 @@ from pipeline.stages import clocks
 from pipeline.stages.arguments import model_options
 from pipeline.stages.inputs import checkpoint, device, load_dataset, recipe, workers
 from pipeline.train.identity import device_name, versions
+from pipeline.weights import imagenet_file
 
 Report = dict[str, Any]
 _IMAGES = 1000  # where nobody says how many there are
@@ -121,17 +122,39 @@ def _installed(name: str) -> bool:
 
 
 def _weights(config: Config | None) -> Iterator[Report]:
-    """Files of weights that are here: the configured one, and published ones; with their digests."""
+    """Files of weights, with their digests: configured ones, here or not, and published ones that are here."""
     if config is not None and _encodes(config):
         file = checkpoint(config)
         yield {"name": str(config.encoder.checkpoint), **_file(file), "configured": True}
+    if config is not None and "none" not in (config.model.backbone, str(config.model.weights)):
+        yield {"name": _classifier_weights_name(config), **_file(_classifier_weights(config)), "configured": True}
     for name in encoders.PUBLISHED:
         file = encoders.checkpoint_path(name)
         if file.is_file() and (config is None or str(config.encoder.checkpoint) != name):
             yield {"name": name, **_file(file), "configured": False}
 
 
-def _file(file: Path) -> Report:
+def _classifier_weights(config: Config) -> Path | None:
+    """The file that the backbone starts from, there or not; None where nobody can say which, without the extra say."""
+    backbone, weights = config.model.backbone, str(config.model.weights)
+    try:
+        if clip.is_clip(backbone):
+            return clip.weights_file(backbone, weights)
+        return imagenet_file(backbone) if weights == "imagenet" else Path(weights)
+    except PipelineError:  # training is clocked too, and says what is wrong
+        return None
+
+
+def _classifier_weights_name(config: Config) -> str:
+    """As configured: a file, or which published weights of which backbone."""
+    weights = str(config.model.weights)
+    is_file = Path(weights).suffix or len(Path(weights).parts) > 1
+    return weights if is_file else f"{weights} of {config.model.backbone}"
+
+
+def _file(file: Path | None) -> Report:
+    if file is None:
+        return {"file": None, "found": False, "sha256": None}
     if not file.is_file():
         return {"file": str(file), "found": False, "sha256": None}
     return {"file": str(file), "found": True, "sha256": encoders.weights_sha256(file)}

@@ -164,7 +164,8 @@ def prepare_demo_clip(config: Config, path: Path, progress: Progress) -> Report:
         return asdict(trained)
 
     settings = {"clip": clip.DEMO, **to_dict(wanted), "arithmetic": CLIP_ARITHMETIC, "torch": torch.__version__}
-    return _made_once(path, settings, train)
+    named = "encoder.checkpoint" if path == config.encoder.checkpoint else "model.weights"
+    return _made_once(path, settings, train, keys=("model.clip.training.steps", named))
 
 
 def _draw_weights(config: Config) -> Report:
@@ -204,8 +205,19 @@ def _train_demo(config: Config, progress: Progress) -> Report:
     return _made_once(path, {**to_dict(wanted), **made_by}, train)
 
 
-def _made_once(path: Path, settings: Report, make: Callable[[], Report]) -> Report:
+def _made_once(
+    path: Path,
+    settings: Report,
+    make: Callable[[], Report],
+    keys: tuple[str, str] = ("encoder.training.steps", "encoder.checkpoint"),
+) -> Report:
     """Make weights unless these very ones are there, and leave beside them what they are and how they were made.
+
+    Args:
+        path: Their file.
+        settings: What they follow from.
+        make: Makes them and says what they are.
+        keys: Of the configuration, for the message: where their steps and their file are configured.
 
     Raises:
         CheckpointError: The file there is none that was made here.
@@ -215,8 +227,8 @@ def _made_once(path: Path, settings: Report, make: Callable[[], Report]) -> Repo
         found = encoders.weights_sha256(path)
         if known.get("sha256", found if known else None) != found:
             message = (
-                f"{path}: holds weights that were not made here, and encoder.training.steps is {settings['steps']}, "
-                f"which would make others in their place: name another file as encoder.checkpoint"
+                f"{path}: holds weights that were not made here, and {keys[0]} is {settings['steps']}, "
+                f"which would make others in their place: name another file as {keys[1]}"
             )
             raise CheckpointError(message)
         if known.get("settings") == settings and "sha256" in known:

@@ -5,9 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
+
+from pipeline.config.schema import load_config
+from pipeline.errors import ConfigError
+from pipeline.stages.commands import prepare
 
 from .conftest import complaint, copy_of, succeed
 
@@ -83,3 +88,21 @@ def test_what_cannot_be_is_said_before_long_work(folder: Path, changes: tuple[st
     said = " ".join(complaint(folder, "train", "-c", "clip.yaml", *settings, status=status).split())
     assert words in said
     assert not (folder / "runs/other").exists()
+
+
+def test_a_missing_extra_is_said_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "open_clip", None)  # as where it is not installed
+    (tmp_path / "clip.yaml").write_text(CLIP)
+    with pytest.raises(ConfigError, match=r"pip install 'slca-pipeline\[clip\]'"):
+        prepare(load_config(Path("clip.yaml")), lambda *_, **__: None)
+    assert not (tmp_path / "data").exists()
+
+
+def test_weights_of_a_persons_own_are_not_overwritten_by_the_miniature(prepared: Path, tmp_path: Path) -> None:
+    folder = copy_of(prepared, tmp_path / "work")
+    (folder / "clip.yaml").write_text(CLIP)
+    (folder / "mine.safetensors").write_bytes(b"mine")
+    said = complaint(folder, "prepare", "-c", "clip.yaml", "--set", "model.weights=mine.safetensors", status=1)
+    assert "name another file as model.weights" in " ".join(said.split())
+    assert (folder / "mine.safetensors").read_bytes() == b"mine"

@@ -60,6 +60,26 @@ def test_the_machine_and_the_experiment_are_told(
     assert "the weights 'weights/sam_demo.pth' are not here: `pipeline prepare` has them" in report["means"]
 
 
+def test_the_classifiers_weights_are_listed_as_well(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trained)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    mine = tmp_path / "clip.safetensors"
+    mine.write_bytes(b"weights")
+
+    def listed(backbone: str, weights: str) -> tuple[str, str | None]:
+        given = [f"model.backbone={backbone}", f"model.weights={weights}", "model.gates=[]"]
+        (_, found) = [one for one in doctor._weights(load_config(Path("tiny.yaml"), given)) if one["configured"]]
+        assert found["found"] is (found["sha256"] is not None)
+        return found["name"], found["sha256"]
+
+    assert listed("clip:demo", str(mine)) == (str(mine), hashlib.sha256(b"weights").hexdigest())
+    assert listed("clip:ViT-B-32", "openai") == ("openai of clip:ViT-B-32", None)
+    assert listed("resnet18", "imagenet") == ("imagenet of resnet18", None)
+    assert listed("clip:ViT-B-32", "unheard") == ("unheard of clip:ViT-B-32", None)
+
+
 @pytest.mark.usefixtures("quick")
 def test_a_store_without_images_is_read_and_trained_on(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

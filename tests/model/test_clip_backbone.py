@@ -250,6 +250,8 @@ def test_what_does_not_fit_is_said_at_once(miniature, tmp_path):
         build(miniature, words=(("spikey", "x"),))
     with pytest.raises(ConfigError, match=r"The template 'a photo' has no \{class\} in it"):
         build(miniature, templates=("a photo",))
+    with pytest.raises(ConfigError, match=r"has \{modality\} in it, and only \{class\} is filled in"):
+        build(miniature, templates=("{class} in {modality}",))
     with pytest.raises(ConfigError, match="no template"):
         build(miniature, templates=())
     with pytest.raises(ConfigError, match="The words for the class 'round' are empty"):
