@@ -74,7 +74,7 @@ DESCRIPTIONS = {
     "strange index": change("index", "../../x", to={"shape": [1], "sha256": "00"}),
     "long ids": change("index", "ids", "shape", to=[10**15]),
     "digest as list": change("index", "ids", "sha256", to=[]),
-    "version": change("format_version", to=4),
+    "version": change("format_version", to=cache.FORMAT_VERSION + 1),
     "no version": lambda tree: tree.pop("format_version"),
     "extra key": change("command", to="rm -rf /"),
     "provenance": change("provenance", to=[]),
