@@ -282,6 +282,8 @@ def of_taps(fields: Mapping[str, Any], taps: Collection[str]) -> dict[str, Any]:
     kept = {**fields, **{field: {tap: said for tap, said in fields[field].items() if tap in taps} for field in by_tap}}
     if not mask_tap.others_of(taps):
         kept.pop("masks", None)  # how masks were made
+    elif "pool" in kept and len(mask_tap.others_of(kept["taps"])) == len(kept["taps"]):
+        kept["pool"] = {}  # no map is pooled
     return kept
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pipeline import data
-from pipeline.encoders import make_recipe
+from pipeline.encoders import make_recipe, of_taps
 from pipeline.extract.plan import Contents
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "golden/fingerprints.json").read_text())
@@ -40,3 +40,16 @@ def test_without_a_pool_maps_have_a_side_of_16_and_the_fingerprint_of_a_pool_of_
     left_out, said = (make_recipe(name, FIVE, pool=pool) for pool in (None, 4))
     assert left_out.fingerprint("ab") == said.fingerprint("ab")
     assert {shape[1:] for shape in left_out.shapes.values()} == {(16, 16)}
+
+
+@pytest.mark.parametrize(
+    ("name", "taps", "pool"),
+    [("sam_demo", ("neck", "masks"), 2), ("lite_medsam", ("late", "masks"), None), ("mask", ("mask", "masks"), 1)],
+)
+def test_a_store_of_some_of_its_taps_is_the_one_extracted_so(
+    name: str, taps: tuple[str, ...], pool: int | None
+) -> None:
+    whole = make_recipe(name, taps, None, pool).fingerprint("0" * 64)
+    for tap in taps:
+        alone = make_recipe(name, (tap,), None, pool).fingerprint("0" * 64)
+        assert of_taps(whole, (tap,)) == alone
