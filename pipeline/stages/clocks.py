@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,8 @@ def of_training(
     """Seconds that a step of training takes for an image: forward, backward and the optimiser."""
     where = torch.device(device)
     taps = {tap: shapes[tap] for tap in options.taps}
-    classifier = Classifier(options, taps, _CLASSES).to(where).train()
+    untrained = replace(options, weights="none")  # as fast as any, and weights need not be here
+    classifier = Classifier(untrained, taps, _CLASSES).to(where).train()
     optimiser = torch.optim.AdamW(classifier.parameters())
     side = options.image_px
     images = None if options.backbone == "none" else torch.randn(batch_size, 3, side, side, device=where)

@@ -140,3 +140,8 @@ def test_the_command_needs_no_configuration_and_says_so(tmp_path: Path) -> None:
     done = run_pipeline(tmp_path, "doctor", "-c", "missing.yaml")
     assert done.returncode == 2
     assert "missing.yaml: cannot be read" in done.stderr
+
+
+def test_a_clip_is_clocked_whose_weights_are_not_here() -> None:
+    options = ModelOptions(backbone="clip:demo", weights="elsewhere.safetensors", image_px=64, gates=())
+    assert clocks.of_training(options, {}, 2, "cpu") > 0
