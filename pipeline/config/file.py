@@ -31,8 +31,9 @@ def read_yaml(path: Path, like: str = "configs/*.yaml") -> dict[str, Any]:
         text = _read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text in UTF-8"
-        there = ", ".join(sorted(str(p) for p in Path().glob(like))) or f"no {like} here"
-        message = f"{path}: cannot be read ({reason}); name a configuration with -c, such as {there}"
+        there = ", ".join(sorted(str(p) for p in Path().glob(like)))
+        such = f", such as {there}" if there else f"; there is no {like} here, and `pipeline init` writes one"
+        message = f"{path}: cannot be read ({reason}); name a configuration with -c{such}"
         raise ConfigError(message) from None
     try:
         values = _load(text)
