@@ -1,11 +1,11 @@
-"""What an epoch on cached features costs: beside the plain classifier, and beside running the encoder in the loop.
+"""What an epoch on cached features or masks costs: beside the plain classifier, and beside the encoder in the loop.
 
     python -m tests.benchmarks.train [--json] [--device cuda] [--rounds 3] [--only resnet50]
 
-Images and features are random, as the cost does not depend on them; their shapes are those of ViT-B at 1024 px (on a
-GPU: ViT-H), pooled by 4. Plain and gated epochs take turns, and the fastest step of each is compared, since a shared
-machine only ever adds time. On one thread of a CPU (`OMP_NUM_THREADS=1`) a step's time is the processor's, which other
-work on the machine hardly changes.
+Images, features and masks are random, as the cost does not depend on them; shapes are those of ViT-B at 1024 px (on a
+GPU: ViT-H), pooled by 4, and masks of 256 px. Plain, gated and painted epochs take turns, and the fastest step of each
+is compared, since a shared machine only ever adds time. On one thread of a CPU (`OMP_NUM_THREADS=1`) a step's time is
+the processor's, which other work on the machine hardly changes.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,9 @@ import cache
 from pipeline.cli.memory import keep_freed_memory
 from pipeline.data import Dataset, Sample, pixel_digest
 from pipeline.encoders import ARCHITECTURES, build_encoder
+from pipeline.mask_tap import MASKS, dtype_of, shapes_of
 from pipeline.model.classifier import Classifier, ModelOptions
+from pipeline.model.overlay import OverlayOptions
 from pipeline.train.augment import Augmentation
 from pipeline.train.feeding.feed import Feed
 from pipeline.train.loop import Loop
@@ -65,6 +68,7 @@ def make_store(path: Path, dataset: Dataset, encoder: str) -> cache.Store:
     architecture = ARCHITECTURES[encoder]
     channels = {tap: architecture.channels_at(depth) for tap, depth in architecture.named_depths.items()}
     taps = {tap: cache.TapSpec(width, 16, 16, "float16") for tap, width in channels.items()}
+    taps[MASKS] = cache.TapSpec(*shapes_of(MASKS, 256)[MASKS], dtype_of(MASKS, "float16"))
     rows = [cache.Row(s.id, pixel_digest(dataset.read(i))) for i, s in enumerate(dataset.samples)]
     random = np.random.default_rng(1)
     with cache.create_store(path, fingerprint=cache.Fingerprint({"noise": 1}), taps=taps, rows=rows) as writer:
@@ -73,14 +77,24 @@ def make_store(path: Path, dataset: Dataset, encoder: str) -> cache.Store:
             features = {
                 tap: random.standard_normal((count, s.channels, s.height, s.width), np.float32).astype("float16")
                 for tap, s in taps.items()
+                if tap != MASKS
             }
+            blocks = random.integers(0, 17, (count, 1, 16, 16), np.uint8)  # as many masks, of 16 x 16 cells and more
+            features[MASKS] = blocks.repeat(16, axis=2).repeat(16, axis=3)
             writer.write(plan, features, np.ones((count, 2), np.float32))
         return writer.commit()
 
 
-def make_loop(backbone: str, dataset: Dataset, store: cache.Store | None, device: torch.device) -> Loop:
-    model = ModelOptions(backbone=backbone, image_px=SIDE_PX, gates=ModelOptions().gates if store else ())
-    feed = Feed(dataset, "train", store, taps=model.taps, image_px=SIDE_PX, device=device)
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {"gates": ()},
+    "gated": {},
+    "painted": {"gates": (), "overlay": OverlayOptions()},
+}
+
+
+def make_loop(backbone: str, dataset: Dataset, store: cache.Store, kind: str, device: torch.device) -> Loop:
+    model = ModelOptions(backbone=backbone, image_px=SIDE_PX, **KINDS[kind])
+    feed = Feed(dataset, "train", store if model.taps else None, taps=model.taps, image_px=SIDE_PX, device=device)
     taps = {tap: shape for tap, (shape, _) in feed.shapes().items()}
     classifier = Classifier(model, taps, outputs=2).to(device)
     return Loop(classifier, "softmax", feed, TrainOptions(batch_size=BATCH), MOVES, channels_last=True)
@@ -156,13 +170,11 @@ def measure(
         store = make_store(folder / "noise.zarr", dataset, encoder)
         per_image, waits = {}, []
         for backbone in backbones:
-            loops = {
-                "plain": make_loop(backbone, dataset, None, device),
-                "gated": make_loop(backbone, dataset, store, device),
-            }
+            loops = {kind: make_loop(backbone, dataset, store, kind, device) for kind in KINDS}
             timings = take_turns(loops, rounds, device)
             per_image[backbone] = timings["gated"].step_seconds / BATCH
             result[f"gate_cost_{backbone}"] = timings["gated"].step_seconds / timings["plain"].step_seconds
+            result[f"overlay_cost_{backbone}"] = timings["painted"].step_seconds / timings["plain"].step_seconds
             result[f"images_per_second_{backbone}"] = 1 / per_image[backbone]
             waits.append(timings["gated"].wait_share)
             del loops
