@@ -49,11 +49,11 @@ def test_training_finds_lesions_in_images_it_has_not_seen(
         steps=30,
         progress=lambda task, done, total, **info: steps.append((task, done, total)),
     )
-    assert report.dice > 0.5  # 100 steps reach .9; marking everything gives .15
+    assert report.dice > 0.75  # 100 steps reach .9; marking everything gives .15
     assert 0 <= report.recall <= 1
     assert report.seconds > 0
     assert report.steps == 30
-    tasks = ("train sam_demo", 30), ("train sam_demo to answer prompts", 60)
+    tasks = ("train sam_demo", 30), ("train sam_demo to answer prompts", 42)
     assert steps == [(task, step, total) for task, total in tasks for step in range(1, total + 1)]
     saved = torch.load(path, weights_only=True)
     assert {key.partition(".")[0] for key in saved} == {"image_encoder", "prompt_encoder", "mask_decoder"}
