@@ -55,6 +55,19 @@ def naming(path: Path) -> Iterator[None]:
         raise OSError(said.errno, said.strerror, str(path)) from error  # torch's writer had put it into other words
 
 
+@contextmanager
+def from_extra(what: str, extra: str) -> Iterator[None]:
+    """Import inside the block what an extra brings.
+
+    Raises:
+        ConfigError: It is not installed.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise ConfigError(needs_extra(what, extra)) from error
+
+
 def needs_extra(what: str, extra: str) -> str:
     """A message for what an extra would bring: the one form of this hint."""
     return (

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import CheckpointError, ConfigError, needs_extra
+from pipeline.errors import CheckpointError, ConfigError, from_extra
 
 # What torch's unpickler raises on bytes that are no checkpoint, besides what it means to raise.
 TORN = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError)
@@ -116,10 +116,8 @@ def import_timm() -> ModuleType:
     Raises:
         ConfigError: It is not installed.
     """
-    try:
+    with from_extra("A backbone named 'timm:...'", "timm"):
         import timm
-    except ImportError as error:
-        raise ConfigError(needs_extra("A backbone named 'timm:...'", "timm")) from error
     module: ModuleType = timm
     return module
 

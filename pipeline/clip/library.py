@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
-from pipeline.errors import ConfigError, needs_extra
+from pipeline.errors import from_extra
 
 
 def import_open_clip() -> ModuleType:
@@ -15,10 +15,8 @@ def import_open_clip() -> ModuleType:
     Raises:
         ConfigError: It is not installed.
     """
-    try:
+    with from_extra("A model named 'clip:...'", "clip"):
         import open_clip
-    except ImportError as error:
-        raise ConfigError(needs_extra("A model named 'clip:...'", "clip")) from error
     module: ModuleType = open_clip
     return module
 

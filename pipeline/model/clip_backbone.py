@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline import clip
-from pipeline.errors import ConfigError, needs_extra
+from pipeline.errors import ConfigError, from_extra
 from pipeline.model.backbones import STAGES, Backbone, Parts, Tokens, zero_linear
 
 _ADAPTER = "default"  # peft's name for the only one
@@ -217,10 +217,8 @@ def _adapt(name: str, tower: list[nn.Module], rank: int) -> None:
     Raises:
         ConfigError: peft is not installed, or the tower has no such blocks.
     """
-    try:
+    with from_extra("model.clip.lora", "clip"):
         import peft
-    except ImportError as error:
-        raise ConfigError(needs_extra("model.clip.lora", "clip")) from error
     whole = nn.ModuleList(tower)
     layers = [key for key, module in whole.named_modules() if ".block" in key and isinstance(module, nn.Linear)]
     if not layers:

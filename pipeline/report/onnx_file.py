@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import ConfigError, RunError, needs_extra
+from pipeline.errors import RunError, from_extra
 from pipeline.mask_tap import is_masks, is_scores
 from pipeline.model.classifier import Classifier
 from pipeline.model.tasks import Head, probabilities
@@ -116,12 +116,10 @@ def write_onnx(folder: Path, path: Path) -> dict[str, Any]:
 
 def _exported(served: Served, folder: Path) -> bytes:
     """The file as bytes; any number of images."""
-    try:
+    with from_extra("Writing ONNX", "onnx"):
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(needs_extra("Writing ONNX", "onnx")) from error
     inputs = served.example(2)
     free = {0: torch.export.Dim("batch", min=1)}
     sizes = ((free,) * len(inputs),)

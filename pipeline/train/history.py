@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import ConfigError, RunError, needs_extra
+from pipeline.errors import RunError, from_extra
 from pipeline.train import run_folder
 from pipeline.train.loop import Loop
 from pipeline.weights import TORN
@@ -103,8 +103,6 @@ def _rank(row: Row) -> tuple[float, float]:
 
 
 def _summary_writer() -> type[SummaryWriter]:
-    try:
+    with from_extra("Writing for TensorBoard", "tensorboard"):
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ConfigError(needs_extra("Writing for TensorBoard", "tensorboard")) from error
     return SummaryWriter

@@ -79,14 +79,7 @@ def demo_arrays(
 def demo_objects(
     count: int, size_px: int, seed: int, *, difficulty: Difficulty = STANDARD, progress: Progress = silent
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
-    """Draw the images of `demo_arrays` with a mask of every object: what a miniature SAM learns from.
-
-    Args:
-        count: Number of images; the first n of a longer series are the same n.
-        size_px: Side of the square images.
-        seed: Another seed, other patients.
-        difficulty: How hard the shape is to see.
-        progress: Called after each image.
+    """Draw the images of `demo_arrays`, which has the arguments, with a mask of every object for a miniature SAM.
 
     Returns:
         Images uint8 (n, S, S), and masks bool (n, 1 + k, S, S): the lesion, then up to k bright structures, which may

@@ -27,7 +27,7 @@ from pipeline.encoders.masks.everything import Everything
 from pipeline.encoders.recipe import Recipe
 from pipeline.encoders.untrained import count, draw, write_whole
 from pipeline.encoders.weight_files import weights_sha256
-from pipeline.errors import CheckpointError, ConfigError, needs_extra
+from pipeline.errors import CheckpointError, from_extra
 from pipeline.weights import read_weights
 
 _PREFIX = "vision_encoder."  # of the image encoder's tensors in a whole SAM 2
@@ -206,10 +206,8 @@ def new_vision(architecture: Hiera) -> Any:
     Raises:
         ConfigError: transformers is not installed.
     """
-    try:
+    with from_extra(f"the encoder {architecture.name!r}", "sam2"):
         from transformers import Sam2VisionConfig, Sam2VisionModel
-    except ImportError as error:
-        raise ConfigError(needs_extra(f"the encoder {architecture.name!r}", "sam2")) from error
     with torch.device("meta"):
         return Sam2VisionModel(Sam2VisionConfig(**architecture.settings))
 
