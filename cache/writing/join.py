@@ -1,7 +1,8 @@
 """Several processes on one store: whoever claims a shard encodes it, and a dead process's claim is free again.
 
 One process leads: it holds the store's lock (`create_store`) and commits. The others join its work folder. A claim is
-a kernel lock on a file of the shard, so it ends with its holder and no claim ever has to be judged stale.
+a kernel lock on a file of the shard, so it ends with its holder and no claim ever has to be judged stale. All processes
+are of one machine; on a cluster one process writes what others encode.
 """
 
 from __future__ import annotations

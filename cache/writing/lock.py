@@ -1,7 +1,8 @@
 """One writer at a time: an advisory lock that names its holder and dies with it.
 
-The lock is the kernel's (`flock`), so a dead process holds nothing and there is no "stale lock" to judge. The file is
-deleted on release; whoever waited for the deleted file notices that the name means another file now and starts over.
+The lock is the kernel's (`flock`), so it serves one machine, a dead process holds nothing, and there is no "stale lock"
+to judge. The file is deleted on release; whoever waited for the deleted file notices that the name means another file
+now and starts over.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import socket
 import time
 from pathlib import Path
 
@@ -27,11 +27,11 @@ class WriterLock:
             subject: The store, for the message.
 
         Raises:
-            StoreLockedError: Another process holds it; the message says which, where and for how long.
+            StoreLockedError: Another process holds it; the message says which and for how long.
         """
         self._path = path
         self._handle = _acquire(path, subject)
-        holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
+        holder = {"pid": os.getpid(), "since": time.time()}
         os.ftruncate(self._handle, 0)
         os.pwrite(self._handle, json.dumps(holder).encode(), 0)
 
@@ -83,7 +83,7 @@ def _refusal(holder: bytes, subject: Path) -> str:
     """The message for whoever comes second."""
     try:
         fields = json.loads(holder)
-        who = f"process {fields['pid']} on {fields['host']!r} since {time.time() - fields['since']:.0f} s"
+        who = f"process {fields['pid']} since {time.time() - fields['since']:.0f} s"
     except (ValueError, TypeError, KeyError):
         who = "another process"
     return f"{subject} is being written by {who}; wait for it, or stop it and run the same command again"

@@ -79,8 +79,8 @@ def study(
 ) -> int:
     """Train and evaluate many variants, fractions and seeds; put them into one table.
 
-    Runs that are done are skipped, so the same command continues a study that was stopped. Started several times, at
-    once or on several machines with a common folder, the processes share its runs.
+    Runs that are done are skipped, so the same command continues a study that was stopped. Started several
+    times at once on one machine, the processes share its runs.
     """
     if prepare_only and tables_only:
         message = "--prepare-only and --tables-only exclude each other: choose one"

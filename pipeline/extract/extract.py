@@ -63,7 +63,7 @@ class ExtractReport:
 
 @dataclass(frozen=True)
 class Ranks:
-    """One of several processes that make one store: the first leads and commits, the others help.
+    """One of several processes of one machine that make one store: the first leads and commits, the others help.
 
     Attributes:
         rank: Number of this process, from 0.

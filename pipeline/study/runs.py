@@ -1,7 +1,8 @@
 """Many runs of one study: done ones are skipped, each is made by one process, and a dead process's run is taken over.
 
-Processes share nothing but the folder: a run is claimed by an advisory lock in its own folder, which dies with its
-process. A process that finds only claimed runs waits for them, so that whoever is left makes the tables of all.
+Processes of one machine share nothing but the folder: a run is claimed by an advisory lock in its own folder, which
+dies with its process. A process that finds only claimed runs waits for them, so that whoever is left makes the tables
+of all.
 """
 
 from __future__ import annotations

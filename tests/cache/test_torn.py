@@ -278,7 +278,7 @@ def test_a_second_writer_is_refused_with_the_first_ones_name(tmp_path: Path) -> 
     process = start(run_store.make, path, range(8), 0.5, log)
     while not log.exists():
         time.sleep(0.002)
-    with pytest.raises(cache.StoreLockedError, match=rf"process {process.pid} on .* since \d+ s"):
+    with pytest.raises(cache.StoreLockedError, match=rf"process {process.pid} since \d+ s"):
         begin(path, rows(range(8)))
     process.kill()
     process.join()
