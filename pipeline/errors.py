@@ -27,6 +27,10 @@ class DataError(PipelineError):
     """A data set or one of its files is not what its layout promises."""
 
 
+class UnreachableError(PipelineError):
+    """A server with data does not answer. No image is to blame: the run stops, and goes on when it is started again."""
+
+
 class CheckpointError(PipelineError):
     """A file of weights is missing, of another model, or not a checkpoint."""
 

@@ -33,6 +33,7 @@ BESIDE = {
     "__main__",
     "errors",
     "progress",
+    "url",
     "overlap",
     "download",
     "weights",

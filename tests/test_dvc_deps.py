@@ -42,6 +42,7 @@ SAME_RESULT = {
     "download": "the digest of what it fetches is known",
     "encoders/weight_files": "the digests of what is fetched",
     "train/feeding/in_memory": "where numbers lie",
+    "url": "where bytes lie",
     "overlap": "when things happen; their order is kept",
     "train/parallel": "several devices, which these stages do not use",
     "extract/batch_size": "how many images at once",

@@ -180,9 +180,14 @@ def _name(kind: Any) -> str:
         return f"{len(parts)} of {_name(parts[0])}"
     if origin is dict:
         return f"mapping from {_name(parts[0])} to {_name(parts[1])}"
-    return {"str": "text", "int": "whole number", "float": "number", "bool": "true or false", "Path": "path"}.get(
-        getattr(kind, "__name__", ""), str(kind)
-    )
+    return {
+        "str": "text",
+        "int": "whole number",
+        "float": "number",
+        "bool": "true or false",
+        "Path": "path",
+        "Url": "URL",
+    }.get(getattr(kind, "__name__", ""), str(kind))
 
 
 def _bound(mark: Any) -> str:

@@ -6,10 +6,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from pipeline.config.check import validate
 from pipeline.config.file import parse_override, read_yaml, set_key
+from pipeline.url import AnyPath, any_path, is_url
 
 
 class Section(BaseModel):
@@ -17,6 +28,30 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
+
+_PATH: Literal["path_type"] = "path_type"
+
+
+def _here(given: Any) -> Any:
+    """Refuse a URL where only a path of this machine will do."""
+    if isinstance(given, str) and is_url(given):
+        expected = "a path of this machine, and this is a URL"
+        raise PydanticCustomError(_PATH, expected)
+    return given
+
+
+def _anywhere(given: Any) -> AnyPath:
+    """A path of this machine, or a URL."""
+    if not isinstance(given, str):
+        expected = "a path or a URL"
+        raise PydanticCustomError(_PATH, expected)
+    return any_path(given)
+
+
+Local = Annotated[Path, BeforeValidator(_here)]
+Anywhere = Annotated[  # written down without what gives access
+    AnyPath, PlainValidator(_anywhere), PlainSerializer(str, when_used="json"), WithJsonSchema({"type": "string"})
+]
 
 STORED = "stored"  # the name of an encoder that only a store knows
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -75,7 +110,7 @@ class DemoData(Section):
 
     layout: Literal["demo"]
     """Images of a demo, which `prepare` makes."""
-    path: Path
+    path: Local
     """Folder that they are made in."""
     count: Positive = 360
     """How many."""
@@ -102,13 +137,13 @@ class MedMnistData(Section):
     """An official archive of MedMNIST, which `prepare` fetches."""
     name: str
     """Name of the set, such as `breastmnist`."""
-    path: Path
-    """The `.npz` file, where it is or shall be; its name is the official one."""
+    path: Anywhere
+    """The `.npz` file, where it is or shall be, or its URL; its name is the official one."""
     size_px: Literal[28, 64, 128, 224] = 28
     """Side of the images in the archive to fetch."""
-    masks: Path | None = None
-    """An `.npz` file with masks of the findings, `{train,val,test}_masks` (n, H, W), for `encoder.name: mask` and
-    `explain`; MedMNIST has none of its own.
+    masks: Anywhere | None = None
+    """An `.npz` file, or its URL, with masks of the findings, `{train,val,test}_masks` (n, H, W), for
+    `encoder.name: mask` and `explain`; MedMNIST has none of its own.
     """
     positive: str | None = None
     """Name of the class that is looked for, which sensitivity, predictive values and the report speak of first; null
@@ -125,8 +160,10 @@ class FolderData(Section):
 
     layout: Literal["folder"]
     """A folder of images, whose sub-folders are classes, or splits with classes in them."""
-    path: Path
-    """The folder."""
+    path: Anywhere
+    """The folder, or its URL: `s3://`, `gs://`, `hf://` and whatever else fsspec reads. Plain http lists no folder:
+    there it is the URL of a text file that ends in `.txt`, lies in the folder, and names a file of it in each line.
+    """
     group_pattern: str | None = None
     """Regular expression searched in each file name; its first parenthesis, or else the whole match, is the group (a
     patient), which never straddles splits. Without it every image is a group.
@@ -158,12 +195,12 @@ class CsvData(Section):
 
     layout: Literal["csv"]
     """A table with a row per image."""
-    path: Path | dict[Literal["train", "val", "test"], Path]
-    """The table, or a mapping with one table each for `train`, `val` and `test`."""
-    images: Path
-    """Folder that the paths in the table are relative to."""
+    path: Anywhere | dict[Literal["train", "val", "test"], Anywhere]
+    """The table or its URL, or a mapping with one table each for `train`, `val` and `test`."""
+    images: Anywhere | None = None
+    """Folder that the paths in the table are relative to, or its URL; null is the one that the table lies in."""
     path_column: str
-    """Column of the image's path."""
+    """Column of the image's path, or of its URL."""
     label_column: str | None = None
     """Column of the class name."""
     label_columns: tuple[str, ...] = ()
@@ -208,7 +245,7 @@ class StoreData(Section):
 
     layout: Literal["store"]
     """A store that was sent to you."""
-    path: Path
+    path: Local
     """The store, sent with its labels (`pipeline store push --with-labels`)."""
     task: Literal["multiclass", "binary", "ordinal", "multilabel"] | None = None
     """What the labels mean; null takes what travels with them, or what they look like."""
@@ -301,7 +338,7 @@ class StoreConfig(Section):
     `image_px`, if given, keeps the images there too, at that side: see `pipeline.image_tap`.
     """
 
-    path: Path
+    path: Local
     """The store: a folder `NAME.zarr`, or a file `NAME.h5`."""
     dtype: Literal["float16", "float32", "int8", "bfloat16"] = "float16"
     """Type of the stored numbers. int8 has a scale a row and channel and takes half the bytes of float16."""
@@ -564,7 +601,7 @@ class Config(Section):
     """The classifier of stage two."""
     train: TrainConfig
     """How it is trained."""
-    run: Path
+    run: Local
     """Folder that the training leaves everything in."""
     probe: ProbeConfig = ProbeConfig()
     """What the probe fits."""

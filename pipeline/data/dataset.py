@@ -115,6 +115,11 @@ class Dataset:
         recorded: Callable[[int], bytes | None] | None = getattr(self.source, "digest", None)
         return None if recorded is None else recorded(index)
 
+    @property
+    def asks_for_stamps(self) -> bool:
+        """Whether each stamp is an answer that a server takes its time for."""
+        return bool(getattr(self.source, "asks_for_stamps", False))
+
     def mask(self, index: int) -> Mask | None:
         """Where the finding is, bool (H, W), or None where the data set does not know."""
         return self.source.mask(index)

@@ -24,6 +24,7 @@ other pixels than decoding followed by the encoder's own resize.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -37,6 +38,7 @@ from pipeline.data import dicom
 from pipeline.data.dataset import Image
 from pipeline.data.depth import DEFAULT_READING, Reading, to_8_bit
 from pipeline.errors import DataError, needs_extra
+from pipeline.url import AnyPath, Url, any_path
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", *dicom.SUFFIXES)
 MAX_PIXELS = 1 << 26  # 8192 x 8192; below the size at which Pillow itself warns of a decompression bomb
@@ -59,22 +61,24 @@ def pixel_digest(image: Image) -> bytes:
     return digest.digest()
 
 
-def read_image(path: Path, reading: Reading = DEFAULT_READING) -> Image:
+def read_image(path: AnyPath, reading: Reading = DEFAULT_READING) -> Image:
     """Read an image file upright as uint8 RGB (H, W, 3).
 
     Args:
-        path: A PNG, JPEG, TIFF, BMP, WebP or DICOM file; its content counts, not its suffix.
+        path: A PNG, JPEG, TIFF, BMP, WebP or DICOM file, here or behind a URL; its content counts, not its suffix.
         reading: How values of more than 8 bits become 8 bits, and which page or frame is read.
 
     Raises:
         DataError: The file is missing, empty, damaged, truncated, of another format, without pixels, larger than
             `MAX_PIXELS`, or DICOM without pydicom; the message names it and the reason.
+        UnreachableError: The server behind a URL does not answer.
     """
+    fetched = path.read_bytes() if isinstance(path, Url) else None
     try:
-        if not path.stat().st_size:
+        if not (path.stat().st_size if isinstance(path, Path) else fetched):
             message = "the file is empty"
             raise DataError(message)
-        with path.open("rb") as stream:
+        with path.open("rb") if fetched is None else io.BytesIO(fetched) as stream:
             pixels = _dicom_pixels(stream, reading) if dicom.is_dicom(stream) else _pillow_pixels(stream, reading)
     except ModuleNotFoundError:
         raise DataError(needs_extra(f"{path}: this is DICOM, which", "dicom")) from None
@@ -90,13 +94,13 @@ def pixels_of(image: object) -> Image:
     """Give the pixels of whatever an image may be in a notebook, by the rules above: uint8 (H, W, 3).
 
     Args:
-        image: A file, an image of Pillow's, or an array: uint8 (H, W) or (H, W, 3).
+        image: A file or its URL, an image of Pillow's, or an array: uint8 (H, W) or (H, W, 3).
 
     Raises:
         DataError: It is none of these, or cannot be read.
     """
-    if isinstance(image, str | os.PathLike):
-        return read_image(Path(image))
+    if isinstance(image, str | os.PathLike | Url):
+        return read_image(image if isinstance(image, Url) else any_path(os.fspath(image)))
     if isinstance(image, Pillow.Image):
         try:
             _check_size(*image.size)

@@ -25,6 +25,7 @@ KEEP_BYTES = 1 << 30  # decoded images kept between the scan and the encoder, so
 SAVE_EVERY_SECONDS = 60.0  # what a long scan has found is remembered this often, so that a stop costs no more
 _ARRAY_BYTES = 256  # of an image in memory besides its pixels
 _AT_ONCE = 1024  # files whose sizes and times a thread asks for in one go
+_ASKING, _ASKED = 32, 16  # threads that wait for a server's answers, and files of each in one go
 
 Digests = npt.NDArray[np.uint8]
 Stamps = npt.NDArray[np.uint64]
@@ -157,17 +158,18 @@ def remembered(dataset: Dataset, memory: Path, workers: int = 2) -> Remembered:
     Args:
         dataset: The samples.
         memory: See `memory_of`; one that is not there or cannot be read knows nothing.
-        workers: Threads that ask for the stamps: on a network file system each takes its time.
+        workers: Threads that ask for the stamps; where a server is asked for each, there are more.
     """
     total = len(dataset.samples)
     stamps = np.empty(total, np.uint64)
+    asking, at_once = (_ASKING, _ASKED) if dataset.asks_for_stamps else (workers, _AT_ONCE)
 
     def ask(start: int) -> None:
-        end = min(start + _AT_ONCE, total)
+        end = min(start + at_once, total)
         stamps[start:end] = [_key(dataset.stamp(i)) for i in range(start, end)]
 
-    with threads(workers, "stamp") as pool:
-        for _ in ahead(ask, range(0, total, _AT_ONCE), pool, depth=2 * workers):
+    with threads(asking, "stamp") as pool:
+        for _ in ahead(ask, range(0, total, at_once), pool, depth=2 * asking):
             pass
     digests, known = np.zeros((total, 32), np.uint8), np.zeros(total, bool)
     try:

@@ -330,8 +330,9 @@ def _match(dataset: Dataset, folder: Path) -> dict[int, Path]:
 
 def _without_images(files: Sequence[Path], dataset: Dataset) -> list[Path]:
     """Those of the files that are not the data set's own images."""
-    source = dataset.source
-    images = {(source.root / name).resolve() for name in source.names} if isinstance(source, Files) else set()
+    source, images = dataset.source, set[Path]()
+    if isinstance(source, Files) and isinstance(source.root, Path):
+        images = {(source.root / name).resolve() for name in source.names}
     return [path for path in files if path.resolve() not in images]
 
 

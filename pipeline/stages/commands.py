@@ -38,6 +38,7 @@ from pipeline.stages.store_check import check_images, check_store
 from pipeline.train import identity, run_folder
 from pipeline.train import train as stage_two
 from pipeline.train.gate_spread import flat_gates
+from pipeline.url import without_access
 from pipeline.weights import download_imagenet
 
 Report = dict[str, Any]
@@ -371,7 +372,7 @@ def report(
         study=study,
         generated=isinstance(config.data, DemoData),
         untrained=config.encoder.training.steps == 0,
-        commands=reproduce.commands(names, arguments, to_dict(config), settings, folder),
+        commands=reproduce.commands(names, list(map(without_access, arguments)), to_dict(config), settings, folder),
         signed=evidence.Signature(_today(), author),
         workers=workers(config),
         progress=progress,

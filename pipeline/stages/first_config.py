@@ -407,7 +407,7 @@ def _look(config: Config, draft: _Draft) -> None:
     if dataset.ignored:
         draft.report["ignored"] = dict(dataset.ignored)
     seen = None
-    if isinstance(dataset.source, Files):
+    if isinstance(dataset.source, Files) and isinstance(dataset.source.root, Path):
         seen = glance([dataset.source.root / name for name in dataset.source.names])
         draft.report["seen"] = asdict(seen)
         _remark_on_files(seen, draft)

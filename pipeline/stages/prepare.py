@@ -46,12 +46,10 @@ def prepare_data(config: Config, progress: Progress) -> Report:
                 difficulty=data.Difficulty(**demo.difficulty.model_dump()),
                 progress=progress,
             )
-        case MedMnistData() as archive if not archive.path.exists():
-            fetched = data.fetch_medmnist(archive.name, archive.size_px, archive.path.parent, progress=progress)
-            if fetched != archive.path:
-                message = (
-                    f"data.path is {str(archive.path)!r}; the official archive is now at {str(fetched)!r}: name it"
-                )
+        case MedMnistData(path=Path() as path) as archive if not path.exists():
+            fetched = data.fetch_medmnist(archive.name, archive.size_px, path.parent, progress=progress)
+            if fetched != path:
+                message = f"data.path is {str(path)!r}; the official archive is now at {str(fetched)!r}: name it"
                 raise ConfigError(message)
         case _:
             pass  # the person's own files: loading them below is the check
@@ -84,7 +82,7 @@ def _notes(config: Config, dataset: data.Dataset) -> list[str]:
             )
     if dataset.drawn == "steady":
         notes += _uneven(config, dataset)
-    if isinstance(dataset.source, Files):
+    if isinstance(dataset.source, Files) and isinstance(dataset.source.root, Path):
         tiffs = [name for name in dataset.source.names if name.lower().endswith((".tif", ".tiff"))]
         seen = glance([dataset.source.root / name for name in tiffs])
         if seen.pages[0]:

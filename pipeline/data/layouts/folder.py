@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -14,12 +13,14 @@ from pipeline.data.depth import DEFAULT_READING, Reading
 from pipeline.data.image import SUFFIXES
 from pipeline.data.layouts.files import Files
 from pipeline.data.layouts.mask_files import STEM, masks_of
+from pipeline.data.layouts.tree import Tree, tree_of
 from pipeline.data.splits import FRACTIONS, settle_splits, split_named
 from pipeline.errors import DataError
+from pipeline.url import AnyPath
 
 
 def load_folder(
-    root: Path,
+    root: AnyPath,
     *,
     group_pattern: str | None = None,
     masks: str | None = None,
@@ -38,7 +39,7 @@ def load_folder(
     over and counted.
 
     Args:
-        root: The folder.
+        root: The folder; or its URL, which over plain http is that of a list of its files (see `Url.files`).
         group_pattern: Regular expression searched in each file's name; its first parenthesis, or else the whole
             match, names the group. None: every image is a group.
         masks: How the mask files of an image are called, such as `{stem}_mask*.png`; see `mask_files`. They are never
@@ -52,25 +53,26 @@ def load_folder(
 
     Raises:
         ConfigError: `masks` is no such pattern.
+        UnreachableError: The server behind a URL does not answer.
         DataError: `root` is not such a folder, a class is empty, no image has a mask although `masks` is given, a name
             does not match `group_pattern`, or the result is no valid `Dataset` (a group in two splits, for one).
     """
-    if not root.is_dir():
-        message = f"{root}: there is no such folder; expected class/image or split/class/image below it"
-        raise DataError(message)
+    tree = tree_of(root)
     ignored: Counter[str] = Counter()
     names: list[str] = []
     classes: list[str] = []
     own: list[Split] = []
     found: list[tuple[str, ...]] = []
-    for split, folder in _class_folders(root, ignored):
-        images = _images_and_masks(root, folder, masks, skip, ignored)
+    for split, folder in _class_folders(tree, ignored):
+        images = _images_and_masks(tree, folder, masks, skip, ignored)
         if not images:
-            message = f"{folder}: the class has no image ({', '.join(SUFFIXES)}); add some or remove the folder"
+            message = (
+                f"{tree.root / folder}: the class has no image ({', '.join(SUFFIXES)}); add some or remove the folder"
+            )
             raise DataError(message)
         names += images
         found += images.values()
-        classes += [folder.name] * len(images)
+        classes += [_last(folder)] * len(images)
         own += [split] * len(images) if split else []
     if masks is not None and not any(found):
         message = f"{root}: no image has a mask by the pattern {masks!r} (data.masks); {_example(names, masks)}"
@@ -82,11 +84,11 @@ def load_folder(
         own, labels, groups, class_names, draw=draw, fractions=fractions, seed=seed, where=str(root)
     )
     return Dataset(
-        root.resolve().name,
+        tree.name,
         tuple(map(Sample, names, labels, settled.splits, groups)),
         class_names,
         "binary" if len(class_names) == 2 else "multiclass",
-        Files(root, tuple(names), reading, tuple(found) if any(found) else ()),
+        Files(tree.root, tuple(names), reading, tuple(found) if any(found) else (), tree.listed),
         dict(ignored),
         drawn=settled.drawn,
         val_drawn=settled.val_drawn,
@@ -100,56 +102,50 @@ def _example(names: Sequence[str], masks: str) -> str:
 
 
 def _images_and_masks(
-    root: Path, folder: Path, masks: str | None, skip: Sequence[str], ignored: Counter[str]
+    tree: Tree, folder: str, masks: str | None, skip: Sequence[str], ignored: Counter[str]
 ) -> dict[str, tuple[str, ...]]:
     """Images of a class in the order of their names, and the masks of each."""
     files = []
-    for name in sorted(_images(root, folder, ignored)):
-        if any(fnmatchcase(name, pattern) or fnmatchcase(name.rsplit("/", 1)[-1], pattern) for pattern in skip):
+    for name in sorted(tree.files(folder)):
+        if not name.lower().endswith(SUFFIXES) or any(
+            fnmatchcase(name, pattern) or fnmatchcase(_last(name), pattern) for pattern in skip
+        ):
             ignored[_suffix(name)] += 1
         else:
             files.append(name)
     return dict.fromkeys(files, ()) if masks is None else masks_of(files, masks)
 
 
-def _class_folders(root: Path, ignored: Counter[str]) -> list[tuple[Split | None, Path]]:
+def _class_folders(tree: Tree, ignored: Counter[str]) -> list[tuple[Split | None, str]]:
     """Folders of the classes with their split, in a fixed order; the split is None where it has to be drawn."""
-    below = _folders(root, ignored)
-    found = {folder: split_named(folder.name) for folder in below}
+    below = _folders(tree, "", ignored)
+    found = {folder: split_named(folder) for folder in below}
     if not any(found.values()):
         return [(None, folder) for folder in below]
-    others = [folder.name for folder, split in found.items() if split is None]
+    others = [folder for folder, split in found.items() if split is None]
     if others:
-        message = f"{root}: beside splits there are other folders: {listing(others)}; use names of splits or of classes"
+        message = (
+            f"{tree.root}: beside splits there are other folders: {listing(others)}; use names of splits or of classes"
+        )
         raise DataError(message)
     return [
-        (split, folder) for split in SPLITS for top in below if found[top] == split for folder in _folders(top, ignored)
+        (split, folder)
+        for split in SPLITS
+        for top in below
+        if found[top] == split
+        for folder in _folders(tree, top, ignored)
     ]
 
 
-def _folders(root: Path, ignored: Counter[str]) -> list[Path]:
+def _folders(tree: Tree, folder: str, ignored: Counter[str]) -> list[str]:
     """Folders directly below one, and a count of the files there, by suffix."""
-    folders: list[Path] = []
-    for path in root.iterdir():
-        if path.name.startswith("."):
-            continue
-        if path.is_dir():
-            _refuse_loop(path)
-            folders.append(path)
-        else:
-            ignored[_suffix(path.name)] += 1
+    folders, files = tree.directly(folder)
+    ignored.update(map(_suffix, files))
     return sorted(folders)
 
 
-def _refuse_loop(folder: Path) -> None:
-    """Refuse a link to a folder that it lies in, whose images would count twice.
-
-    Raises:
-        DataError: It is one.
-    """
-    if folder.is_symlink() and Path(os.path.realpath(folder.parent)).is_relative_to(os.path.realpath(folder)):
-        message = f"{str(folder)!r} links to a folder that it lies in, so its images would count twice: remove it"
-        raise DataError(message)
+def _last(name: str) -> str:
+    return name.rsplit("/", 1)[-1]
 
 
 def _suffix(name: str) -> str:
@@ -157,21 +153,7 @@ def _suffix(name: str) -> str:
     return Path(name).suffix.lower() or "no suffix"
 
 
-def _images(root: Path, folder: Path, ignored: Counter[str]) -> Iterator[str]:
-    """Image files at any depth below a folder, as paths relative to `root`; of the others those not hidden count."""
-    for parent, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        below = Path(parent).relative_to(root).as_posix()
-        for name in files:
-            if name.startswith("."):
-                continue
-            if name.lower().endswith(SUFFIXES):
-                yield f"{below}/{name}"
-            else:
-                ignored[_suffix(name)] += 1
-
-
-def _groups(root: Path, names: list[str], pattern: str | None) -> list[str]:
+def _groups(root: AnyPath, names: list[str], pattern: str | None) -> list[str]:
     """Group of every image, by the pattern on the file name."""
     if pattern is None:
         return names

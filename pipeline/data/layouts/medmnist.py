@@ -17,7 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from functools import cached_property
 from typing import IO, Any
 
 import numpy as np
@@ -26,10 +26,13 @@ import numpy.typing as npt
 from pipeline.data.dataset import SPLITS, Dataset, Image, Label, Mask, Sample, Split, Task
 from pipeline.data.layouts.medmnist_sets import SETS
 from pipeline.errors import DataError
+from pipeline.url import AnyPath, Url
+
+_LOOK_BYTES, _COPY_BYTES = 1 << 16, 1 << 24  # fetched at once from a server: of labels and headers, of images
 
 
 def load_medmnist(
-    path: Path, *, class_names: tuple[str, ...] = (), task: Task | None = None, masks: Path | None = None
+    path: AnyPath, *, class_names: tuple[str, ...] = (), task: Task | None = None, masks: AnyPath | None = None
 ) -> Dataset:
     """Load a MedMNIST archive, or one in its layout.
 
@@ -38,7 +41,7 @@ def load_medmnist(
 
     Args:
         path: An `.npz` file with `{train,val,test}_images`, uint8 (n, S, S) or (n, S, S, 3), and `{...}_labels`,
-            integers (n, 1), or (n, classes) of 0 and 1.
+            integers (n, 1), or (n, classes) of 0 and 1; or its URL, of a server that sends parts of files.
         class_names: By class number; known for the official sets (by file name), else `class 0`, `class 1`, ...
         task: What the labels mean; known for the official sets, else from the shape and number of labels.
         masks: An `.npz` file with `{train,val,test}_masks` of the same images, integers or bool (n, H, W); non-zero is
@@ -46,6 +49,7 @@ def load_medmnist(
 
     Raises:
         DataError: A file is missing, damaged, or not of this layout.
+        UnreachableError: The server behind a URL does not answer.
     """
     known = SETS.get(path.stem.rsplit("_", 1)[0]) or SETS.get(path.stem)
     samples: list[Sample] = []
@@ -80,7 +84,7 @@ Masks = dict[Split, npt.NDArray[np.bool_]]
 class _Archive:
     """Images of the archive's splits, one after another in the order train, val, test."""
 
-    def __init__(self, path: Path, shapes: dict[Split, tuple[int, ...]], masks: Masks | None = None) -> None:
+    def __init__(self, path: AnyPath, shapes: dict[Split, tuple[int, ...]], masks: Masks | None = None) -> None:
         self._path = path
         self._shapes = shapes
         self._masks = masks
@@ -101,12 +105,20 @@ class _Archive:
         return np.repeat(image[:, :, None], 3, axis=2) if image.ndim == 2 else image.copy()
 
     def stamp(self, index: int) -> str | None:
-        """Name, size and time of the archive, and the row in it; None if the archive is gone."""
+        """Name, size, time (or a server's version) of the archive, and the row in it; None where these are unknown."""
+        if isinstance(self._path, Url):
+            mark = self._mark
+            return None if mark is None else json.dumps([self._path.name, mark, *self._locate(index)])
         try:
             status = self._path.stat()
         except OSError:
             return None
         return json.dumps([self._path.name, status.st_size, status.st_mtime_ns, *self._locate(index)])
+
+    @cached_property
+    def _mark(self) -> str | None:
+        """What the server says of the archive's version; asked once."""
+        return self._path.mark() if isinstance(self._path, Url) else None
 
     def mask(self, index: int) -> Mask | None:
         """The finding of a sample, bool (H, W); None where no masks were given."""
@@ -126,15 +138,19 @@ class _Archive:
         message = f"{self._path}: there is no sample {index}"
         raise IndexError(message)
 
-    def __reduce__(self) -> tuple[type[_Archive], tuple[Path, dict[Split, tuple[int, ...]], Masks | None]]:
+    def __reduce__(self) -> tuple[type[_Archive], tuple[AnyPath, dict[Split, tuple[int, ...]], Masks | None]]:
         return _Archive, (self._path, self._shapes, self._masks)  # maps and locks stay in their process
 
 
 @contextmanager
-def _member(path: Path, name: str) -> Iterator[IO[bytes]]:
+def _member(path: AnyPath, name: str, block_bytes: int = _LOOK_BYTES) -> Iterator[IO[bytes]]:
     """Open one array of an archive for reading; what is wrong with the archive becomes a `DataError`."""
     try:
-        with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as stream:
+        with (
+            path.ranges(block_bytes) if isinstance(path, Url) else path.open("rb") as file,
+            zipfile.ZipFile(file) as archive,
+            archive.open(f"{name}.npy") as stream,
+        ):
             yield stream
     except FileNotFoundError:
         message = f"{path}: there is no such file; `pipeline prepare` fetches it, or put it there"
@@ -151,7 +167,7 @@ def _member(path: Path, name: str) -> Iterator[IO[bytes]]:
         raise DataError(message) from error
 
 
-def _labels(path: Path, split: Split) -> npt.NDArray[np.int64]:
+def _labels(path: AnyPath, split: Split) -> npt.NDArray[np.int64]:
     """Labels of a split, int64 (n, columns)."""
     with _member(path, f"{split}_labels") as stream:
         labels = np.lib.format.read_array(stream, allow_pickle=False)
@@ -163,7 +179,7 @@ def _labels(path: Path, split: Split) -> npt.NDArray[np.int64]:
     return labels.astype(np.int64)
 
 
-def _masks(path: Path) -> Masks:
+def _masks(path: AnyPath) -> Masks:
     """Masks by split, bool (n, H, W)."""
     found: Masks = {}
     for split in SPLITS:
@@ -176,7 +192,7 @@ def _masks(path: Path) -> Masks:
     return found
 
 
-def _image_shape(path: Path, split: Split) -> tuple[int, ...]:
+def _image_shape(path: AnyPath, split: Split) -> tuple[int, ...]:
     """Shape of a split's images from the header alone, (n, S, S) or (n, S, S, 3)."""
     with _member(path, f"{split}_images") as stream:
         shape, fortran, dtype = _header(stream)
@@ -193,12 +209,12 @@ def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     return read(stream)
 
 
-def _unpacked(path: Path, split: Split, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+def _unpacked(path: AnyPath, split: Split, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
     """All images of a split, mapped from a temporary file without a name that lives as long as the array."""
     if not shape[0]:
         return np.empty(shape, np.uint8)
     try:
-        with tempfile.TemporaryFile() as scratch, _member(path, f"{split}_images") as stream:
+        with tempfile.TemporaryFile() as scratch, _member(path, f"{split}_images", _COPY_BYTES) as stream:
             _header(stream)
             shutil.copyfileobj(stream, scratch, 1 << 20)
             scratch.flush()

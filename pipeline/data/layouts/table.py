@@ -6,15 +6,15 @@ import csv
 import difflib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from pathlib import Path
 
 from pipeline.data.dataset import Dataset, Draw, Label, Sample, Split, Task, listing
 from pipeline.data.depth import DEFAULT_READING, Reading
 from pipeline.data.layouts.files import Files
 from pipeline.data.splits import FRACTIONS, settle_splits, split_named
 from pipeline.errors import DataError
+from pipeline.url import AnyPath, Url, any_path, is_url
 
 MOST_SUBGROUPS = 20  # values of a column: with more, each would hold too few samples to say anything
 
@@ -29,9 +29,9 @@ class _Row:
 
 
 def load_csv(
-    path: Path | Mapping[Split, Path],
+    path: AnyPath | Mapping[Split, AnyPath],
     *,
-    root: Path,
+    root: AnyPath | None = None,
     path_column: str,
     label_column: str | None = None,
     label_columns: Sequence[str] = (),
@@ -50,12 +50,15 @@ def load_csv(
 ) -> Dataset:
     """Load a table, or one table per split, in which an id is what `path_column` says, as text.
 
+    An image may have a URL of its own there. It is read as it stands; its id is the path below `root`, or else the URL,
+    without what gives access.
+
     Every cell stays text (`007` is not 7). The splits are those of the mapping, or of `split_column`, or else drawn;
     where they are train and test alone, val is drawn from train.
 
     Args:
         path: A CSV file with a header, UTF-8; or one for each split.
-        root: Folder that the paths are relative to.
+        root: Folder that the paths are relative to; None for the one of the (first) table.
         path_column: Column of the image's path.
         label_column: Column of the class name. Classes are numbered by value if all are integers, else by name.
         label_columns: Instead of `label_column`: one column of 0 and 1 per class, in the order of the classes.
@@ -89,7 +92,9 @@ def load_csv(
     _check_bands(where, subgroup_columns, bands)
     columns = [path_column, label_column, *label_columns, split_column, group_column, mask_column, *subgroup_columns]
     rows = _read(path, [column for column in columns if column is not None])
-    ids = [_cell(row, path_column) for row in rows]
+    root = _tables(path)[0].parent if root is None else root
+    names = [_cell(row, path_column) for row in rows]
+    ids = [_id_of(name, root) for name in names]
     groups = ids if group_column is None else [_cell(row, group_column) for row in rows]
     if label_column is not None:
         labels, class_names = _named_labels(rows, label_column)
@@ -98,7 +103,9 @@ def load_csv(
     own = _splits(rows, split_column)
     settled = settle_splits(own, labels, groups, class_names, draw=draw, fractions=fractions, seed=seed, where=where)
     masks = () if mask_column is None else tuple((_cell(row, mask_column),) for row in rows)
-    files = Files(root, tuple(name + suffix for name in ids), reading, masks)
+    files = Files(root, tuple(name + suffix for name in names), reading, masks)
+    if isinstance(root, Url) and root.can_list and not files.all_elsewhere:
+        files = replace(files, listed=root.files()[1])
     files.check(where)
     task = task or ("binary" if len(class_names) == 2 else "multiclass")
     name = ", ".join(table.stem for table in _tables(path))
@@ -117,18 +124,23 @@ def load_csv(
     )
 
 
-def _tables(path: Path | Mapping[Split, Path]) -> list[Path]:
+def _id_of(name: str, root: AnyPath) -> str:
+    """The id of an image that the table names by a path below `root`, or by a URL."""
+    return str(any_path(name)).removeprefix(f"{root}/") if is_url(name) else name
+
+
+def _tables(path: AnyPath | Mapping[Split, AnyPath]) -> list[AnyPath]:
     return list(path.values()) if isinstance(path, Mapping) else [path]
 
 
-def _read(path: Path | Mapping[Split, Path], columns: Sequence[str]) -> list[_Row]:
+def _read(path: AnyPath | Mapping[Split, AnyPath], columns: Sequence[str]) -> list[_Row]:
     """Rows of one table, or of one per split."""
     if isinstance(path, Mapping):
         return [row for split, part in path.items() for row in _read_table(part, columns, split)]
     return _read_table(path, columns, None)
 
 
-def _read_table(path: Path, columns: Sequence[str], split: Split | None) -> list[_Row]:
+def _read_table(path: AnyPath, columns: Sequence[str], split: Split | None) -> list[_Row]:
     """Rows of a table that has all `columns`."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -150,7 +162,7 @@ def _read_table(path: Path, columns: Sequence[str], split: Split | None) -> list
     return rows
 
 
-def _check_column(path: Path, header: Sequence[str], column: str) -> None:
+def _check_column(path: AnyPath, header: Sequence[str], column: str) -> None:
     if header.count(column) == 1:
         return
     if column in header:
