@@ -39,7 +39,7 @@ def compare(first: Path, second: Path, resamples: int, seed: int, as_json: bool)
     caption = (
         f"{report['n']} test samples of {report['groups']} groups; 95 % intervals and p from {report['resamples']} "
         f"draws of groups, for AUC also by DeLong's test. Differences: {second} less {first}.\n"
-        f"{_apart(report['other_settings'])}\n"
+        f"{_apart(report['other_settings'], other_gates=report['other_gates'])}\n"
         "This is one training of each, with one seed: it says which of these two runs is better, and is no evidence "
         "about the method. `pipeline study` compares over seeds."
     )
@@ -115,16 +115,18 @@ def _show_study(report: Mapping[str, Any]) -> None:
         say(f"not made: {name}: {reason}", err=True)
 
 
-def _apart(settings: Sequence[Mapping[str, Any]] | None) -> str:
-    """Whether the gates alone can have made a difference."""
+def _apart(settings: Sequence[Mapping[str, Any]] | None, *, other_gates: bool) -> str:
+    """What can have made a difference: the gates alone, or which settings."""
     from pipeline.train.run_folder import brief
 
     if settings is None:
         return "What else differs between them is unknown: a run was trained by an older version of this program."
     if not settings:
-        return "Apart from the gates, both runs have the same settings."
+        return (
+            "Apart from the gates, both runs have the same settings." if other_gates else "Both have the same settings."
+        )
     listed = "; ".join(f"{s['setting']} ({brief(s['first'])}, {brief(s['second'])})" for s in settings)
-    return f"Apart from the gates, they differ in {listed}."
+    return f"Apart from the gates, they differ in {listed}." if other_gates else f"They differ in {listed}."
 
 
 def _compared(report: Mapping[str, Any]) -> Iterator[list[str]]:

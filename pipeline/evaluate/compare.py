@@ -94,7 +94,8 @@ def compare(first: Path, second: Path, *, resamples: int = 2000, seed: int = 0) 
         seed: Of the draws.
 
     Returns:
-        JSON values: `n`, `groups`, `resamples`; `other_settings` (see there); `scores`, by name `first`, `second`,
+        JSON values: `n`, `groups`, `resamples`; `other_gates`, whether they differ in gates; `other_settings` (see
+        there), besides; `scores`, by name `first`, `second`,
         `difference` (second minus first), `low` and `high` of its 95 % interval, and two-sided `p`; and `delong` (see
         `delong_test`).
 
@@ -126,10 +127,16 @@ def compare(first: Path, second: Path, *, resamples: int = 2000, seed: int = 0) 
         "n": len(one.ids),
         "groups": groups,
         "resamples": resamples,
+        "other_gates": _gates(first) != _gates(second),
         "other_settings": _what_else(first, second, all(one.pixels) and all(two.pixels)),
         "scores": scores,
         "delong": delong,
     }
+
+
+def _gates(folder: Path) -> list[tuple[str, str]]:
+    """The gates of a run, in any order that they were configured in."""
+    return sorted(run_folder.load_description(folder).model.gates)
 
 
 def _what_else(first: Path, second: Path, pixels_known: bool) -> list[dict[str, Any]] | None:

@@ -310,16 +310,21 @@ def test_two_runs_are_compared(studied, monkeypatch):
 
 def test_settings_besides_the_gates_are_named(studied, tmp_path):
     folder, _ = studied
-    first = folder / next(iter(results(folder).values()))["run"]
+    (first, *_) = (folder / run["run"] for name, run in results(folder).items() if name.startswith("mask"))
     other = copy_of(first, tmp_path / "other")
     record = json.loads((other / "model.json").read_text())
     record["provenance"]["settings"]["train"]["lr"] = 0.5
-    record["provenance"]["settings"]["model"]["gates"] = []
+    record["provenance"]["settings"]["model"]["gates"] = record["model"]["gates"] = []
     (other / "model.json").write_text(json.dumps(record))
     lr = json.loads((first / "model.json").read_text())["provenance"]["settings"]["train"]["lr"]
     assert other_settings(first, other) == [{"setting": "train.lr", "first": lr, "second": 0.5}]
     said = CliRunner().invoke(cli, ["compare", str(first), str(other), "--resamples", "10"], standalone_mode=False)
     assert f"Apart from the gates, they differ in train.lr ({lr}, 0.5)." in " ".join(said.stdout.split())
+    record["model"]["gates"] = json.loads((first / "model.json").read_text())["model"]["gates"]
+    (other / "model.json").write_text(json.dumps(record))
+    said = CliRunner().invoke(cli, ["compare", str(first), str(other), "--resamples", "10"], standalone_mode=False)
+    assert "They differ in train.lr" in " ".join(said.stdout.split())
+    assert "gates" not in said.stdout
 
 
 def test_runs_on_other_test_samples_are_refused(studied, tmp_path):
