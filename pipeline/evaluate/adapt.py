@@ -23,13 +23,11 @@ from torch.nn import functional as F
 from cache import Store
 from pipeline.data import Dataset
 from pipeline.errors import ConfigError, RunError
-from pipeline.evaluate.probe import Method, Row, Samples, Tried, feeds_of, rank, write_run, write_table
+from pipeline.evaluate.probe import Fitting, Method, Row, Samples, Tried, rank, write_run, write_table
 from pipeline.model.cached import near
 from pipeline.model.classifier import Classifier, ModelOptions
 from pipeline.model.tasks import head_of, losses, probabilities
-from pipeline.progress import Progress, silent
 from pipeline.train.feeding.feed import check_taps
-from pipeline.train.optimise import TrainOptions
 
 Adapter = Literal["zero_shot", "tip", "tip_f"]
 TAP = "embedding"
@@ -58,18 +56,7 @@ class Texts:
 
 
 def adapt(
-    dataset: Dataset,
-    store: Store,
-    folder: Path,
-    *,
-    method: Adapter,
-    texts: Texts,
-    options: TrainOptions | None = None,
-    resamples: int = 2000,
-    seed: int = 0,
-    allow_missing: bool = False,
-    replace: bool = False,
-    progress: Progress = silent,
+    dataset: Dataset, store: Store, folder: Path, fitting: Fitting | None = None, *, method: Adapter, texts: Texts
 ) -> dict[str, Any]:
     """Score class prompts, and a cache up to the one that is asked for, which becomes a run.
 
@@ -77,14 +64,10 @@ def adapt(
         dataset: Labels and splits; its images are not read.
         store: With the tap `embedding` of the CLIP whose texts these are.
         folder: The run; made if it is not there.
+        fitting: How; None for the defaults. Of its options `class_weights` does not count, and the training samples
+            are the cached images.
         method: What becomes the run.
         texts: Of its classes.
-        options: Of these `fraction`, `shots` and `seed` choose the cached images, and `loss` counts.
-        resamples: Draws of groups for the intervals.
-        seed: Of the draws.
-        allow_missing: Leave out samples that the store lacks.
-        replace: Start over where the folder holds a run with other settings.
-        progress: Called as it goes on.
 
     Returns:
         See `probe.probe`.
@@ -94,8 +77,8 @@ def adapt(
         RunError: The store is of another encoder, lacks samples or the tap, or the folder holds another run.
         DataError: AUC is not defined on a split.
     """
-    options = options or TrainOptions()
-    head = head_of(dataset.task, options.loss)
+    fitting = fitting or Fitting()
+    head = head_of(dataset.task, fitting.options.loss)
     if head != "softmax":
         msg = (
             f"probe.method is {method!r}, which tells classes apart one against the others, and the task is "
@@ -104,11 +87,10 @@ def adapt(
         )
         raise ConfigError(msg)
     _check_store(store, texts)
-    feeds = feeds_of(dataset, store, (TAP,), options, allow_missing, progress)
-    samples = Samples(dataset, store, feeds, head, options)
+    samples = Samples(dataset, store, (TAP,), head, fitting)
     size = texts.classes.shape[1]
-    features = {split: F.normalize(samples.raw(split, (TAP,), progress)[:, :size], dim=1) for split in feeds}
-    bench = _Bench(samples, features, texts, options)
+    features = {split: F.normalize(samples.raw(split, (TAP,))[:, :size], dim=1) for split in samples.feeds}
+    bench = _Bench(samples, features, texts)
     rows: list[Row] = []
     chosen: _Fitted | None = None
     path: list[_Fitted] = []
@@ -116,12 +98,12 @@ def adapt(
     for done, name in enumerate(several, start=1):
         path = list(bench.tries(name))
         chosen = max(path, key=lambda fitted: rank(fitted.tried))
-        row = samples.row(TAP, (TAP,), ADAPTERS[name], chosen.tried, resamples, seed)
+        row = samples.row(TAP, (TAP,), ADAPTERS[name], chosen.tried)
         rows.append({**row, "chosen": name == method})
-        progress("probe", done, len(several), tap=TAP, val_auc=chosen.tried.history["val_auc"])
+        fitting.progress("probe", done, len(several), tap=TAP, val_auc=chosen.tried.history["val_auc"])
     assert chosen is not None
     rows.sort(key=lambda row: -row["val"]["auc"])
-    _write(samples, folder, method, chosen, path, texts, replace=replace)
+    _write(samples, folder, method, chosen, path, texts)
     return write_table(folder, samples, rows, (TAP,))
 
 
@@ -156,8 +138,8 @@ class _Fitted:
 class _Bench:
     """Image features (n, E) of length one by split, and what is tried on them."""
 
-    def __init__(self, samples: Samples, features: Mapping[Any, Tensor], texts: Texts, options: TrainOptions) -> None:
-        self.samples, self.features, self.texts, self.options = samples, features, texts, options
+    def __init__(self, samples: Samples, features: Mapping[Any, Tensor], texts: Texts) -> None:
+        self.samples, self.features, self.texts = samples, features, texts
         labels = torch.from_numpy(samples.feeds["train"].labels)
         self.labels, self.values = labels, F.one_hot(labels, samples.classes).float()
         self.asked = {split: texts.scale * f @ texts.classes.T for split, f in features.items()}
@@ -190,7 +172,7 @@ class _Bench:
     def _tuned(self) -> Iterator[_Fitted]:
         """Keys after each epoch of fine-tuning, by the cross-entropy of the cached images themselves."""
         alpha, beta = _FIRST
-        generator = torch.Generator().manual_seed(self.options.seed)
+        generator = torch.Generator().manual_seed(self.samples.fitting.options.seed)
         keys = self.features["train"].clone().requires_grad_()
         steps = _EPOCHS * -(-len(keys) // _BATCH)
         optimiser = torch.optim.AdamW([keys], lr=_LR, eps=1e-4)
@@ -230,18 +212,11 @@ class _Bench:
 
 
 def _write(
-    samples: Samples,
-    folder: Path,
-    method: Adapter,
-    chosen: _Fitted,
-    path: Sequence[_Fitted],
-    texts: Texts,
-    *,
-    replace: bool,
+    samples: Samples, folder: Path, method: Adapter, chosen: _Fitted, path: Sequence[_Fitted], texts: Texts
 ) -> None:
     """Leave the chosen head as a run."""
     model = ModelOptions(backbone="none", gates=(), fuse=(TAP,), head="cosine", cached=len(chosen.keys))
-    options = samples.options
+    options = samples.fitting.options
     training = {
         "solver": ADAPTERS[method],
         "method": method,
@@ -262,4 +237,4 @@ def _write(
             getattr(head, name).fill_(value)
 
     tried = [fitted.tried for fitted in path]
-    write_run(samples, folder, model, training, chosen.tried, tried, fill, replace=replace)
+    write_run(samples, folder, model, training, chosen.tried, tried, fill)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,18 +62,30 @@ class Tried:
     layer: Layer | None = None
 
 
+@dataclass(frozen=True)
+class Fitting:
+    """How a classifier of stored features is fitted and scored, whatever it is.
+
+    Attributes:
+        options: Of these `fraction`, `shots` and `seed` choose the training samples, and `loss` and `class_weights`
+            count; the rest is for training by gradient.
+        resamples: Draws of groups for the intervals.
+        seed: Of the draws.
+        allow_missing: Leave out samples that the store lacks.
+        replace: Start over where the folder holds a run with other settings.
+        progress: Called as it goes on.
+    """
+
+    options: TrainOptions = field(default_factory=TrainOptions)
+    resamples: int = 2000
+    seed: int = 0
+    allow_missing: bool = False
+    replace: bool = False
+    progress: Progress = silent
+
+
 def probe(
-    dataset: Dataset,
-    store: Store,
-    folder: Path,
-    *,
-    taps: Sequence[str] = (),
-    options: TrainOptions | None = None,
-    resamples: int = 2000,
-    seed: int = 0,
-    allow_missing: bool = False,
-    replace: bool = False,
-    progress: Progress = silent,
+    dataset: Dataset, store: Store, folder: Path, fitting: Fitting | None = None, *, taps: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Score each tap of a store and all of them together, and leave the one that val chooses as a run.
 
@@ -83,14 +95,8 @@ def probe(
         dataset: Labels and splits; its images are not read.
         store: Features.
         folder: The run; made if it is not there.
+        fitting: How; None for the defaults.
         taps: Those to look at; by default all that the store holds of images as they are (not `neck@hflip`).
-        options: Of these `fraction`, `shots` and `seed` choose the training samples, and `loss` and `class_weights`
-            count; the rest is for training by gradient.
-        resamples: Draws of groups for the intervals.
-        seed: Of the draws.
-        allow_missing: Leave out samples that the store lacks.
-        replace: Start over where the folder holds a run with other settings.
-        progress: Called as it goes on.
 
     Returns:
         `run`, its folder; `chosen`, the taps that val chose; `samples` by split; `table`, a row per tap and method in
@@ -101,7 +107,8 @@ def probe(
         RunError: The store lacks samples or a tap, a feature is not finite, or the folder holds another run.
         DataError: AUC is not defined on a split.
     """
-    options = options or TrainOptions()
+    fitting = fitting or Fitting()
+    options, progress = fitting.options, fitting.progress
     held = [tap for tap in features_of(store.taps) if "@" not in tap]
     names = tuple(dict.fromkeys(taps)) or tuple(held)
     check_taps(store, names)
@@ -111,20 +118,19 @@ def probe(
     if not names:
         msg = f"{str(store.path)!r} holds no features, only images or masks: extract some (encoder.taps)."
         raise RunError(msg)
-    feeds = feeds_of(dataset, store, names, options, allow_missing, progress)
-    samples = Samples(dataset, store, feeds, head_of(dataset.task, options.loss), options)
+    samples = Samples(dataset, store, names, head_of(dataset.task, options.loss), fitting)
     candidates = {tap: (tap,) for tap in names} | ({ALL: names} if len(names) > 1 else {})
     rows: list[Row] = []
     best: tuple[tuple[float, float], Tried, Sequence[Tried], tuple[str, ...]] | None = None
     for done, (name, several) in enumerate(candidates.items(), start=1):
-        pooled = samples.pooled(several, progress)
+        pooled = samples.pooled(several)
         path = list(samples.regressions(pooled))
         chosen = max(path, key=rank)
-        rows.append(samples.row(name, several, "logistic regression", chosen, resamples, seed))
+        rows.append(samples.row(name, several, "logistic regression", chosen))
         if best is None or rank(chosen) > best[0]:
             best = rank(chosen), chosen, path, several
         neighbours = max(samples.neighbours(pooled), key=rank)
-        rows.append(samples.row(name, several, "nearest neighbours", neighbours, resamples, seed))
+        rows.append(samples.row(name, several, "nearest neighbours", neighbours))
         progress("probe", done, len(candidates), tap=name, val_auc=chosen.history["val_auc"])
     assert best is not None
     _, chosen, chosen_path, several = best
@@ -149,37 +155,37 @@ def probe(
         weight, bias = (torch.from_numpy(part).float() for part in layer)
         classifier.backbone.head[-1].load_state_dict({"weight": weight, "bias": bias})
 
-    write_run(samples, folder, model, training, chosen, chosen_path, fill, replace=replace)
+    write_run(samples, folder, model, training, chosen, chosen_path, fill)
     return write_table(folder, samples, rows, several)
 
 
 class Samples:
-    """The samples of a probe: labels, and pooled features on demand."""
+    """The samples of a probe, checked: labels, and pooled features of some taps on demand."""
 
-    def __init__(
-        self, dataset: Dataset, store: Store, feeds: Mapping[Split, Feed], head: Head, options: TrainOptions
-    ) -> None:
-        self.dataset, self.store, self.feeds, self.head, self.options = dataset, store, feeds, head, options
+    def __init__(self, dataset: Dataset, store: Store, taps: Sequence[str], head: Head, fitting: Fitting) -> None:
+        self.dataset, self.store, self.head, self.fitting = dataset, store, head, fitting
+        self.feeds = _feeds(dataset, store, taps, fitting)
         self.classes = len(dataset.class_names)
         self._pooled: dict[tuple[str, Split], Tensor] = {}
 
-    def pooled(self, taps: Sequence[str], progress: Progress) -> dict[Split, Tensor]:
+    def pooled(self, taps: Sequence[str]) -> dict[Split, Tensor]:
         """Standardised features (n, D) float32 of some taps by split, as the run will compute them."""
-        raw = {split: self.raw(split, taps, progress) for split in self.feeds}
+        raw = {split: self.raw(split, taps) for split in self.feeds}
         mean, scale = (part.float() for part in standard(raw["train"]))
         return {split: (values - mean) / scale for split, values in raw.items()}
 
-    def raw(self, split: Split, taps: Sequence[str], progress: Progress = silent) -> Tensor:
+    def raw(self, split: Split, taps: Sequence[str]) -> Tensor:
         """Pooled features (n, D) of a split as they are; of each tap they are read once."""
         for tap in taps:
             if (tap, split) not in self._pooled:
-                self._pooled[tap, split] = pool_rows(self.store, self.feeds[split].rows, (tap,), progress=progress)
+                rows = self.feeds[split].rows
+                self._pooled[tap, split] = pool_rows(self.store, rows, (tap,), progress=self.fitting.progress)
         return torch.cat([self._pooled[tap, split] for tap in taps], dim=1)
 
     def regressions(self, pooled: Mapping[Split, Tensor]) -> Iterator[Tried]:
         """Fit every strength of the penalty, the strongest first."""
         train, labels = pooled["train"].double().numpy(), self.feeds["train"].labels
-        fits = fit_path(self.head, train, labels, class_weights=self.options.class_weights)
+        fits = fit_path(self.head, train, labels, class_weights=self.fitting.options.class_weights)
         began = time.perf_counter()
         for number, (strength, layer) in enumerate(zip(STRENGTHS, fits, strict=True), start=1):
             weight, bias = (torch.from_numpy(part).float() for part in layer)
@@ -222,13 +228,9 @@ class Samples:
         found = metrics.score(task, feed.labels, said, self.dataset.class_names, self.dataset.positive_class)
         return {"val_loss": loss, "val_auc": found["auc"], "val_acc": found["acc"]}
 
-    def row(
-        self, name: str, taps: Sequence[str], method: Method, tried: Tried, resamples: int, seed: int
-    ) -> dict[str, Any]:
+    def row(self, name: str, taps: Sequence[str], method: Method, tried: Tried) -> dict[str, Any]:
         """One row of the table."""
-        scored = {
-            split: self._scored(split, said, resamples, seed) for split, said in tried.said.items() if split != "train"
-        }
+        scored = {split: self._scored(split, said) for split, said in tried.said.items() if split != "train"}
         return {
             "tap": name,
             "taps": list(taps),
@@ -238,7 +240,7 @@ class Samples:
             "test": scored.get("test"),
         }
 
-    def _scored(self, split: Split, said: Floats, resamples: int, seed: int) -> dict[str, Any]:
+    def _scored(self, split: Split, said: Floats) -> dict[str, Any]:
         of, feed = self.dataset, self.feeds[split]
         return scores_with_intervals(
             of.task,
@@ -247,8 +249,8 @@ class Samples:
             said,
             of.class_names,
             of.positive_class,
-            resamples=resamples,
-            seed=seed,
+            resamples=self.fitting.resamples,
+            seed=self.fitting.seed,
         )
 
 
@@ -257,16 +259,9 @@ def rank(tried: Tried) -> tuple[float, float]:
     return tried.history["val_auc"], -tried.history["val_loss"]
 
 
-def feeds_of(
-    dataset: Dataset,
-    store: Store,
-    taps: Sequence[str],
-    options: TrainOptions,
-    allow_missing: bool,
-    progress: Progress,
-) -> dict[Split, Feed]:
+def _feeds(dataset: Dataset, store: Store, taps: Sequence[str], fitting: Fitting) -> dict[Split, Feed]:
     """The samples of each split, checked; nothing of them is read yet."""
-    among: dict[Split, list[int]] = {"train": training_part(dataset, options), "val": dataset.indices("val")}
+    among: dict[Split, list[int]] = {"train": training_part(dataset, fitting.options), "val": dataset.indices("val")}
     if dataset.indices("test"):
         among["test"] = dataset.indices("test")
     for split, indices in among.items():
@@ -280,9 +275,9 @@ def feeds_of(
             image_px=None,
             device=torch.device("cpu"),
             place="stream",  # rows are read as they are pooled
-            allow_missing=allow_missing,
+            allow_missing=fitting.allow_missing,
             among=indices,
-            progress=progress,
+            progress=fitting.progress,
         )
         for split, indices in among.items()
     }
@@ -296,8 +291,6 @@ def write_run(
     chosen: Tried,
     path: Sequence[Tried],
     fill: Callable[[Classifier], None],
-    *,
-    replace: bool,
 ) -> None:
     """Leave a classifier as a run: the files that `train` leaves.
 
@@ -309,7 +302,6 @@ def write_run(
         chosen: What val chose.
         path: Everything it chose from.
         fill: Puts what was fitted into the classifier.
-        replace: Start over where the folder holds a run with other settings.
     """
     dataset, store = samples.dataset, samples.store
     settings = {
@@ -317,7 +309,7 @@ def write_run(
         "train": {key: value for key, value in training.items() if key not in (*chosen.setting, "precision")},
         "augmentation": {},
     }
-    run_folder.begin(folder, settings, replace=replace)
+    run_folder.begin(folder, settings, replace=samples.fitting.replace)
     if (folder / "model.json").is_file():
         return  # the same run, made before
     shapes = {tap: (spec.channels, spec.height, spec.width) for tap in model.fuse for spec in (store.taps[tap],)}

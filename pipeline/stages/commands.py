@@ -202,19 +202,16 @@ def probe(
         assert store is not None
         check_store(config, store)
         folder = folder or config.run.with_name(f"{config.run.name}-probe")
-        rest: Report = {
-            "options": train_options(config),
-            "allow_missing": config.train.allow_missing,
-            "replace": replace,
-            "progress": progress,
-        }
+        fitting = features_alone.Fitting(
+            train_options(config), allow_missing=config.train.allow_missing, replace=replace, progress=progress
+        )
         method = config.probe.method
         if method == "linear":
-            return features_alone.probe(dataset, store, folder, taps=taps, **rest)
+            return features_alone.probe(dataset, store, folder, fitting, taps=taps)
         if tuple(taps) not in ((), (adapters.TAP,)):
             message = f"probe.method: {method!r} reads the tap {adapters.TAP!r} alone; leave --tap out"
             raise ConfigError(message)
-        return adapters.adapt(dataset, store, folder, method=method, texts=class_texts(config, dataset), **rest)
+        return adapters.adapt(dataset, store, folder, fitting, method=method, texts=class_texts(config, dataset))
 
 
 def evaluate(

@@ -14,7 +14,7 @@ from pipeline.evaluate import adapt as module
 from pipeline.evaluate.adapt import ALPHAS, BETAS, Texts, adapt
 from pipeline.evaluate.compare import compare
 from pipeline.evaluate.evaluate import evaluate
-from pipeline.evaluate.probe import probe
+from pipeline.evaluate.probe import Fitting, probe
 from pipeline.model.cached import CachedCosine
 from pipeline.train import run_folder
 from pipeline.train.identity import recorded_identity
@@ -47,7 +47,7 @@ def scene(tmp_path):
 
 def run(scene, folder, method, **options):
     dataset, store, texts = scene
-    return adapt(dataset, store, folder, method=method, texts=texts, options=TrainOptions(**options), resamples=20)
+    return adapt(dataset, store, folder, Fitting(TrainOptions(**options), resamples=20), method=method, texts=texts)
 
 
 def embedded(store, dataset, split):
@@ -157,7 +157,7 @@ def test_what_a_run_depends_on_is_recorded_and_another_is_refused(scene, tmp_pat
 
 def test_the_probe_takes_the_image_feature(scene, tmp_path):
     dataset, store, _ = scene
-    found = probe(dataset, store, tmp_path / "run", resamples=20)
+    found = probe(dataset, store, tmp_path / "run", Fitting(resamples=20))
     assert found["chosen"] == ["embedding"]
     assert "head" not in recorded_identity(tmp_path / "run")["model"]
     assert evaluate(tmp_path / "run", dataset, store, resamples=20)["auc"] > 0.7

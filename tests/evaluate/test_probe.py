@@ -16,7 +16,7 @@ import cache
 from pipeline.errors import DataError, RunError
 from pipeline.evaluate.compare import compare
 from pipeline.evaluate.evaluate import evaluate
-from pipeline.evaluate.probe import probe
+from pipeline.evaluate.probe import Fitting, probe
 from pipeline.model.pooled import pool
 from pipeline.train import run_folder
 from pipeline.train.logistic import STRENGTHS
@@ -37,7 +37,7 @@ def scene(tmp_path):
 
 def test_val_chooses_the_tap_that_knows_and_it_becomes_a_run(scene, tmp_path):
     dataset, store = scene
-    found = probe(dataset, store, tmp_path / "run", resamples=50)
+    found = probe(dataset, store, tmp_path / "run", Fitting(resamples=50))
     rows = found["table"]
     assert {(row["tap"], row["method"]) for row in rows} == {
         (tap, method) for tap in ("early", "neck", "all") for method in ("logistic regression", "nearest neighbours")
@@ -63,7 +63,7 @@ def test_a_row_is_what_scikit_learn_alone_would_say(tmp_path):
     extents = np.ones((len(dataset), 2), np.float32)
     extents[::2] = (0.5, 1.0)
     store = telling_store(tmp_path / "s.zarr", dataset, extents=extents)
-    found = probe(blind(dataset), store, tmp_path / "run", taps=("neck",), resamples=20)
+    found = probe(blind(dataset), store, tmp_path / "run", Fitting(resamples=20), taps=("neck",))
     (row,) = [row for row in found["table"] if row["chosen"]]
     x = pool(torch.from_numpy(store.read(range(100))["neck"]), torch.from_numpy(extents)).double().numpy()
     train, val, test = (dataset.indices(split) for split in ("train", "val", "test"))
@@ -83,7 +83,7 @@ def test_a_row_is_what_scikit_learn_alone_would_say(tmp_path):
 def test_every_task_is_probed(tmp_path, task):
     dataset = make_dataset((60, 36, 36), classes=3, task=task)
     store = telling_store(tmp_path / "s.zarr", dataset)
-    found = probe(blind(dataset), store, tmp_path / "run", resamples=20)
+    found = probe(blind(dataset), store, tmp_path / "run", Fitting(resamples=20))
     best = {row["method"]: row for row in reversed(found["table"])}
     assert best["logistic regression"]["test"]["auc"] > 0.85
     assert best["nearest neighbours"]["test"]["auc"] > 0.65
@@ -94,7 +94,7 @@ def test_every_task_is_probed(tmp_path, task):
 
 def test_the_folder_is_that_of_a_run_with_the_table_beside_it(scene, tmp_path):
     dataset, store = scene
-    found = probe(dataset, store, tmp_path / "run", resamples=20)
+    found = probe(dataset, store, tmp_path / "run", Fitting(resamples=20))
     names = {path.name for path in (tmp_path / "run").iterdir()}
     wanted = {"model.json", "model.safetensors", "samples.csv", "settings.json", "history.json", "history.csv"}
     assert names == wanted | {"probe.json", "probe.csv", "probe.png"}
@@ -115,22 +115,22 @@ def test_the_folder_is_that_of_a_run_with_the_table_beside_it(scene, tmp_path):
 
 def test_a_second_probe_finds_its_run_and_other_settings_are_refused(scene, tmp_path):
     dataset, store = scene
-    probe(dataset, store, tmp_path / "run", resamples=20)
+    probe(dataset, store, tmp_path / "run", Fitting(resamples=20))
     before = weights_of(tmp_path / "run")
     stamp = (tmp_path / "run/model.safetensors").stat().st_mtime_ns
-    probe(dataset, store, tmp_path / "run", resamples=20)
+    probe(dataset, store, tmp_path / "run", Fitting(resamples=20))
     assert (tmp_path / "run/model.safetensors").stat().st_mtime_ns == stamp
     half = TrainOptions(fraction=0.5)
     with pytest.raises(RunError, match=r"train.fraction is 0.5 and was 1.0"):
-        probe(dataset, store, tmp_path / "run", options=half, resamples=20)
-    probe(dataset, store, tmp_path / "run", options=half, resamples=20, replace=True)
+        probe(dataset, store, tmp_path / "run", Fitting(half, resamples=20))
+    probe(dataset, store, tmp_path / "run", Fitting(half, resamples=20, replace=True))
     assert not equal(before, weights_of(tmp_path / "run"))
 
 
 @pytest.mark.parametrize("part", [{"fraction": 0.3}, {"shots": 6}])
 def test_a_part_is_that_of_a_training(scene, tmp_path, part):
     dataset, store = scene
-    probe(dataset, store, tmp_path / "probe", options=TrainOptions(**part, seed=4), resamples=20)
+    probe(dataset, store, tmp_path / "probe", Fitting(TrainOptions(**part, seed=4), resamples=20))
     plain = make_dataset((40, 30, 30))
     do(plain, None, tmp_path / "plain", model=PLAIN, options=TrainOptions(**part, seed=4, epochs=1))
     used = [[row["id"] for row in run_folder.read_csv(tmp_path / name / "samples.csv")] for name in ("probe", "plain")]
@@ -139,7 +139,7 @@ def test_a_part_is_that_of_a_training(scene, tmp_path, part):
 
 def test_a_probe_is_compared_with_a_classifier_of_images(scene, tmp_path):
     dataset, store = scene
-    probe(dataset, store, tmp_path / "probe", resamples=20)
+    probe(dataset, store, tmp_path / "probe", Fitting(resamples=20))
     evaluate(tmp_path / "probe", dataset, store, resamples=20)
     plain = make_dataset((40, 30, 30))
     do(plain, None, tmp_path / "plain", model=PLAIN)
@@ -152,7 +152,7 @@ def test_a_probe_is_compared_with_a_classifier_of_images(scene, tmp_path):
 def test_without_a_test_split_the_table_has_val_alone(tmp_path):
     dataset = make_dataset((40, 30, 0))
     store = telling_store(tmp_path / "s.zarr", dataset)
-    found = probe(blind(dataset), store, tmp_path / "run", resamples=20)
+    found = probe(blind(dataset), store, tmp_path / "run", Fitting(resamples=20))
     assert all(row["test"] is None for row in found["table"])
 
 
@@ -167,7 +167,7 @@ def test_what_cannot_be_probed_is_said_before_anything_is_written(scene, tmp_pat
     with pytest.raises(RunError, match=r"lacks 10 of 30 samples of split 'test'"):
         probe(make_dataset((40, 30, 30)), lacking, tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    found = probe(make_dataset((40, 30, 30)), lacking, tmp_path / "run", allow_missing=True, resamples=20)
+    found = probe(make_dataset((40, 30, 30)), lacking, tmp_path / "run", Fitting(allow_missing=True, resamples=20))
     assert found["samples"]["test"] == 20
 
 
@@ -175,8 +175,8 @@ def test_images_and_views_in_the_store_are_no_taps_to_probe(tmp_path):
     dataset = make_dataset((40, 30, 30))
     taps = {"neck": TAPS["neck"], "neck@hflip": TAPS["neck"]}
     store = make_store(tmp_path / "s.zarr", dataset, taps=taps)
-    assert probe(blind(dataset), store, tmp_path / "run", resamples=20)["chosen"] == ["neck"]
-    asked = probe(blind(dataset), store, tmp_path / "asked", taps=("neck@hflip",), resamples=20)
+    assert probe(blind(dataset), store, tmp_path / "run", Fitting(resamples=20))["chosen"] == ["neck"]
+    asked = probe(blind(dataset), store, tmp_path / "asked", Fitting(resamples=20), taps=("neck@hflip",))
     assert asked["chosen"] == ["neck@hflip"]
     rows = [cache.Row(sample.id, bytes([i]) * 32) for i, sample in enumerate(dataset.samples)]
     specs = {"image": cache.TapSpec(3, 16, 16, "uint8")}
