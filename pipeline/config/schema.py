@@ -311,8 +311,10 @@ class EncoderConfig(Section):
     """Which encoder, by its architecture: a name of `docs/encoders.md`."""
     checkpoint: Path
     """Its weights: a published name, which `prepare` fetches, or a file."""
-    taps: tuple[str, ...] = ("patch", "early", "middle", "late", "neck")
-    """Depths at which features are kept; a gate needs its tap here. `masks` are what its mask decoder finds."""
+    taps: tuple[str, ...] | None = None
+    """Depths at which features are kept; a gate needs its tap here. `masks` are what its mask decoder finds. Null is
+    `[patch, early, middle, late, neck]`, of a CLIP `[embedding]`, and of the known mask `[mask]`.
+    """
     input_px: Positive | None = None
     """Side at which the encoder sees images; null is its own. Smaller is faster and gives other features."""
     pool: Positive | dict[str, Positive] | None = None

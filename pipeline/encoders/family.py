@@ -117,6 +117,7 @@ class Family:
         weights: Module of this room with `weights_file(name, checkpoint)`, `absent(name, checkpoint)` and
             `fetch_weights(name, checkpoint, progress)`: where its files of weights lie; no torch.
         prefix: What other names of its encoders begin with, where a library knows them and not we; empty for none.
+        taps: What is kept of its encoders where nobody says what.
     """
 
     names: tuple[str, ...]
@@ -124,6 +125,7 @@ class Family:
     reads: Reads = "image"
     weights: str = "weight_files"
     prefix: str = ""
+    taps: tuple[str, ...] = ("patch", "early", "middle", "late", "neck")
 
 
 SAM_2 = tuple(
@@ -133,8 +135,8 @@ FAMILIES = (
     Family(("sam_vit_b", "sam_vit_l", "sam_vit_h", "sam_demo"), "sam"),
     Family(("lite_medsam", "mobile_sam"), "tiny_vit"),
     Family(SAM_2, "hiera", weights="hiera.files"),
-    Family(("clip:demo",), "clip", weights="clip.files", prefix="clip:"),
-    Family(("mask",), "known_mask", reads="mask"),
+    Family(("clip:demo",), "clip", weights="clip.files", prefix="clip:", taps=("embedding",)),
+    Family(("mask",), "known_mask", reads="mask", taps=("mask",)),
 )
 
 
@@ -157,7 +159,7 @@ def family_of(name: str) -> Family:
 
 def make_recipe(
     name: str,
-    taps: tuple[str, ...],
+    taps: Sequence[str] | None,
     input_px: int | None = None,
     pool: Pool = 1,
     precision: str = "float32",
@@ -168,7 +170,7 @@ def make_recipe(
 
     Args:
         name: Of the encoder.
-        taps: What is wanted of it.
+        taps: What is wanted of it; None for the family's own.
         input_px: Side of the input, px; None is what the encoder was made for.
         pool: Side of the local average: see `pooling.choose_pools`.
         precision: Type of the matrix products.
@@ -178,8 +180,9 @@ def make_recipe(
     Raises:
         ConfigError: The encoder cannot do what is asked of it; with the valid values.
     """
-    recipe: Recipe = _module(f"{family_of(name).folder}.recipe").make_recipe(
-        name, taps, input_px, pool, precision, preprocessing, masks
+    family = family_of(name)
+    recipe: Recipe = _module(f"{family.folder}.recipe").make_recipe(
+        name, family.taps if taps is None else tuple(taps), input_px, pool, precision, preprocessing, masks
     )
     return recipe
 
@@ -188,7 +191,7 @@ def build_encoder(
     name: str,
     *,
     checkpoint: Path | None = None,
-    taps: Sequence[str],
+    taps: Sequence[str] | None = None,
     input_px: int | None = None,
     pool: Pool = 1,
     precision: str = "float32",
@@ -202,7 +205,7 @@ def build_encoder(
         name: Of the encoder, such as `sam_vit_b`.
         checkpoint: File of weights, see `checkpoint.load_encoder`; None for what has none.
         taps: For SAM any of `patch early middle late neck`, `block:N`; of a turned image with `@` and one of `VIEWS`;
-            and `masks`, with which `mask_scores` come.
+            and `masks`, with which `mask_scores` come. None for the family's own.
         input_px: Side of the square input, px; None is what the encoder was made for.
         pool: Side of the local average: see `pooling.choose_pools`.
         precision: Type of the matrix products.
@@ -214,7 +217,7 @@ def build_encoder(
         ConfigError: There is no such encoder, tap, pool, precision, preprocessing or input size.
         CheckpointError: The file is missing or not of this encoder.
     """
-    recipe = make_recipe(name, tuple(taps), input_px, pool, precision, preprocessing, masks)
+    recipe = make_recipe(name, taps, input_px, pool, precision, preprocessing, masks)
     encoder: Encoder = _module(f"{family_of(name).folder}.encoder").build(recipe, checkpoint, device)
     return encoder
 

@@ -71,7 +71,7 @@ def _other_features(config: Mapping[str, Any], features: Mapping[str, Any]) -> l
     described: dict[str, Any] = {"encoder": encoder["name"], "dtype": config["store"]["dtype"]}
     if encoder["name"] == features["encoder"]:
         making = (encoder.get(key) for key in ("input_px", "pool", "precision", "preprocessing", "masks"))
-        recipe = encoders.make_recipe(encoder["name"], tuple(encoder["taps"]), *making)
+        recipe = encoders.make_recipe(encoder["name"], encoder["taps"], *making)
         described |= recipe.fingerprint(_knows(encoder, features))
         rules: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in (reading or {}).items()

@@ -39,7 +39,7 @@ class Asked:
     """An encoder to clock, as `encoders.build_encoder` takes it; `weights` is None where they are not here."""
 
     name: str
-    taps: tuple[str, ...]
+    taps: tuple[str, ...] | None
     weights: Path | None
     input_px: int | None = None
     pool: Pool = None
@@ -70,7 +70,7 @@ def of_encoding(asked: Asked, device: str) -> float:
     with tempfile.TemporaryDirectory() as folder:
         file, taps = asked.weights, asked.taps
         if file is None:  # drawn ones have no mask decoder
-            taps = tuple(tap for tap in taps if tap not in others_of(taps)) or ("neck",)
+            taps = taps and (tuple(tap for tap in taps if tap not in others_of(taps)) or ("neck",))
             file = Path(folder, "untrained.pth")
             encoders.write_untrained_encoder(asked.name, file)
         encoder = encoders.build_encoder(

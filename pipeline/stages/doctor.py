@@ -32,7 +32,6 @@ from pipeline.weights import imagenet_file
 Report = dict[str, Any]
 _IMAGES = 1000  # where nobody says how many there are
 _COMPARED = ("lite_medsam", "sam_vit_b")  # encoders that are clocked beside the configured one
-_TAPS = ("patch", "early", "middle", "late", "neck")
 _EPOCHS = 30
 _GIB = 2**30
 _BUSY = 1.2
@@ -202,7 +201,7 @@ def _asked(config: Config | None) -> Iterator[clocks.Asked]:
     if config is not None and chosen is not None and _encodes(config):
         yield clocks.Asked(
             chosen.name,
-            tuple(chosen.taps),
+            chosen.taps,
             _present(checkpoint(config)),
             chosen.input_px,
             chosen.pool,
@@ -213,7 +212,7 @@ def _asked(config: Config | None) -> Iterator[clocks.Asked]:
     known = [name for family in encoders.FAMILIES for name in family.names]
     for name in _COMPARED:
         if name in known and (chosen is None or chosen.name != name):
-            yield clocks.Asked(name, _TAPS, _present(encoders.weights_file(name, Path(name))))
+            yield clocks.Asked(name, None, _present(encoders.weights_file(name, Path(name))))
 
 
 def _encodes(config: Config) -> bool:
@@ -225,7 +224,7 @@ def _encodes(config: Config) -> bool:
 def _shapes(config: Config | None) -> dict[str, tuple[int, int, int]]:
     """Shape of each tap: of the configured encoder, of the store that was sent, or of SAM ViT-B."""
     if config is None:
-        return dict(encoders.make_recipe("sam_vit_b", _TAPS, None, None).shapes)
+        return dict(encoders.make_recipe("sam_vit_b", None, None, None).shapes)
     if config.encoder.name == STORED:
         with cache.open_store(config.store.path) as store:
             return {name: tap.shape for name, tap in store.taps.items()}

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import cache
 from pipeline import clip, data, encoders
 from pipeline.config.schema import STORED, Config, StoreData, to_dict
 from pipeline.data.layouts.stored import WITHOUT_IMAGES
@@ -93,7 +94,7 @@ def recipe(config: Config) -> encoders.Recipe:
     wanted = config.encoder
     return encoders.make_recipe(
         wanted.name,
-        tuple(wanted.taps),
+        wanted.taps,
         wanted.input_px,
         wanted.pool,
         wanted.precision,
@@ -139,22 +140,37 @@ def build_encoder(config: Config, *, new_images: bool = True) -> encoders.Encode
     )
 
 
+def encoder_name(config: Config) -> str:
+    """The encoder of the configured features: where only a store knows it, the one that the store names."""
+    if config.encoder.name != STORED:
+        return config.encoder.name
+    with cache.open_store(config.store.path) as store:
+        return str(store.fingerprint.fields.get("encoder"))
+
+
 def class_texts(config: Config, dataset: data.Dataset) -> Texts:
     """What the text tower of the configured encoder, a CLIP, makes of the data set's classes.
 
     Raises:
         ConfigError: The encoder is no CLIP, or a class or a template does not fit.
-        CheckpointError: Its weights are not here.
+        CheckpointError: Its weights are not here, or nobody says which they are.
     """
     from pipeline.evaluate.adapt import Texts
 
-    name = config.encoder.name
+    name = encoder_name(config)
     if not clip.is_clip(name):
         message = (
-            f"probe.method: {config.probe.method!r} compares image features with class prompts, and encoder.name "
-            f"{name!r} is no CLIP: choose one (clip:NAME, tap embedding), or probe.method: linear"
+            f"probe.method: {config.probe.method!r} compares image features with class prompts, and the encoder "
+            f"{name!r} is no CLIP: choose one (encoder.name: clip:NAME), or probe.method: linear"
         )
         raise ConfigError(message)
+    if config.encoder.checkpoint == Path():
+        message = (
+            f"probe.method: {config.probe.method!r} compares image features with class prompts, which the text tower "
+            f"of {name!r} reads, and a store holds no text tower: name the weights that its features are of as "
+            f"encoder.checkpoint, a file or published ones, which `pipeline prepare` fetches"
+        )
+        raise CheckpointError(message)
     asked = clip.prompts(dataset.class_names, config.model.clip.templates, config.model.clip.words)
     file = encoders.present_weights(name, config.encoder.checkpoint)
     classes, scale = clip.class_features(name, file, asked)

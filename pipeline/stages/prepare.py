@@ -21,7 +21,7 @@ from pipeline.encoders.clip.demo import ARITHMETIC as CLIP_ARITHMETIC
 from pipeline.encoders.sam.recipe import ARITHMETIC
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.progress import Progress
-from pipeline.stages.inputs import checkpoint, load_dataset
+from pipeline.stages.inputs import checkpoint, encoder_name, load_dataset
 from pipeline.train import run_folder
 from pipeline.train.identity import data_in_numbers
 
@@ -119,7 +119,7 @@ def prepare_encoder(config: Config, progress: Progress) -> Report:
         CheckpointError: They cannot be had, or the file is a person's own where ours would go.
     """
     if config.encoder.name == STORED:
-        return {"checkpoint": "none needed: the features are in the store"}
+        return _fetch_texts(config, progress)
     if encoders.family_of(config.encoder.name).reads == "mask":
         return {}  # the masks come with the data
     if config.encoder.training.steps == 0:
@@ -130,6 +130,22 @@ def prepare_encoder(config: Config, progress: Progress) -> Report:
         return prepare_demo_clip(config, config.encoder.checkpoint, progress)
     path = encoders.fetch_weights(config.encoder.name, config.encoder.checkpoint, progress=progress)
     return {"checkpoint": str(path), "sha256": encoders.weights_sha256(path)}
+
+
+def _fetch_texts(config: Config, progress: Progress) -> Report:
+    """Where a store brings the features, fetch what class prompts need: the text tower, if its weights are named."""
+    if config.encoder.checkpoint == Path():
+        return {"checkpoint": "none needed: the features are in the store"}
+    path = encoders.fetch_weights(encoder_name(config), config.encoder.checkpoint, progress=progress)
+    return {"checkpoint": str(path), "sha256": encoders.weights_sha256(path)}
+
+
+def encoder_record(config: Config) -> Report:
+    """How the encoder's weights were made here and how well they do; nothing where they are not of our making."""
+    name = config.encoder.name
+    if name == STORED or encoders.family_of(name).reads == "mask":
+        return {}
+    return _recorded(checkpoint(config))
 
 
 def prepare_demo_clip(config: Config, path: Path, progress: Progress) -> Report:

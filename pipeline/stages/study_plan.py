@@ -15,9 +15,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from pipeline import encoders
 from pipeline.config.check import validate
 from pipeline.config.file import parse_override, read_yaml, set_key
-from pipeline.config.schema import Config, Section
+from pipeline.config.schema import STORED, Config, Section
 from pipeline.errors import ConfigError
 from pipeline.stages.inputs import check_encoder
 from pipeline.study.runs import Planned
@@ -230,7 +231,7 @@ def _check_stores(path: Path, study: Study) -> None:
     makers: dict[Path, tuple[str, str]] = {}
     for name, config in study.configs.items():
         if study.reads_store(name):
-            wanted = config.model_dump_json(include={"data", "encoder", "store"})
+            wanted = _own_taps_left_out(config).model_dump_json(include={"data", "encoder", "store"})
             first, known = makers.setdefault(config.store.path, (name, wanted))
             if known != wanted:
                 message = (
@@ -259,10 +260,19 @@ def _run_name(variant: str, labels: Mapping[str, Any], config: Config) -> str:
 
     The digest leaves out what no result rests on, and keys that have their default, so that a new key changes none.
     """
-    settings = config.model_dump(mode="json", exclude={"run", "resources"}, exclude_defaults=True)
+    same = _own_taps_left_out(config)
+    settings = same.model_dump(mode="json", exclude={"run", "resources"}, exclude_defaults=True)
     digest = hashlib.sha256(_text(settings).encode()).hexdigest()[:6]
     parts = [variant, *(str(label) if _is_word(label) else f"{axis}{label}" for axis, label in labels.items())]
     return "-".join(re.sub(r"[^A-Za-z0-9._+]+", "_", part).strip("_") for part in [*parts, digest])
+
+
+def _own_taps_left_out(config: Config) -> Config:
+    """A configuration without the taps that are its encoder's own anyway: spelled out or not, it is the same."""
+    encoder = config.encoder
+    if encoder.name == STORED or encoder.taps != encoders.family_of(encoder.name).taps:
+        return config
+    return config.model_copy(update={"encoder": encoder.model_copy(update={"taps": None})})
 
 
 def _is_word(label: object) -> bool:

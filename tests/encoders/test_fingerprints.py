@@ -43,6 +43,18 @@ def test_without_a_pool_maps_have_a_side_of_16_and_the_fingerprint_of_a_pool_of_
 
 
 @pytest.mark.parametrize(
+    ("name", "taps"),
+    [
+        *((name, FIVE) for name in ("sam_demo", "sam_vit_b", "lite_medsam", "mobile_sam", "sam2.1_hiera_tiny")),
+        ("clip:demo", ("embedding",)),
+        ("mask", ("mask",)),
+    ],
+)
+def test_taps_that_are_left_out_are_those_of_the_family(name: str, taps: tuple[str, ...]) -> None:
+    assert make_recipe(name, None).fingerprint("ab") == make_recipe(name, taps).fingerprint("ab")
+
+
+@pytest.mark.parametrize(
     ("name", "taps", "pool"),
     [("sam_demo", ("neck", "masks"), 2), ("lite_medsam", ("late", "masks"), None), ("mask", ("mask", "masks"), 1)],
 )

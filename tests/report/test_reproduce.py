@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from pipeline.config.schema import load_config, to_dict
 from pipeline.report.reproduce import Commands, commands
+from pipeline.stages.arguments import model_options
 from pipeline.stages.inputs import contents, recipe
 from pipeline.train.identity import recorded_identity
 from tests.cli.conftest import TINY as CONFIG
@@ -46,6 +48,22 @@ def test_a_command_has_its_own_options_and_no_other_has_them() -> None:
     names = {"train": [], "evaluate": ["--point", "a b"]}
     found = commands(names, ["-c", "c.yaml"], {"run": "r"}, settings, Path("r"))
     assert found.lines == ["pipeline train -c c.yaml", "pipeline evaluate -c c.yaml --point 'a b'"]
+
+
+@pytest.mark.parametrize("asked", ["null", "{tap: masks}"])
+@pytest.mark.parametrize("trained", ["null", "{tap: masks, palette: cutout, opacity: 0.2}"])
+def test_an_overlay_is_a_setting_of_its_own(tmp_path, asked, trained) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(CONFIG)
+    wanted = load_config(path, [f"model.overlay={trained}"])
+    config = to_dict(load_config(path, [f"model.overlay={asked}"]))
+    model = json.loads(json.dumps(dataclasses.asdict(model_options(wanted))))
+    settings = {"features": None, "train": {}, "augmentation": {}, "model": model}
+    (spelled,) = commands({"train": []}, [], config, settings, wanted.run).lines
+    words = shlex.split(spelled)
+    overrides = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
+    assert all(override.startswith("model.overlay") for override in overrides)
+    assert load_config(path, [f"model.overlay={asked}", *overrides]) == wanted
 
 
 def features_of(path: Path, *overrides: str) -> dict[str, Any]:

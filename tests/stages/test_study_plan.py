@@ -100,6 +100,17 @@ def test_the_folder_of_a_run_changes_with_what_its_result_rests_on_and_nothing_e
     assert load(STUDY, "train.epochs=4").runs[0].name != name
 
 
+def test_taps_that_are_the_encoders_own_may_be_left_out_or_not(folder):
+    five = "{encoder.taps: [patch, early, middle, late, neck]}"
+    study = load(STUDY.replace("{model.slca: {mix: multiply}}", five))
+    left_out = load(STUDY.replace("{model.slca: {mix: multiply}}", "{}"))
+    assert [run.name for run in study.runs] == [run.name for run in left_out.runs]
+    fewer = load(
+        STUDY.replace("{model.slca: {mix: multiply}}", "{encoder.taps: [early, neck], store.path: other.zarr}")
+    )
+    assert {run.name for run in fewer.runs if run.cell["variant"] == "gated"}.isdisjoint(r.name for r in study.runs)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

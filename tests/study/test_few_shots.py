@@ -8,8 +8,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+import cache
 from pipeline.cli import cli
-from pipeline.errors import ConfigError
+from pipeline.config.schema import load_config
+from pipeline.encoders import weights_sha256
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.progress import silent
 from pipeline.stages import commands, studies
 from pipeline.stages.study_plan import load_study
 from pipeline.train import run_folder
@@ -17,7 +21,7 @@ from pipeline.train.identity import recorded_identity
 
 BASE = """\
 data: {layout: demo, path: data/demo, count: 90, size_px: 48}
-encoder: {name: "clip:demo", checkpoint: weights/clip_demo.safetensors, taps: [embedding]}
+encoder: {name: "clip:demo", checkpoint: weights/clip_demo.safetensors}
 store: {path: features/clip.zarr}
 model:
   backbone: none
@@ -87,11 +91,41 @@ def test_prompts_that_do_not_fit_are_refused_before_anything_is_read(folder):
     studies.prepare(plan, lambda *args, **info: None)
     with pytest.raises(ConfigError, match=r"words for a class 'spikey'.* did you mean 'spiked'"):
         studies.study(plan, lambda *args, **info: None)
-    sam = BASE.replace('"clip:demo"', "sam_demo").replace("[embedding]}", "[neck]}", 1)
+    sam = BASE.replace('"clip:demo"', "sam_demo")
     Path("clip.yaml").write_text(sam)
-    from pipeline.config.schema import load_config
     from pipeline.stages.inputs import class_texts, load_dataset
 
     config = load_config(Path("clip.yaml"), ["probe.method=tip"])
-    with pytest.raises(ConfigError, match=r"encoder.name 'sam_demo' is no CLIP"):
+    with pytest.raises(ConfigError, match=r"the encoder 'sam_demo' is no CLIP"):
         class_texts(config, load_dataset(config))
+
+
+def test_whoever_is_sent_the_features_asks_the_same_prompts(folder):
+    config = load_config(Path("clip.yaml"), ["probe.method=tip", "train.shots=4"])
+    for command in (commands.prepare, commands.extract):
+        command(config, silent)
+    ours = commands.probe(config, silent)
+    pushed = CliRunner().invoke(
+        cli,
+        ["store", "push", str(config.store.path), "sent", "-c", "clip.yaml", "--with-labels"],
+        standalone_mode=False,
+    )
+    assert pushed.exception is None, pushed.output
+    cache.pull_store("sent", Path("features/sent.zarr"))
+    sent = "data: {layout: store, path: features/sent.zarr}\nrun: runs/sent\n"
+    Path("sent.yaml").write_text(sent + "model: {clip: {words: {spiked: star-shaped}}}\n")
+    asked = (
+        "probe.method=tip",
+        "train.shots=4",
+        'model.clip.templates=["a {class} lesion", "This is a photo of {class}"]',
+    )
+    with pytest.raises(
+        CheckpointError, match=r"the text tower of 'clip:demo'.* name the weights .* encoder.checkpoint"
+    ):
+        commands.probe(load_config(Path("sent.yaml"), asked), silent)
+    theirs = load_config(Path("sent.yaml"), [*asked, "encoder.checkpoint=weights/clip_demo.safetensors"])
+    assert commands.prepare(theirs, silent)["encoder"]["sha256"] == weights_sha256(
+        Path("weights/clip_demo.safetensors")
+    )
+    for row, known in zip(commands.probe(theirs, silent)["table"], ours["table"], strict=True):
+        assert row == known
