@@ -102,6 +102,26 @@ class OverlayOptions:
         return (self.tap, scores_of(self.tap)) if self.filters else (self.tap,)
 
 
+def check_width(tap: str, side: int, image_px: int) -> None:
+    """Refuse masks that would be blocks in the image, before they are found or painted.
+
+    Args:
+        tap: Of the masks.
+        side: Cells along a side of their map, as it is stored.
+        image_px: Side of the images that the classifier sees.
+
+    Raises:
+        ConfigError: The image is more than `_WIDEST` times wider.
+    """
+    if image_px > _WIDEST * side:
+        msg = (
+            f"model.image_px is {image_px}, and the masks of tap {tap!r} are stored at {side} cells a side: an overlay "
+            f"more than {_WIDEST} times wider than what is stored would be of blocks. Extract masks with a larger "
+            f"encoder.masks.side_px, or set model.image_px to at most {_WIDEST * side}."
+        )
+        raise ConfigError(msg)
+
+
 class Overlay(nn.Module, Use):
     """Paints masks over images; learns nothing.
 
@@ -135,13 +155,7 @@ class Overlay(nn.Module, Use):
                 f"{expected[wrong[0]]}: model.overlay cannot be painted from it; name a map of masks."
             )
             raise ConfigError(msg)
-        if image_px > _WIDEST * shape[-1]:
-            msg = (
-                f"model.image_px is {image_px}, and the masks of tap {options.tap!r} are stored at {shape[-1]} cells a "
-                f"side: an overlay more than {_WIDEST} times wider than what is stored would be of blocks. Extract "
-                f"masks with a larger encoder.masks.side_px, or set model.image_px to at most {_WIDEST * shape[-1]}."
-            )
-            raise ConfigError(msg)
+        check_width(options.tap, shape[-1], image_px)
         self.register_buffer("colours", _table(options), persistent=False)
 
     def on_images(self, images: Tensor, seen: Seen) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace as changed
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +16,7 @@ import cache
 from pipeline import clip, data
 from pipeline.clip import is_clip
 from pipeline.config.schema import Config, DemoData, StoreData, load_config, to_dict
-from pipeline.errors import ConfigError
+from pipeline.errors import CheckpointError, ConfigError
 from pipeline.evaluate import adapt as adapters
 from pipeline.evaluate import evaluate as test_set
 from pipeline.evaluate import external, operating
@@ -33,8 +33,8 @@ from pipeline.stages import clocks
 from pipeline.stages.arguments import augmentation, machine, model_options, train_options
 from pipeline.stages.inputs import build_encoder, class_texts, contents, device, load_dataset, reading, workers
 from pipeline.stages.loaded import Shared
-from pipeline.stages.prepare import prepare_data, prepare_demo_clip, prepare_encoder
-from pipeline.stages.store_check import check_images, check_store
+from pipeline.stages.prepare import encoder_record, prepare_data, prepare_demo_clip, prepare_encoder
+from pipeline.stages.store_check import check_images, check_plan, check_store
 from pipeline.train import identity, run_folder
 from pipeline.train import train as stage_two
 from pipeline.train.gate_spread import flat_gates
@@ -51,6 +51,9 @@ def prepare(config: Config, progress: Progress, *, encoder: bool = True) -> Repo
     """Make or fetch what the later stages read: the data set, the encoder's weights if wanted, the backbone's."""
     if is_clip(config.model.backbone) or (encoder and is_clip(config.encoder.name)):
         clip.import_open_clip()  # a missing extra is said now, not after minutes of making images and weights
+    if encoder:
+        with suppress(CheckpointError):  # of a CLIP that brings its own configuration, which is fetched below
+            check_plan(config)
     report = {"data": prepare_data(config, progress)}
     if encoder:
         report["encoder"] = prepare_encoder(config, progress)
@@ -76,6 +79,7 @@ def extract(
     recheck: bool = False,
 ) -> Report:
     """Stage one: leave a complete store of features at `store.path`; see `inputs.finished` for when it is there."""
+    check_plan(config)
     in_a_fold = config.fold is not None  # of which a store, its card and its name know nothing
     dataset, rules = load_dataset(config, only_test=in_a_fold), data.reading_rules(reading(config))
     encoder = build_encoder(config, new_images=False)

@@ -13,6 +13,7 @@ from pipeline.errors import ConfigError, RunError
 from pipeline.image_tap import stored_px
 from pipeline.mask_tap import is_masks
 from pipeline.model.classifier import ModelOptions
+from pipeline.model.overlay import check_width
 from pipeline.stages.inputs import checkpoint, recipe
 
 Said = tuple[str, Any, Any]  # key of the configuration, what it asks for, what the store holds
@@ -39,6 +40,19 @@ def check_store(config: Config, store: cache.Store) -> None:
             f"the store has."
         )
         raise RunError(message)
+
+
+def check_plan(config: Config) -> None:
+    """Refuse features that cannot be made, or that the configured classifier could not use, before anything is made.
+
+    Raises:
+        ConfigError: The encoder has no such tap or cannot work so, or the overlay needs a finer map of masks.
+    """
+    if config.encoder.name == STORED:
+        return
+    shapes, overlay = recipe(config).shapes, config.model.overlay
+    if overlay is not None and overlay.tap in shapes:
+        check_width(overlay.tap, shapes[overlay.tap][-1], config.model.image_px)
 
 
 def check_images(config: Config, model: ModelOptions) -> None:
@@ -90,13 +104,14 @@ def _compared(config: Config, held: Any) -> Iterator[Said]:
         yield f"encoder.{key}", asked[key], held.get(key)
     yield "encoder.preprocessing", asked["preprocessing"]["name"], held.get("preprocessing", {}).get("name")
     by_tap = isinstance(asked["pool"], Mapping) and isinstance(held.get("pool"), Mapping)
-    if not by_tap:
+    if not by_tap and {} not in (asked["pool"], held.get("pool")):  # of masks alone, which are not averaged
         yield "encoder.pool", asked["pool"], held.get("pool")
     overlay = [] if config.model.overlay is None else [config.model.overlay.tap]
-    used = dict.fromkeys([*(gate.tap for gate in config.model.gates), *config.model.fuse, *overlay])
+    named = dict.fromkeys([*(gate.tap for gate in config.model.gates), *config.model.fuse, *overlay])
+    used = [tap for tap in named if tap in held.get("taps", {})]  # whoever reads them says which are not there
     for tap in (tap for tap in used if tap in asked["taps"]):
-        yield f"encoder.taps: {tap}", asked["taps"][tap], held.get("taps", {}).get(tap)
-        if by_tap and not is_masks(tap):  # which are not averaged
+        yield f"encoder.taps: {tap}", asked["taps"][tap], held["taps"][tap]
+        if by_tap and not is_masks(tap):
             yield f"encoder.pool: {tap}", asked["pool"][tap], held["pool"].get(tap)
     if any(map(is_masks, used)):
         asked_rules, held_rules = (encoders.mask_settings(fields) or {} for fields in (asked, held))

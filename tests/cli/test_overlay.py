@@ -113,3 +113,36 @@ def test_what_cannot_be_painted_is_refused_in_words(found: Path) -> None:
         status = 1 if "holds no tap" in words else 2
         assert words in complaint(found, "train", *settings(override, "run=runs/no"), status=status)
     assert not (found / "runs/no").exists()
+
+
+@pytest.mark.parametrize("command", ["prepare", "extract"])
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (("encoder.masks.side_px=16", "model.image_px=96"), "stored at 16 cells a side: an overlay more than 4 times"),
+        (("encoder.name=clip:demo", "encoder.pool=null"), "'clip:demo' has no mask decoder and so no tap 'masks'"),
+        (("encoder.taps=[neck, mask]",), "sam_demo has no tap 'mask'"),
+    ],
+)
+def test_what_no_classifier_could_use_is_said_before_anything_is_made(
+    tmp_path: Path, command: str, overrides: tuple[str, ...], words: str
+) -> None:
+    (tmp_path / "sam.yaml").write_text(SAM)
+    assert words in " ".join(complaint(tmp_path, command, *settings(*overrides), status=2).split())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["sam.yaml"]
+
+
+def test_a_store_and_a_configuration_need_not_list_the_same_taps(found: Path) -> None:
+    succeed(found, "store", "convert", "features/masks.zarr", "features/neck.zarr", "--tap", "neck")
+    said = complaint(found, "train", *settings("store.path=features/neck.zarr", "run=runs/no"), status=1)
+    assert "'features/neck.zarr' holds no tap 'masks', only neck: extract it (encoder.taps, then" in " ".join(
+        said.split()
+    )
+    assert len(said.split()) < 40  # and nothing else, such as how masks would have been made
+    assert not (found / "runs/no").exists()
+    painted = ("encoder.taps=[masks]", "model.gates=[]", "run=runs/painted")
+    succeed(found, "train", *settings(*painted))  # of neck and masks
+    succeed(found, "store", "convert", "features/masks.zarr", "features/only.zarr", "--tap", "masks")
+    succeed(found, "train", *settings("store.path=features/only.zarr", "model.gates=[]", "run=runs/only"))
+    weights = [(found / "runs" / run / "model.safetensors").read_bytes() for run in ("painted", "only")]
+    assert weights[0] == weights[1]

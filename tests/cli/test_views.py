@@ -32,7 +32,7 @@ def test_views_are_extracted_and_trained_with(work: Path) -> None:
 
 def test_views_that_are_not_stored_are_named(trained: Path) -> None:
     said = complaint(trained, "train", *VIEWS, "--set", "run=runs/other", status=1)
-    assert "holds no tap 'early@hflip', only patch, early, middle, late, neck: extract it (encoder.taps), or" in said
+    assert "holds no tap 'early@hflip', only patch, early, middle, late, neck: extract it (encoder.taps, then" in said
     assert said.rstrip().endswith("change the views.")
 
 

@@ -139,7 +139,7 @@ def test_images_from_elsewhere_are_painted_by_the_encoder(noise, telling, learnt
 
 
 def test_a_store_without_masks_or_with_something_else_of_that_name_is_refused(noise, store, scene, tmp_path):
-    with pytest.raises(RunError, match=r"holds no tap 'masks', only early, neck: extract it \(encoder.taps\), or"):
+    with pytest.raises(RunError, match=r"holds no tap 'masks', only early, neck: extract it \(encoder.taps, then"):
         do(scene, store, tmp_path / "run", model=PAINTED)
     false = make_store(tmp_path / "false.zarr", noise, taps={"masks": (1, SIDE, SIDE)})
     with pytest.raises(RunError, match=r"is float32 of 1 channels, and a map of masks is uint8 of 1: it holds no mask"):

@@ -69,8 +69,9 @@ def check_taps(store: Store, taps: Sequence[str]) -> None:
     absent = [tap for tap in taps if tap not in known]
     if absent:
         msg = (
-            f"{str(store.path)!r} holds no tap {absent[0]!r}, only {', '.join(known)}: extract it (encoder.taps), "
-            f"or change the {'views' if '@' in absent[0] else 'gates, model.fuse or model.overlay'}."
+            f"{str(store.path)!r} holds no tap {absent[0]!r}, only {', '.join(known)}: extract it (encoder.taps, then "
+            f"`pipeline extract --replace`), or change the "
+            f"{'views' if '@' in absent[0] else 'gates, model.fuse or model.overlay'}."
         )
         raise RunError(msg)
     for tap in taps:
