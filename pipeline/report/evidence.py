@@ -100,6 +100,7 @@ class Evidence:
         commands: That give the run again, or why there are none.
         cohort: Where every image went.
         signed: Who wrote the page, when and with what.
+        encoder_made: What `prepare` recorded of the encoder's weights; empty where it did not make them.
         elsewhere: What `evaluate --data` found on external test sets, by their names.
         notes: What could not be shown, and why.
     """
@@ -124,6 +125,7 @@ class Evidence:
     commands: Commands
     cohort: Cohort
     signed: Signature
+    encoder_made: Mapping[str, Any] = field(default_factory=dict)
     elsewhere: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     notes: Sequence[str] = field(default_factory=tuple)
 
@@ -152,6 +154,7 @@ def collect(
     study: Path | None = None,
     generated: bool = False,
     untrained: bool = False,
+    encoder_made: Mapping[str, Any] | None = None,
     commands: Commands | None = None,
     signed: Signature | None = None,
     workers: int = 2,
@@ -166,6 +169,7 @@ def collect(
         study: Folder of a study to show beside it.
         generated: Whether the images are drawn by a program.
         untrained: Whether the encoder's weights are drawn from a seed.
+        encoder_made: What `prepare` recorded of the weights that the encoder has now; None where it did not make them.
         commands: That give the run again, or why there are none.
         signed: Who writes the page, and when.
         workers: Decoding threads, for images whose digest is not remembered.
@@ -203,12 +207,19 @@ def collect(
         pictures=_read_pictures(folder / "explain", digest, notes),
         generated=generated,
         untrained=untrained,
+        encoder_made=_if_of_the_run(encoder_made or {}, description),
         commands=commands or Commands(),
         cohort=follow(dataset, _used(folder, figures["split"], said.ids), seen.set_aside, stored),
         signed=signed or Signature(),
         elsewhere=_elsewhere(folder, figures, notes),
         notes=tuple(notes),
     )
+
+
+def _if_of_the_run(made: Mapping[str, Any], description: run_folder.Description) -> Mapping[str, Any]:
+    """What is recorded of an encoder's weights, if the run's features are of these weights."""
+    fields = {} if description.fingerprint is None else description.fingerprint.fields
+    return made if made and made.get("sha256") == fields.get("weights_sha256") else {}
 
 
 def extraction_record(store: Path) -> Path:

@@ -373,6 +373,7 @@ def report(
         study=study,
         generated=isinstance(config.data, DemoData),
         untrained=config.encoder.training.steps == 0,
+        encoder_made=encoder_record(config),
         commands=reproduce.commands(names, list(map(without_access, arguments)), to_dict(config), settings, folder),
         signed=evidence.Signature(_today(), author),
         workers=workers(config),

@@ -141,6 +141,20 @@ def test_author_date_and_versions_are_signed(gated: Case) -> None:
     assert f"the model was trained with version {version}." in unsigned
 
 
+def test_what_an_encoder_has_learnt_is_told_of_the_weights_that_were_used(gated: Case, tmp_path) -> None:
+    copy = dataclasses.replace(gated, folder=tmp_path / "run")
+    shutil.copytree(gated.folder, copy.folder)
+    record = json.loads((copy.folder / "model.json").read_text())
+    record["fingerprint"]["weights_sha256"] = "5" * 64
+    (copy.folder / "model.json").write_text(json.dumps(record))
+    made = {"sha256": "5" * 64, "dice": 0.8949, "recall": 0.96875}
+    text = Page(copy.page(encoder_made=made)).text
+    assert "Dice from a point on the lesion0.895" in text
+    assert "lesions that it finds unasked, as a share0.969" in text
+    for other in (made | {"sha256": "6" * 64}, {}, None):
+        assert "unasked" not in copy.page(encoder_made=other)
+
+
 def test_digests_and_settings_are_folded(gated: Case) -> None:
     text = gated.page()
     folded = "".join(re.findall(r"<details>.*?</details>", text, re.DOTALL))

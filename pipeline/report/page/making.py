@@ -20,6 +20,11 @@ _IDENTITY = {
     "precision": "precision",
     "dtype": "type of the stored numbers",
 }
+_LEARNT = {
+    "dice": "on generated images of its own: Dice from a point on the lesion",
+    "recall": "lesions that it finds unasked, as a share",
+    "zero_shot_auc": "on generated images of its own: AUC by the names of the classes alone",
+}
 _RECIPE = {
     "solver": "solver",
     "c": "C (inverse strength of the penalty)",
@@ -46,6 +51,9 @@ def encoder(evidence: Evidence) -> Iterator[Markup]:
         return
     known = {key: text_of(fingerprint.fields[key]) for key in _IDENTITY if key in fingerprint.fields}
     rows = [(_IDENTITY[key], value) for key, value in known.items() if not key.endswith("_sha256")]
+    rows += [
+        (what, f"{evidence.encoder_made[key]:.3f}") for key, what in _LEARNT.items() if key in evidence.encoder_made
+    ]
     digests = [(_IDENTITY[key], value) for key, value in known.items() if key.endswith("_sha256")]
     digests.append(("fingerprint of the features", fingerprint.digest()))
     if info is not None:
