@@ -11,7 +11,6 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, TypeVar
 from urllib.parse import quote, urlsplit, urlunsplit
@@ -43,7 +42,6 @@ _USER = re.compile(r"://[^/\s'\"@]*@")
 _QUERY = re.compile(r"(://[^\s'\"<>?]*)\?[^\s'\"<>]*")
 
 
-@dataclass(frozen=True, repr=False)
 class Url:
     """A file or folder behind a URL.
 
@@ -52,8 +50,15 @@ class Url:
         below: Name of a file below it, with forward slashes, as it is: nothing in it is quoted.
     """
 
-    text: str = field(repr=False)
-    below: str = ""
+    def __init__(self, text: str, below: str = "") -> None:
+        """Name a place; nothing is asked."""
+        self.text, self.below = text, below
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Url) and (self.text, self.below) == (other.text, other.below)
+
+    def __hash__(self) -> int:
+        return hash((self.text, self.below))
 
     def __str__(self) -> str:
         parts = (part.partition("?")[0].partition("#")[0] for part in self.text.split("::"))

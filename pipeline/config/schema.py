@@ -48,9 +48,17 @@ def _anywhere(given: Any) -> AnyPath:
     return any_path(given)
 
 
+def _texts(tables: AnyPath | Mapping[str, AnyPath]) -> str | dict[str, str]:
+    """A table, or one for each split, as text."""
+    return {split: str(path) for split, path in tables.items()} if isinstance(tables, Mapping) else str(tables)
+
+
 Local = Annotated[Path, BeforeValidator(_here)]
-Anywhere = Annotated[  # written down without what gives access
-    AnyPath, PlainValidator(_anywhere), PlainSerializer(str, when_used="json"), WithJsonSchema({"type": "string"})
+Anywhere = Annotated[
+    AnyPath, PlainValidator(_anywhere), PlainSerializer(str, str, when_used="json"), WithJsonSchema({"type": "string"})
+]
+Tables = Annotated[
+    Anywhere | dict[Literal["train", "val", "test"], Anywhere], PlainSerializer(_texts, Any, when_used="json")
 ]
 
 STORED = "stored"  # the name of an encoder that only a store knows
@@ -195,7 +203,7 @@ class CsvData(Section):
 
     layout: Literal["csv"]
     """A table with a row per image."""
-    path: Anywhere | dict[Literal["train", "val", "test"], Anywhere]
+    path: Tables
     """The table or its URL, or a mapping with one table each for `train`, `val` and `test`."""
     images: Anywhere | None = None
     """Folder that the paths in the table are relative to, or its URL; null is the one that the table lies in."""
