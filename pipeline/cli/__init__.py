@@ -24,6 +24,7 @@ from pipeline.cli.doctor import doctor
 from pipeline.cli.explain import explain
 from pipeline.cli.init import init
 from pipeline.cli.options import configured, load, refuse_url
+from pipeline.cli.predict import predict
 from pipeline.cli.probe import probe
 from pipeline.cli.report import export, report
 from pipeline.cli.runs import runs
@@ -274,52 +275,12 @@ def _pair(text: str) -> tuple[str, str]:
     return theirs, ours
 
 
-@cli.command(
-    epilog=examples(
-        "pipeline predict data/demo/images/*.png",
-        "pipeline predict -c configs/breastmnist.yaml scan.png --json",
-        "pipeline predict scans/*.png --csv predictions.csv",
-        "pipeline predict --model handed_on/demo --checkpoint weights/sam_demo.pth scan.png",
-    )
-)
-@configured
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--model", type=click.Path(path_type=Path), help="A folder that `export` wrote; no configuration then.")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="With --model: weights of its frozen encoder.")
-@click.option(
-    "--csv", "table", type=click.Path(path_type=Path, dir_okay=False), help="Write a row per image here, too."
-)
-def predict(
-    config_path: Path,
-    overrides: tuple[str, ...],
-    as_json: bool,
-    images: tuple[Path, ...],
-    model: Path | None,
-    checkpoint: Path | None,
-    table: Path | None,
-) -> int:
-    """Class probabilities for image files, encoded on the fly; those that cannot be read are named and left out."""
-    if checkpoint is not None and model is None:
-        message = "--checkpoint goes with --model; a configuration names its own, encoder.checkpoint"
-        raise click.UsageError(message)
-    from pipeline.stages import commands
-
-    with bars() as progress:
-        if model is not None:
-            report = commands.predict_exported(progress, model, checkpoint, images)
-        else:
-            report = commands.predict(load(config_path, overrides), progress, images)
-    if table is not None:
-        report["csv"] = str(commands.write_predictions(report["predictions"], table))
-    show(report, as_json, pages.predicted)
-    return INCOMPLETE if report["set_aside"] else DONE
-
-
 cli.add_command(init)
 cli.add_command(config)
 cli.add_command(doctor)
 cli.add_command(explain)
 cli.add_command(export)
+cli.add_command(predict)
 cli.add_command(probe)
 cli.add_command(report)
 cli.add_command(runs)

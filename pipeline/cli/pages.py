@@ -165,8 +165,24 @@ def _point_rows(report: Report) -> None:
 
 
 def predicted(report: Report) -> None:
-    """A row per image: what is predicted, and the probabilities."""
-    found: Sequence[Mapping[str, Any]] = report["predictions"]
+    """A row per image: what is predicted, and the probabilities; of very many images, how many show which class."""
+    if report["predictions"]:
+        _prediction_rows(report["predictions"])
+    else:
+        say(f"images     {report['images']}, {report['kept']} of them in parts that were there already")
+        for name, number in list(report["predicted"].items())[:_CLASSES]:
+            say(f"predicted  {name}: {number}")
+    reasons = list(report["set_aside"].values())
+    shown = reasons if report["predictions"] else reasons[:_CLASSES]
+    for reason in shown:
+        say(f"set aside: {reason}")
+    if len(reasons) > len(shown):
+        say(f"set aside: {len(reasons) - len(shown)} more (--json has them, and a table beside the other)")
+    if "out" in report:
+        say(f"written to {report['out']}")
+
+
+def _prediction_rows(found: Sequence[Mapping[str, Any]]) -> None:
     names = list(found[0]["probabilities"])
     shown = names if len(names) <= _CLASSES else []
     rows = [
@@ -179,7 +195,3 @@ def predicted(report: Report) -> None:
         for row in found
     ]
     print_table(("image", "predicted", *(shown or ("probability",))), rows, words=2, most=len(rows))
-    for reason in report["set_aside"].values():
-        say(f"set aside: {reason}")
-    if "csv" in report:
-        say(f"written to {report['csv']}")

@@ -18,6 +18,7 @@ from pipeline.data.layouts.medmnist import load_medmnist
 from pipeline.data.layouts.medmnist_sets import fetch_medmnist
 from pipeline.data.layouts.table import load_csv
 from pipeline.data.load import load_dataset
+from pipeline.data.named import images_named
 from pipeline.data.splits import few_shots, stratified_part
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "few_shots",
     "generate_demo",
     "identical_across_splits",
+    "images_named",
     "in_fold",
     "load_csv",
     "load_dataset",

@@ -22,7 +22,7 @@ from cache import Fingerprint
 from pipeline import data, encoders
 from pipeline.clip import without_folder
 from pipeline.errors import CheckpointError, RunError
-from pipeline.evaluate.predict import predict
+from pipeline.evaluate.predict import Predictor
 from pipeline.model.backbones import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.model.tasks import Task
 from pipeline.report.caveats import caveats
@@ -88,7 +88,12 @@ class Exported:
 
     def classify(self, images: Iterable[data.Image]) -> Iterator[npt.NDArray[np.float64]]:
         """Classify images, uint8 (H, W, 3) each: probabilities (K,) each."""
-        return predict(self.folder, images, encoder=self.encoder, fingerprint=self.fingerprint, device=self.device)
+        predictor = self.predictor()
+        return predictor(map(predictor.take, images))
+
+    def predictor(self) -> Predictor:
+        """The classifier in memory, with its encoder."""
+        return Predictor(self.folder, encoder=self.encoder, fingerprint=self.fingerprint, device=self.device)
 
 
 def export(
@@ -174,16 +179,7 @@ def load_export(folder: Path, *, checkpoint: Path | None = None, device: str = "
         CheckpointError: The encoder's weights are missing, or others than in training.
     """
     description = run_folder.load_description(folder)
-    try:
-        rules = run_folder.read_json(folder / "preprocessing.json")["reading"]
-        values: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in rules.items()
-        }
-        values.pop("version")
-        reading = data.Reading(**values)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        msg = f"{str(folder)!r} is no exported model ({error}): name a folder that `pipeline export` wrote."
-        raise RunError(msg) from None
+    reading = reading_of(folder)
     encoder = identity = None
     if description.fingerprint is not None:
         fields = description.fingerprint.fields
@@ -201,6 +197,24 @@ def load_export(folder: Path, *, checkpoint: Path | None = None, device: str = "
         made = {**encoder.fingerprint(), "reading": data.reading_rules(reading), "dtype": fields["dtype"]}
         identity = Fingerprint(made)
     return Exported(folder, description.class_names, description.task, reading, encoder, identity, device)
+
+
+def reading_of(folder: Path) -> data.Reading:
+    """How image files become RGB before a model that was handed on.
+
+    Raises:
+        RunError: The folder is none that `export` wrote.
+    """
+    try:
+        rules = run_folder.read_json(folder / "preprocessing.json")["reading"]
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in rules.items()
+        }
+        values.pop("version")
+        return data.Reading(**values)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        msg = f"{str(folder)!r} is no exported model ({error}): name a folder that `pipeline export` wrote."
+        raise RunError(msg) from None
 
 
 def _narrowed(description: run_folder.Description) -> Fingerprint | None:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import replace as changed
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-import torch
 
 import cache
 from pipeline import clip, data
@@ -20,7 +17,6 @@ from pipeline.errors import CheckpointError, ConfigError
 from pipeline.evaluate import adapt as adapters
 from pipeline.evaluate import evaluate as test_set
 from pipeline.evaluate import external, operating
-from pipeline.evaluate import predict as on_the_fly
 from pipeline.evaluate import probe as features_alone
 from pipeline.explain import explain as pictures
 from pipeline.extract import extract as stage_one
@@ -31,7 +27,7 @@ from pipeline.report import export as handing_on
 from pipeline.report import report as report_page
 from pipeline.stages import clocks
 from pipeline.stages.arguments import augmentation, machine, model_options, train_options
-from pipeline.stages.inputs import build_encoder, class_texts, contents, device, load_dataset, reading, workers
+from pipeline.stages.inputs import build_encoder, class_texts, device, load_dataset, reading, workers
 from pipeline.stages.loaded import Shared
 from pipeline.stages.prepare import encoder_record, prepare_data, prepare_demo_clip, prepare_encoder
 from pipeline.stages.store_check import check_images, check_plan, check_store
@@ -267,44 +263,6 @@ def evaluate_elsewhere(
     return {"run": str(config.run), "folder": str(config.run / external.FOLDER / other.stem), **figures}
 
 
-def predict(config: Config, progress: Progress, paths: Sequence[Path]) -> Report:
-    """Class probabilities of image files; features are made on the fly, as stage one would have.
-
-    Raises:
-        DataError: None of the files can be read; if only some cannot, the report's `set_aside` says why.
-    """
-    description = run_folder.load_description(config.run)
-    encoder = features = None
-    if description.model.taps:
-        encoder = build_encoder(config)
-        features = changed(contents(config, encoder.fingerprint()), image_px=None).fingerprint
-    images = on_the_fly.ReadableImages(paths, reading(config), encoder)
-    probabilities = on_the_fly.predict(
-        config.run,
-        images,
-        encoder=encoder,
-        fingerprint=features,
-        device=device(config),
-    )
-    verdicts = on_the_fly.verdicts(images, probabilities, description.class_names, description.task, progress)
-    return {"run": str(config.run), **verdicts}
-
-
-def write_predictions(predictions: Sequence[Mapping[str, Any]], path: Path) -> Path:
-    """Write what `predict` says as a table: image, what is predicted, a probability for each class."""
-    rows = [
-        {
-            "image": found["image"],
-            "predicted": found["predicted"] if isinstance(found["predicted"], str) else "|".join(found["predicted"]),
-            **{f"p_{name}": value for name, value in found["probabilities"].items()},
-        }
-        for found in predictions
-    ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    run_folder.write_csv(path, rows)
-    return path
-
-
 def _features(config: Config, wanted: bool, shared: Shared | None = None) -> AbstractContextManager[cache.Store | None]:
     """The store, if the gates read any of it."""
     if not wanted:
@@ -420,11 +378,3 @@ def export(config: Config, progress: Progress, folder: Path, target: Path, *, on
     )
     progress("export", 1, 1)
     return found
-
-
-def predict_exported(progress: Progress, folder: Path, checkpoint: Path | None, paths: Sequence[Path]) -> Report:
-    """Class probabilities of image files by a model that was handed on; needs no configuration."""
-    model = handing_on.load_export(folder, checkpoint=checkpoint, device="cuda" if torch.cuda.is_available() else "cpu")
-    images = on_the_fly.ReadableImages(paths, model.reading, model.encoder)
-    verdicts = on_the_fly.verdicts(images, model.classify(images), model.class_names, model.task, progress)
-    return {"model": str(folder), **verdicts}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import cache
 from pipeline import data
@@ -17,11 +19,12 @@ class Shared:
     Of the folds of a cross-validation one is held at a time: what was loaded for the last is let go of with it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stores: Mapping[Path, cache.Store] = MappingProxyType({})) -> None:
+        """Begin with stores that are open already, or know where and which they are."""
         self.holdings = Holdings()
         self._datasets: dict[str, data.Dataset] = {}
         self._fold: str | None = None
-        self._stores: dict[Path, cache.Store] = {}
+        self.stores: dict[Path, cache.Store] = dict(stores)
 
     def dataset(self, config: Config) -> data.Dataset:
         """The data set of a configuration, loaded once."""
@@ -48,11 +51,11 @@ class Shared:
     def store(self, config: Config) -> cache.Store:
         """The store of a configuration, opened once."""
         path = config.store.path
-        if path not in self._stores:
-            self._stores[path] = cache.open_store(path)
-        return self._stores[path]
+        if path not in self.stores:
+            self.stores[path] = cache.open_store(path)
+        return self.stores[path]
 
     def close(self) -> None:
         """Close the stores."""
-        for store in self._stores.values():
+        for store in self.stores.values():
             store.close()

@@ -16,7 +16,16 @@ from pipeline.stages.loaded import Shared
 from pipeline.stages.store_check import check_store
 from pipeline.stages.study_plan import Study
 from pipeline.study.files import write_files
-from pipeline.study.runs import Planned, Row, alone, forget_result, result_from, result_of, work_through
+from pipeline.study.runs import (
+    Planned,
+    Row,
+    alone,
+    forget_result,
+    one_by_one,
+    result_from,
+    result_of,
+    work_through,
+)
 from pipeline.study.table import Summary
 from pipeline.train import run_folder
 from pipeline.train.feeding.feed import check_taps
@@ -121,7 +130,7 @@ def _make_runs(plan: Study, summary: Summary, progress: Progress, *, replace: bo
         plan.folder.mkdir(parents=True, exist_ok=True)
         with alone(plan.folder / "preparing", plan.folder):
             _look_for_stale(plan, shared, replace=replace)
-        return work_through(plan.runs, make, after_each=tidy, progress=progress)
+        return work_through(plan.runs, one_by_one(make, progress), after_each=tidy, progress=progress)
     finally:
         shared.close()
 

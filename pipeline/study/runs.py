@@ -1,4 +1,4 @@
-"""Many runs of one study: done ones are skipped, each is made by one process, and a dead process's run is taken over.
+"""Many runs of one study: done ones are skipped, each is made once, and a dead process's run is taken over.
 
 Processes of one machine share nothing but the folder: a run is claimed by an advisory lock in its own folder, which
 dies with its process. A process that finds only claimed runs waits for them, so that whoever is left makes the tables
@@ -72,9 +72,32 @@ def result_from(metrics: Mapping[str, Any], history: Sequence[Mapping[str, Any]]
 _SCORES = ("auc", "ap", "acc", "balanced_acc", "f1", "kappa", "ece", "brier")
 
 
+Crew = Callable[[Iterator[Planned]], Iterator[tuple[Planned, Row | str]]]
+"""Makes runs, drawn as it has hands free, and gives what each came to, or why it could not be made, in any order."""
+
+
+def one_by_one(make: Callable[[Planned, Progress], Row], progress: Progress = silent) -> Crew:
+    """The crew of one: this process.
+
+    Args:
+        make: Makes a run, from the start or from where a dead process left it, and gives its result.
+        progress: Called by `make`, with the run's name beside its figures.
+    """
+
+    def crew(runs: Iterator[Planned]) -> Iterator[tuple[Planned, Row | str]]:
+        for planned in runs:
+            try:
+                outcome: Row | str = make(planned, _named(progress, planned))
+            except (RunError, DataError) as error:
+                outcome = str(error)
+            yield planned, outcome
+
+    return crew
+
+
 def work_through(
     runs: Sequence[Planned],
-    make: Callable[[Planned, Progress], Row],
+    crew: Crew,
     *,
     after_each: Callable[[Planned], None] = lambda planned: None,
     wait_seconds: float = WAIT_SECONDS,
@@ -84,10 +107,10 @@ def work_through(
 
     Args:
         runs: Of the study.
-        make: Makes a run, from the start or from where a dead process left it, and gives its result.
-        after_each: Called with each run that this process made, once its result is written.
+        crew: Makes them.
+        after_each: Called with each run that was made, once its result is written.
         wait_seconds: Pause between looks at runs that other processes hold.
-        progress: Called after each run (`run`) and by `make`, with the run's name beside its figures.
+        progress: Called before and after each run (`run`).
 
     Returns:
         Why a run could not be made, by its name: its training or its data failed, and the others went on.
@@ -95,23 +118,64 @@ def work_through(
     failed: dict[str, str] = {}
     left = [planned for planned in runs if result_of(planned) is None]
     while left:
-        held = []
-        for planned in left:
-            _tell(progress, runs, planned)
-            with _claim(planned) as is_mine:
-                if not is_mine:
-                    held.append(planned)
-                elif result_of(planned) is None:
-                    try:
-                        run_folder.write_json(planned.folder / _RESULT, make(planned, _named(progress, planned)))
-                        after_each(planned)
-                    except (RunError, DataError) as error:
-                        failed[planned.name] = str(error)
-        if len(held) == len(left):
+        with _Claims() as claims:
+            for planned, outcome in crew(claims.of(left, lambda planned: _tell(progress, runs, planned))):
+                if isinstance(outcome, str):
+                    failed[planned.name] = outcome
+                else:
+                    run_folder.write_json(planned.folder / _RESULT, outcome)
+                    after_each(planned)
+                claims.release(planned)
+        if len(claims.held) == len(left):
             time.sleep(wait_seconds)
-        left = [planned for planned in held if result_of(planned) is None]
+        left = [planned for planned in claims.held if result_of(planned) is None]
     _tell(progress, runs, None)
     return failed
+
+
+class _Claims:
+    """The runs that this process holds while it has them made.
+
+    Attributes:
+        held: Those that other processes held.
+    """
+
+    def __init__(self) -> None:
+        self.held: list[Planned] = []
+        self._ours: dict[str, WriterLock] = {}
+
+    def __enter__(self) -> _Claims:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for lock in self._ours.values():
+            lock.release()
+
+    def of(self, runs: Sequence[Planned], tell: Callable[[Planned], None]) -> Iterator[Planned]:
+        """Claim run by run and yield those that could be had and are not done meanwhile."""
+        for planned in runs:
+            tell(planned)
+            try:
+                self._ours[planned.name] = WriterLock(planned.folder / _CLAIM, planned.folder)
+            except StoreLockedError:
+                self.held.append(planned)
+                continue
+            if result_of(planned) is None:
+                yield planned
+            else:
+                self.release(planned)
+
+    def release(self, planned: Planned) -> None:
+        """Let others have a run."""
+        self._ours.pop(planned.name).release()
+
+
+def claim_of(planned: Planned) -> bytes:
+    """What the claim of a run says of who holds it: a machine that reads the same there sees the same folder."""
+    try:
+        return (planned.folder / _CLAIM).read_bytes()
+    except OSError:
+        return b""
 
 
 @contextmanager
@@ -131,20 +195,6 @@ def alone(lock: Path, subject: Path, *, wait_seconds: float = WAIT_SECONDS) -> I
             time.sleep(wait_seconds)
     try:
         yield
-    finally:
-        held.release()
-
-
-@contextmanager
-def _claim(planned: Planned) -> Iterator[bool]:
-    """Hold a run for the block; says whether it could be had."""
-    try:
-        held = WriterLock(planned.folder / _CLAIM, planned.folder)
-    except StoreLockedError:
-        yield False
-        return
-    try:
-        yield True
     finally:
         held.release()
 

@@ -21,12 +21,13 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -153,18 +154,26 @@ def read_json(path: Path, *, kind: type[dict[str, Any]] | type[list[Any]] = dict
         return value
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Write a table; its columns are the keys of the first row.
+def write_csv(path: Path, rows: Iterable[Mapping[str, object]], columns: Sequence[str] = ()) -> None:
+    """Write a table, row by row.
 
     Text that a spreadsheet would run as a formula (a class may be called `=HYPERLINK(...)`) gets an apostrophe in
     front, which spreadsheets hide and `read_csv` takes off again.
+
+    Args:
+        path: The file.
+        rows: Values by column.
+        columns: All of them, in order; those of the first row by default.
     """
-    text = io.StringIO()
-    table = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
-    table.writeheader()
-    table.writerows({key: _inert(value) for key, value in row.items()} for row in rows)
+    remaining = iter(rows)
+    first = next(remaining, None)
     with replacing(path) as file:
-        file.write(text.getvalue().encode())
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        table = csv.DictWriter(text, fieldnames=columns or list(first or ()), lineterminator="\n")
+        table.writeheader()
+        for row in () if first is None else itertools.chain([first], remaining):
+            table.writerow({key: _inert(value) for key, value in row.items()})
+        text.detach()  # flushes, and leaves the file open for whoever syncs it
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

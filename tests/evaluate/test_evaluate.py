@@ -6,7 +6,6 @@ import csv
 import dataclasses
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +20,7 @@ from pipeline.errors import ConfigError, DataError, RunError
 from pipeline.evaluate.compare import compare, read_predictions
 from pipeline.evaluate.evaluate import evaluate
 from pipeline.evaluate.plots import draw_reliability
-from pipeline.evaluate.predict import ReadableImages, predict, verdicts
+from pipeline.evaluate.predict import ReadableImages, Taken, predict, verdicts
 from pipeline.train import run_folder
 from pipeline.train.run_folder import begin
 from pipeline.train.train import Machine, train
@@ -282,7 +281,7 @@ def test_the_plain_classifier_predicts_images_of_any_size(scene, tmp_path):
     ],
 )
 def test_a_verdict_is_what_the_test_set_is_scored_by(task, row, said):
-    images = ReadableImages([Path("x.png")], Reading(), read=[Path("x.png")])
+    images = ReadableImages(["x.png"], Reading(), lambda image: Taken(None, None), read=["x.png"])
     (found,) = verdicts(images, [np.array(row)], "abc"[: len(row)], task)["predictions"]
     assert found == {"image": "x.png", "predicted": said, "probabilities": dict(zip("abc", row, strict=False))}
 

@@ -22,7 +22,7 @@ from pipeline.evaluate.compare import other_settings
 from pipeline.progress import silent
 from pipeline.stages import commands, studies
 from pipeline.stages.study_plan import load_study
-from pipeline.study.runs import Planned, result_of, work_through
+from pipeline.study.runs import Planned, one_by_one, result_of, work_through
 from pipeline.train import run_folder
 from tests.cli.conftest import copy_of, run_pipeline, start_pipeline, succeed
 
@@ -186,11 +186,13 @@ def test_a_run_that_cannot_be_made_does_not_stop_the_others(tmp_path):
         return {"scores": {"auc": 0.5}}
 
     shown = []
-    failed = work_through(runs, make, progress=lambda task, done, total, **info: shown.append(done))
+    failed = work_through(runs, one_by_one(make), progress=lambda task, done, total, **info: shown.append(done))
     assert failed == {"1": "the loss is not finite"}
     assert [result_of(planned) is not None for planned in runs] == [True, False, True]
     assert shown == [0, 1, 1, 2]
-    assert work_through(runs, lambda planned, progress: {"scores": {}}) == {}  # the next time it is tried again
+    assert (
+        work_through(runs, one_by_one(lambda planned, progress: {"scores": {}})) == {}
+    )  # the next time it is tried again
 
 
 def test_weights_can_be_left_out(studied, fresh, monkeypatch):
