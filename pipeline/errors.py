@@ -28,7 +28,7 @@ class DataError(PipelineError):
 
 
 class UnreachableError(PipelineError):
-    """A server with data does not answer. No image is to blame: the run stops, and goes on when it is started again."""
+    """A server with data does not answer or let us read. No image is to blame: the run stops, and may be continued."""
 
 
 class CheckpointError(PipelineError):

@@ -109,8 +109,8 @@ class Url:
         """Fetch the file.
 
         Raises:
-            DataError: It is not there, or may not be read.
-            UnreachableError: The server does not answer, however often it is asked.
+            DataError: It is not there.
+            UnreachableError: The server does not answer, however often it is asked, or does not let us read.
         """
         fs, path = self._found()
         data: bytes = self.ask(lambda: fs.cat_file(path))
@@ -216,8 +216,8 @@ class Url:
         """What the server answers, which is asked again where another try may help.
 
         Raises:
-            DataError: It refuses, or knows no such file.
-            UnreachableError: It does not answer, however often it is asked.
+            DataError: It knows no such file.
+            UnreachableError: It does not answer, however often it is asked, or does not let us read.
         """
         for pause in (*_PAUSES_SECONDS, None):
             try:
@@ -226,7 +226,7 @@ class Url:
                 if not _is_foreign(error):
                     raise
                 told = self._spell(error)
-                if pause is None or isinstance(told, DataError):
+                if pause is None or isinstance(told, DataError) or _is_refusal(error):
                     raise told from None
                 time.sleep(pause)
         raise AssertionError
@@ -236,10 +236,11 @@ class Url:
         status = _status(error)
         if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError) or status in (404, 410):
             return DataError(f"{self}: there is no such file; check the URL")
-        if isinstance(error, PermissionError) or status in _REFUSED:
-            return DataError(
-                f"{self}: the server lets nobody read this without permission; give it what it knows you by (such as "
-                f"AWS_PROFILE, GOOGLE_APPLICATION_CREDENTIALS or HF_TOKEN) on every machine that reads"
+        if _is_refusal(error):
+            return UnreachableError(
+                f"{self}: the server does not let you read this; give what it knows you by (such as AWS_PROFILE, "
+                f"GOOGLE_APPLICATION_CREDENTIALS or HF_TOKEN) on every machine that reads, and run the same command "
+                f"again, which continues"
             )
         reason = self._clean(str(error)) or type(error).__name__
         if status is not None and status < 500 and status not in _PASSING:
@@ -331,6 +332,11 @@ def _status(error: Exception) -> int | None:
             if isinstance(number, int):
                 return number
     return None
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether we are not known, or not any more: that ends a run, and no image is to blame."""
+    return isinstance(error, PermissionError) or _status(error) in _REFUSED
 
 
 def _is_foreign(error: Exception) -> bool:

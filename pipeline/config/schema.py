@@ -585,7 +585,7 @@ class Resources(Section):
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:1`."""
     workers: Positive | None = None
-    """Decoding threads; null is one for each processor, at most 16."""
+    """Decoding threads; null is one for each processor, at most 16, and 16 where the data are behind a URL."""
     batch_size: Positive | None = None
     """Images per call of the encoder; null finds it out."""
     features: Literal["auto", "device", "host", "stream"] = "auto"

@@ -16,6 +16,7 @@ from pipeline.data.scan import memory_of, remembered
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.extract.plan import Contents, unchanged
 from pipeline.progress import Progress
+from pipeline.url import Url
 
 if TYPE_CHECKING:
     from pipeline.evaluate.adapt import Texts
@@ -199,8 +200,11 @@ def device(config: Config) -> str:
 
 
 def workers(config: Config) -> int:
-    """Decoding threads: as configured, else one per processor this process may use, at most 16."""
-    return config.resources.workers or min(len(os.sched_getaffinity(0)), 16)
+    """Decoding threads: as configured, else one per processor, at most 16; or 16 that wait for a server."""
+    if config.resources.workers is not None:
+        return config.resources.workers
+    places = (getattr(config.data, key, None) for key in ("path", "images"))
+    return 16 if any(isinstance(place, Url) for place in places) else min(len(os.sched_getaffinity(0)), 16)
 
 
 def contents(config: Config, encoder: Mapping[str, Any]) -> Contents:

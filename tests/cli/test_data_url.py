@@ -14,10 +14,12 @@ from click.testing import CliRunner
 
 from pipeline import url
 from pipeline.cli import cli
+from pipeline.data import scan
 from pipeline.errors import UnreachableError
 from tests.data.serving import Server, serving_folder
 
 from .conftest import TINY, complaint, run_pipeline, succeed
+from .test_kill import SEVERAL_SHARDS
 
 DEMO = "data: {layout: demo, path: data/demo, count: 48, size_px: 64, seed: 0}"
 COLUMNS = "path_column: image, label_column: shape, split_column: split, group_column: patient, mask_column: mask"
@@ -128,4 +130,11 @@ def test_a_server_that_is_down_stops_the_run_and_the_same_command_goes_on(
     assert "run the same command again, which continues" in str(done.exception)
     assert not (work / "features" / "there.zarr").exists()
     server.failures = 2  # of the four times that a server is asked
-    assert succeed(work, "extract", "-c", there)["rows"] == 48
+    monkeypatch.setattr(scan, "KEEP_BYTES", 0)  # every image is fetched again to be encoded
+    server.down_after = len(server.requests) + 1 + 48 + 24  # table, scan, half of the images
+    done = CliRunner().invoke(cli, ["extract", "-c", there, *SEVERAL_SHARDS], standalone_mode=False)
+    assert isinstance(done.exception, UnreachableError)
+    server.down_after = None
+    report = succeed(work, "extract", "-c", there, *SEVERAL_SHARDS)
+    assert report["rows"] == 48
+    assert 0 < report["reused"] < 48

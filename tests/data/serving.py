@@ -21,7 +21,9 @@ class Handler(serving.Handler):
     def _answers(self) -> bool:
         server: Server = self.server  # type: ignore[assignment]
         known = f"Basic {base64.b64encode(USER.encode()).decode()}"
-        if server.failures > 0:
+        if server.down_after is not None and len(server.requests) >= server.down_after:
+            self.send_error(503)
+        elif server.failures > 0:
             server.failures -= 1
             self.send_error(503)
         elif server.guarded and not (self.headers.get("Authorization") == known and self.path.endswith(QUERY)):
@@ -56,9 +58,11 @@ class Server(ThreadingHTTPServer):
         versions: Whether it tells when a file was changed.
         guarded: Whether it answers only who gives user, password and signature.
         failures: How many requests it is going to fail with status 503.
+        down_after: How many files it sends before it fails for good; None for no end.
     """
 
     daemon_threads = True
+    request_queue_size = 128
 
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
@@ -66,6 +70,7 @@ class Server(ThreadingHTTPServer):
         self.asked: list[str] = []
         self.ranges = self.versions = True
         self.guarded, self.failures = False, 0
+        self.down_after: int | None = None
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     def with_access(self, path: str) -> str:

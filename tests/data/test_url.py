@@ -251,7 +251,7 @@ def test_what_gives_access_is_used_and_shows_nowhere(folder: Path, server: Serve
     assert isinstance(made.source, Files)
     shown = [str(place), repr(place), str(made), repr(made.source.root), str(made.stamp(0)), str(made.source.root)]
     for wrong in (server.with_access("images/none.txt"), f"{server.with_access('images/files.txt')}x"):
-        with pytest.raises(DataError) as caught:
+        with pytest.raises((DataError, UnreachableError)) as caught:
             load_folder(any_path(wrong))
         shown.append(str(caught.value))
         assert caught.value.__suppress_context__
@@ -279,7 +279,9 @@ def test_a_server_that_fails_for_a_moment_is_asked_again_and_one_that_is_gone_en
     assert scan(made, tmp_path / "seen.npz").readable.all()
 
 
-def test_an_image_that_is_gone_or_forbidden_is_set_aside(folder: Path, server: Server, tmp_path: Path) -> None:
+def test_an_image_that_is_gone_is_set_aside_and_a_lost_permission_ends_the_run(
+    folder: Path, server: Server, tmp_path: Path
+) -> None:
     made = load_folder(any_path(f"{server.url}/{listed(folder)}"), draw="balanced")
     gone, empty = (folder / made.samples[i].id for i in (2, 3))
     gone.unlink()
@@ -289,8 +291,8 @@ def test_an_image_that_is_gone_or_forbidden_is_set_aside(folder: Path, server: S
     assert "the file is empty" in aside[made.samples[3].id]
     assert len(aside) == 2
     server.guarded = True
-    with pytest.raises(DataError, match="permission; give it what it knows you by"):
-        made.read(0)
+    with pytest.raises(UnreachableError, match=r"does not let you read this; give what it knows you by .* continues"):
+        scan(made, tmp_path / "other.npz")
 
 
 @pytest.mark.parametrize(
@@ -376,3 +378,16 @@ def test_what_is_made_is_made_on_this_machine(kind: type, tmp_path: Path) -> Non
         ConfigError, match=r"(path|run): got 's3://b/.*', expected a path of this machine, and this is a URL"
     ):
         validate(kind, values, "x.yaml")
+
+
+def test_more_threads_wait_for_a_server_than_cores_decode(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.config.schema import load_config
+    from pipeline.stages.inputs import workers
+
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    config = load_config(Path(__file__).parents[2] / "configs" / "default.yaml")
+    assert workers(config) == 2
+    data = FolderData.model_validate_json('{"layout": "folder", "path": "s3://bucket/images"}')
+    there = config.model_copy(update={"data": data})
+    assert workers(there) == 16
+    assert workers(there.model_copy(update={"resources": config.resources.model_copy(update={"workers": 3})})) == 3
