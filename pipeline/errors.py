@@ -39,6 +39,10 @@ class RunError(PipelineError):
     """A training run cannot start, continue or be read."""
 
 
+class ClusterError(PipelineError):
+    """A cluster is not there, has no room, or its nodes are not what work on them needs."""
+
+
 class DamagedFileError(RunError, ValueError):
     """A file in a run is not what the command wrote that leaves it there."""
 

@@ -10,13 +10,16 @@ import hashlib
 import os
 import time
 import zipfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.data import Dataset, pixel_digest
+from pipeline.data import Dataset, Image, pixel_digest
+from pipeline.data.dataset import Source
 from pipeline.errors import DataError, naming
 from pipeline.overlap import ahead, threads
 from pipeline.progress import Progress, silent
@@ -45,6 +48,27 @@ class Remembered:
     stamps: Stamps
     digests: Digests
     known: Known
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What a look at an image found.
+
+    Attributes:
+        index: Of the sample.
+        digest: sha256 of its pixels; empty where it cannot be read.
+        image: Its pixels, uint8 (H, W, 3), where they are here.
+        error: Why it cannot be read.
+    """
+
+    index: int
+    digest: bytes = b""
+    image: Image | None = None
+    error: DataError | None = None
+
+
+Look = Callable[[Sequence[int]], Iterator[Looked]]
+"""Looks at samples, by their indices, and finds each once, in any order."""
 
 
 @dataclass
@@ -77,12 +101,26 @@ class Scan:
         kept = self._kept.pop(index, None)
         if kept is not None:
             return kept
-        image = self.dataset.read(index)
-        if pixel_digest(image) != self.digests[index].tobytes():
-            sample = self.dataset.samples[index].id
-            message = f"sample {sample!r}: its image changed after the scan began; run the command again"
-            raise DataError(message)
-        return image
+        return read_again(self.dataset.source, index, self.digests[index].tobytes(), self.dataset.samples[index].id)
+
+
+def read_again(source: Source, index: int, digest: bytes, sample: str) -> Image:
+    """Decoded image of a sample, uint8 (H, W, 3), whose pixels are still those of the scan.
+
+    Args:
+        source: Where the pixels are.
+        index: Of the sample.
+        digest: sha256 of its pixels when it was looked at.
+        sample: Its name, for the message.
+
+    Raises:
+        DataError: It cannot be read any more, or has other pixels.
+    """
+    image = source.read(index)
+    if pixel_digest(image) != digest:
+        message = f"sample {sample!r}: its image changed after the scan began; run the command again"
+        raise DataError(message)
+    return image
 
 
 def scan(
@@ -92,6 +130,7 @@ def scan(
     recheck: bool = False,
     workers: int = 2,
     strict: bool = False,
+    look: Look | None = None,
     progress: Progress = silent,
 ) -> Scan:
     """Digest every image of a data set, decoding only those whose file changed since the last run.
@@ -102,6 +141,7 @@ def scan(
         recheck: Decode all images and trust no stamp.
         workers: Decoding threads.
         strict: Raise at the first image that cannot be read.
+        look: Who looks at the images; None for this process's own threads.
         progress: Called after each image.
 
     Raises:
@@ -113,31 +153,26 @@ def scan(
     result = Scan(dataset, digests, known)
     unknown = np.flatnonzero(~known).tolist()
     kept_bytes = 0
-
-    def look(index: int) -> tuple[int, npt.NDArray[np.uint8] | DataError, bytes]:
-        try:
-            image = dataset.read(index)
-        except DataError as error:
-            return index, error, b""
-        return index, image, pixel_digest(image)
-
+    reasons: dict[int, str] = {}
     saved = time.monotonic()
-    with threads(workers, "scan") as pool:
-        for done, (index, image, digest) in enumerate(ahead(look, unknown, pool, depth=2 * workers), start=1):
-            progress("scan", done, len(unknown))
-            if isinstance(image, DataError):
-                if strict:
-                    raise image
-                result.set_aside[dataset.samples[index].id] = str(image)
-                continue
-            digests[index] = np.frombuffer(digest, np.uint8)
-            known[index] = True
-            if kept_bytes + image.nbytes + _ARRAY_BYTES <= KEEP_BYTES:
-                kept_bytes += image.nbytes + _ARRAY_BYTES
-                result._kept[index] = image
-            if time.monotonic() - saved > SAVE_EVERY_SECONDS:
-                _remember(stamps[known], digests[known], memory)
-                saved = time.monotonic()
+    looks = (look or partial(look_here, dataset, workers))(unknown)
+    for done, seen in enumerate(looks, start=1):
+        progress("scan", done, len(unknown))
+        if seen.error is not None:
+            if strict:
+                raise seen.error
+            reasons[seen.index] = str(seen.error)
+            continue
+        digests[seen.index] = np.frombuffer(seen.digest, np.uint8)
+        known[seen.index] = True
+        image = seen.image
+        if image is not None and kept_bytes + image.nbytes + _ARRAY_BYTES <= KEEP_BYTES:
+            kept_bytes += image.nbytes + _ARRAY_BYTES
+            result._kept[seen.index] = image
+        if time.monotonic() - saved > SAVE_EVERY_SECONDS:
+            _remember(stamps[known], digests[known], memory)
+            saved = time.monotonic()
+    result.set_aside.update({dataset.samples[index].id: reasons[index] for index in sorted(reasons)})
     if unknown:
         _remember(stamps[known], digests[known], memory)
     if not known.any():
@@ -145,6 +180,21 @@ def scan(
         message = f"none of the {len(dataset.samples)} images of {dataset.name!r} can be read: {reason}"
         raise DataError(message)
     return result
+
+
+def look_at(source: Source, index: int) -> Looked:
+    """Look at one image."""
+    try:
+        image = source.read(index)
+    except DataError as error:
+        return Looked(index, error=error)
+    return Looked(index, pixel_digest(image), image)
+
+
+def look_here(dataset: Dataset, workers: int, indices: Sequence[int]) -> Iterator[Looked]:
+    """Look at images in threads of this process, in order."""
+    with threads(workers, "scan") as pool:
+        yield from ahead(partial(look_at, dataset.source), indices, pool, depth=2 * workers)
 
 
 def memory_of(store: Path) -> Path:

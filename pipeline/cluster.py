@@ -1,0 +1,660 @@
+"""Work on a Ray cluster: a pool of workers that come and go with its nodes, and a map over them that loses no item.
+
+The one file that imports ray, an extra, and only when it is asked to. Extraction, its scan, a study and a prediction
+are uses of it: the driver keeps what is to be done and what is found, workers keep nothing, so any of them may die at
+any moment. An item whose worker died goes to another one. One that takes its workers with it is taken apart, until the
+part that does it is alone; so an innocent item is never given up for the company that it was in.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import reprlib
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from pipeline.errors import ClusterError, from_extra
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+LOCAL = "local"
+"""The address of a cluster that is started on this machine for one run, and ends with it."""
+
+_LOOK_SECONDS = 2.0  # between two looks at which nodes there are
+_STILLBORN = 3  # workers that may die one after another before they begin
+_ANSWER_SECONDS = 10.0  # that a cluster has to let us in
+_LONGEST_REASON = 300
+_DISTRIBUTION = "slca-pipeline"
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a worker needs of a node, and how many of them there may be.
+
+    Attributes:
+        gpus: A fraction shares one; None is one where some node has a GPU, else none.
+        cpus: Processors; None is a fair share of a node beside each GPU, and one where no GPU is needed.
+        min: Workers to ask for even while no node has room for them, so that a cluster that can grow does.
+        max: Workers at most; None for as many as there is room for.
+    """
+
+    gpus: float | None = None
+    cpus: float | None = None
+    min: int = 1
+    max: int | None = None
+
+
+@dataclass(frozen=True)
+class Done(Generic[T, R]):
+    """An item and what a worker made of it.
+
+    Attributes:
+        item: As it was given, or a part of one that was taken apart.
+        result: What the worker returned; arrays in it may be read-only.
+        node: Name of the node that it happened on.
+        seconds: How long the worker took.
+    """
+
+    item: T
+    result: R
+    node: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Lost(Generic[T]):
+    """An item that takes its workers with it.
+
+    Attributes:
+        item: As it was given, or a part of one that was taken apart.
+        reason: How its worker died, for people.
+    """
+
+    item: T
+    reason: str
+
+
+@dataclass
+class Share:
+    """What a node has done for a pool.
+
+    Attributes:
+        node: Its name.
+        workers: Workers that began there, the dead ones among them.
+        items: Items that they finished.
+        busy_seconds: Time that they worked, added up.
+        waiting_seconds: Time that they waited for work or for their results to be taken, added up.
+        died: Workers that died there.
+    """
+
+    node: str
+    workers: int = 0
+    items: int = 0
+    busy_seconds: float = 0.0
+    waiting_seconds: float = 0.0
+    died: int = 0
+
+
+@contextmanager
+def connected(address: str | None = None) -> Iterator[Cluster]:
+    """Connect to a Ray cluster; nothing of ours is left there afterwards, whatever ends the block.
+
+    Args:
+        address: `auto` for the cluster that this machine belongs to, `ray://HOST:PORT`, `HOST:PORT`; None or `local`
+            starts one on this machine, which dies with this process.
+
+    Raises:
+        ConfigError: The extra is not installed.
+        ClusterError: There is no cluster at the address, or none could be started.
+    """
+    ray = _import_ray()
+    local = address in (None, LOCAL)
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp") if local else ""  # a socket's path must be short
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    try:
+        with _said_to_ray(), _signals_kept():
+            try:
+                _knock(address)
+                if local:
+                    ray.init(address=LOCAL, include_dashboard=False, _temp_dir=folder, **quiet)
+                else:
+                    ray.init(address=address, **quiet)
+            except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+                raise ClusterError(_unreachable(address, local, error)) from error
+        with _hushed():
+            yield Cluster(ray, local)
+    finally:
+        ray.shutdown()
+        if local:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+class Cluster:
+    """A Ray cluster that this process is connected to; made by `connected`."""
+
+    def __init__(self, ray: Any, local: bool) -> None:
+        """Take over a connection."""
+        self._ray, self.local = ray, local
+        self._names: dict[str, str] = {}
+
+    @contextmanager
+    def pool(
+        self,
+        make: Callable[[], Callable[[T], R]],
+        *,
+        need: Need | None = None,
+        name: str,
+        tell: Callable[[str], None] = lambda said: None,
+    ) -> Iterator[Pool[T, R]]:
+        """Workers for as long as the block lasts.
+
+        Args:
+            make: Called once in each worker's process, on its node; gives what items are handed to. It travels there
+                by pickle, once to each node, large arrays without a copy.
+            need: What each takes of a node.
+            name: What Ray's dashboard calls the workers and, with the item, their tasks.
+            tell: Told when no node has room for a single worker.
+        """
+        pool = Pool(self, make, self.settled(need or Need()), name, tell)
+        try:
+            yield pool
+        finally:
+            pool.close()
+
+    def nodes(self) -> Sequence[Mapping[str, Any]]:
+        """The nodes that live, as Ray describes them."""
+        return [node for node in self._ray.nodes() if node["Alive"]]
+
+    def node_name(self, node_id: str) -> str:
+        """What people call a node: its host, with the beginning of its id where several nodes are on one host."""
+        if node_id not in self._names:
+            nodes = self._ray.nodes()
+            hosts = Counter(node["NodeManagerHostname"] for node in nodes)
+            for node in nodes:
+                host, number = node["NodeManagerHostname"], node["NodeID"]
+                self._names.setdefault(number, host if hosts[host] == 1 else f"{host} ({number[:6]})")
+        return self._names.get(node_id, node_id[:6])
+
+    def settled(self, need: Need) -> Need:
+        """A need with its defaults, as this cluster has them."""
+        with_gpu = [node["Resources"] for node in self.nodes() if node["Resources"].get("GPU")]
+        gpus = (1.0 if with_gpu else 0.0) if need.gpus is None else need.gpus
+        cpus = need.cpus
+        if cpus is None and gpus and with_gpu:
+            fair = min(node.get("CPU", 0) / node["GPU"] for node in with_gpu) * gpus
+            cpus = float(math.floor(fair)) if fair >= 1 else fair
+        return Need(gpus, 1.0 if cpus is None else cpus, need.min, need.max)
+
+
+class _Seat:
+    """A worker in a process of its own, on some node."""
+
+    def begin(self, make: Callable[[], Callable[[Any], Any]], folder: str) -> tuple[str, str]:
+        """Make the worker in the driver's folder, where the node has that; the node's id, and our version there."""
+        import ray
+
+        version = _version()
+        with suppress(OSError):  # relative paths then lead nowhere, and what reads them says so
+            os.chdir(folder)
+        self._work = make()
+        return ray.get_runtime_context().get_node_id(), version
+
+    def answer(self) -> None:
+        """Say that it lives."""
+
+    def work(self, item: Any) -> tuple[Any, float]:
+        """What the worker makes of an item, and the seconds that it took."""
+        began = time.perf_counter()
+        result = self._work(item)
+        return result, time.perf_counter() - began
+
+
+@dataclass
+class _Task(Generic[T]):
+    """An item on its way; one under suspicion is worked on alone, so that it is plain what a worker died of."""
+
+    item: T
+    deaths: int = 0
+    suspect: bool = False
+    turn: int = 0  # in which it was handed out
+
+
+class _Queue(Generic[T]):
+    """The tasks of a map that no worker has."""
+
+    def __init__(self, items: Iterable[T], tries: int, split: Callable[[T], Sequence[T]] | None) -> None:
+        self._source, self._drawn = iter(items), False
+        self._tries, self._split = tries, split
+        self.waiting: deque[_Task[T]] = deque()
+
+    def draw(self, count: int) -> None:
+        """Have so many tasks waiting, if there are as many."""
+        while not self._drawn and len(self.waiting) < count:
+            try:
+                self.waiting.append(_Task(next(self._source)))
+            except StopIteration:
+                self._drawn = True
+
+    def take(self, alone: bool) -> _Task[T] | None:
+        """The next task for a worker, which is `alone` with it or has others; None if there is none for it."""
+        task = next((task for task in self.waiting if alone or not task.suspect), None)
+        if task is not None:
+            self.waiting.remove(task)
+        return task
+
+    def put_back(self, tasks: Sequence[_Task[T]]) -> None:
+        """Take tasks back through no fault of theirs."""
+        self.waiting.extendleft(reversed(tasks))
+
+    def blame(self, task: _Task[T], how: str) -> Lost[T] | None:
+        """Decide about a task whose worker died: another try, its parts, or none."""
+        task.deaths, task.suspect = task.deaths + 1, True
+        if task.deaths < self._tries:
+            self.put_back([task])
+            return None
+        parts = self._parts(task.item)
+        if len(parts) < 2:
+            times = {1: "once", 2: "twice"}.get(self._tries, f"{self._tries} times")
+            return Lost(task.item, f"its worker died {times}: {how}")
+        last_try = self._tries - 1  # for a part that can be divided again; one that cannot has all of them
+        self.put_back([_Task(part, last_try if len(self._parts(part)) > 1 else 0, True) for part in parts])
+        return None
+
+    def _parts(self, item: T) -> Sequence[T]:
+        return [] if self._split is None else self._split(item)
+
+
+@dataclass(eq=False)
+class _Worker(Generic[T]):
+    """What the driver knows of a seat."""
+
+    seat: Any
+    begun: Any  # reference to what `begin` gives; None once that is known
+    verdict: Any = None  # reference to a word of a seat that cannot be reached, which tells whether it is dead
+    share: Share | None = None
+    node_id: str = ""
+    since: float = 0.0
+    busy_seconds: float = 0.0
+    tasks: dict[Any, _Task[T]] = field(default_factory=dict)  # by the reference to their results, in order
+    unfinished: list[_Task[T]] = field(default_factory=list)  # those that it died with
+    died_of: Exception | None = None
+
+    @property
+    def references(self) -> list[Any]:
+        """What is awaited of it."""
+        return [*self.tasks, *(one for one in (self.begun, self.verdict) if one is not None)]
+
+    def can_take(self) -> bool:
+        """Whether it may be handed a task beside those that it has."""
+        return self.begun is None and self.died_of is None and not any(t.suspect for t in self.tasks.values())
+
+
+class Pool(Generic[T, R]):
+    """Workers on a cluster; made by `Cluster.pool`."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        make: Callable[[], Callable[[T], R]],
+        need: Need,
+        name: str,
+        tell: Callable[[str], None],
+    ) -> None:
+        """Hire nobody yet."""
+        self._cluster, self._need, self._name, self._tell = cluster, need, name, tell
+        self._ray = cluster._ray
+        self._make = self._ray.put(make)
+        self._workers: list[_Worker[T]] = []
+        self._shares: dict[str, Share] = {}
+        self._hired = self._stillborn = self._turn = 0
+        self._looked, self._room = -math.inf, 0
+        self._told = False
+
+    @property
+    def need(self) -> Need:
+        """What each worker takes of a node."""
+        return self._need
+
+    @property
+    def shares(self) -> Sequence[Share]:
+        """What each node has done so far, by name."""
+        for worker in self._workers:
+            self._settle(worker)
+        return [self._shares[node] for node in sorted(self._shares)]
+
+    def map(
+        self,
+        items: Iterable[T],
+        *,
+        in_flight: int = 2,
+        tries: int = 2,
+        split: Callable[[T], Sequence[T]] | None = None,
+        named: Callable[[T], str] = reprlib.repr,
+    ) -> Iterator[Done[T, R] | Lost[T]]:
+        """Have every item worked on and yield what comes of it, as it comes.
+
+        Args:
+            items: Drawn as there is room for them, never far ahead.
+            in_flight: Items that a worker has at most: one at work, the others waiting there, or finished and not yet
+                taken from here. So the results that wait are bounded, too.
+            tries: Workers that an item may take with it.
+            split: Takes an item apart that has used up its tries; its parts are then yielded in its place. None, and
+                less than two parts, give the item up.
+            named: What an item is called on the dashboard and in errors.
+
+        Raises:
+            Exception: Whatever a worker raised, with the node and the item named in a note.
+            ClusterError: Workers die before they begin.
+        """
+        queue = _Queue(items, tries, split)
+        try:
+            while True:
+                queue.draw(1 + in_flight * max(self._wanted(), len(self._workers)))
+                handed = sum(len(worker.tasks) for worker in self._workers)
+                if not queue.waiting and not handed:
+                    return
+                self._hire(len(queue.waiting) + handed)
+                self._hand_out(queue, in_flight, named)
+                awaited = [reference for worker in self._workers for reference in worker.references]
+                ready, _ = self._ray.wait(awaited, timeout=_LOOK_SECONDS)
+                for reference in ready:
+                    worker = next(worker for worker in self._workers if reference in worker.references)
+                    if reference is worker.begun:
+                        self._welcome(worker)
+                        continue
+                    if reference is worker.verdict:
+                        self._hear(worker)
+                        continue
+                    outcome = self._take(worker, reference, queue, named)
+                    if outcome is not None:
+                        yield outcome
+                        del outcome  # its result may be large
+                del ready, awaited
+        finally:
+            for worker in [worker for worker in self._workers if worker.tasks]:  # nobody waits for these any more
+                self._dismiss(worker)
+
+    def close(self) -> None:
+        """Dismiss all workers."""
+        for worker in list(self._workers):
+            self._dismiss(worker)
+
+    def _wanted(self) -> int:
+        """Workers that there should be, if there is work for so many."""
+        now = time.monotonic()
+        if now - self._looked >= _LOOK_SECONDS:
+            self._looked = now
+            self._room = sum(_fitting(self._need, node["Resources"]) for node in self._cluster.nodes())
+            if not self._room:
+                self._complain()
+        wanted = max(self._room, self._need.min, 1)
+        return wanted if self._need.max is None else min(wanted, self._need.max)
+
+    def _complain(self) -> None:
+        """Say that there is room for nobody; on a cluster that cannot grow that is the end."""
+        asked = f"a worker takes {self._need.gpus:g} GPUs and {self._need.cpus:g} processors (resources.ray)"
+        if self._cluster.local:
+            have = self._cluster.nodes()[0]["Resources"]
+            message = (
+                f"{asked}, and this machine has {have.get('GPU', 0):g} and {have.get('CPU', 0):g}: ask for less, or "
+                f"name the address of a larger cluster"
+            )
+            raise ClusterError(message)
+        if not self._told:
+            self._tell(f"{asked}, and no node has so many: waiting for one")
+            self._told = True
+
+    def _hire(self, tasks: int) -> None:
+        """Ask Ray for workers, no more than there are tasks; it places each as soon as a node has room."""
+        while sum(worker.died_of is None for worker in self._workers) < min(self._wanted(), tasks):
+            self._hired += 1
+            seat = (
+                self._ray.remote(_Seat)
+                .options(
+                    name=f"{self._name} {self._hired}",
+                    num_gpus=self._need.gpus,
+                    num_cpus=self._need.cpus,
+                    max_restarts=0,
+                    max_task_retries=0,
+                    scheduling_strategy="SPREAD",
+                )
+                .remote()
+            )
+            begun = seat.begin.options(name=f"{self._name}: begin").remote(self._make, str(Path.cwd()))
+            self._workers.append(_Worker(seat, begun))
+
+    def _welcome(self, worker: _Worker[T]) -> None:
+        """Learn how the making of a worker ended."""
+        try:
+            node_id, version = self._ray.get(worker.begun)
+        except self._ray.exceptions.RayTaskError as error:
+            raise _of_worker(error, f"{self._name}: a worker could not begin") from error
+        except self._ray.exceptions.RayError as error:
+            self._dismiss(worker)
+            self._stillborn += 1
+            if self._stillborn >= _STILLBORN:
+                message = f"{self._name}: {_STILLBORN} workers died before they began: {_how(error)}"
+                raise ClusterError(message) from error
+            return
+        name = self._cluster.node_name(node_id)
+        if version != _version():
+            message = (
+                f"node {name} has {_DISTRIBUTION} {version or '(none installed)'} and this machine has {_version()}: "
+                f"install the same version on every node"
+            )
+            raise ClusterError(message)
+        worker.begun, worker.node_id, worker.since = None, node_id, time.monotonic()
+        worker.share = self._shares.setdefault(name, Share(name))
+        worker.share.workers += 1
+
+    def _hand_out(self, queue: _Queue[T], in_flight: int, named: Callable[[T], str]) -> None:
+        """Give tasks to those who have least to do; who has one gets another only while there are enough for all."""
+        while queue.waiting:
+            able = [worker for worker in self._workers if worker.can_take()]
+            worker = min(able, key=lambda worker: len(worker.tasks), default=None)
+            has = 0 if worker is None else len(worker.tasks)
+            if worker is None or has >= in_flight or (has and len(queue.waiting) < len(self._workers)):
+                return
+            task = queue.take(alone=not has)
+            if task is None:
+                return
+            self._turn += 1
+            task.turn = self._turn
+            name = f"{self._name}: {named(task.item)}"
+            worker.tasks[worker.seat.work.options(name=name).remote(task.item)] = task
+
+    def _take(
+        self, worker: _Worker[T], reference: Any, queue: _Queue[T], named: Callable[[T], str]
+    ) -> Done[T, R] | Lost[T] | None:
+        """Take what came of a task; None where it has to be done again."""
+        assert worker.share is not None
+        task, exceptions = worker.tasks.pop(reference), self._ray.exceptions
+        try:
+            result, seconds = self._ray.get(reference)
+        except exceptions.RayTaskError as error:
+            raise _of_worker(error, f"node {worker.share.node}, {named(task.item)}") from error
+        except exceptions.RayActorError as error:
+            worker.died_of = worker.died_of or error
+            worker.unfinished.append(task)
+        except exceptions.RayError:  # its result is gone with an object store, and nobody is to blame
+            queue.put_back([task])
+        else:
+            self._stillborn = 0
+            worker.busy_seconds += seconds
+            worker.share.items += 1
+            worker.share.busy_seconds += seconds
+            return Done(task.item, result, worker.share.node, seconds)
+        return self._bury(worker, queue) if worker.died_of is not None and not worker.tasks else None
+
+    def _bury(self, worker: _Worker[T], queue: _Queue[T]) -> Lost[T] | None:
+        """Have others do what a dead worker was to do; it took its tasks in order, so it died of the first."""
+        assert worker.share is not None
+        assert worker.died_of is not None
+        worker.share.died += 1
+        worker.unfinished.sort(key=lambda task: task.turn)
+        first, *others = worker.unfinished
+        if isinstance(worker.died_of, self._ray.exceptions.ActorUnavailableError):
+            worker.verdict = worker.seat.answer.remote()
+        else:
+            self._dismiss(worker)
+        if worker.verdict is not None or self._is_of_node(worker, worker.died_of):
+            queue.put_back(worker.unfinished)
+            return None
+        queue.put_back(others)
+        return queue.blame(first, _how(worker.died_of))
+
+    def _hear(self, worker: _Worker[T]) -> None:
+        """Learn what became of a worker that could not be reached: Ray knows some seconds later."""
+        try:
+            self._ray.get(worker.verdict)
+        except self._ray.exceptions.ActorUnavailableError:
+            worker.verdict = worker.seat.answer.remote()
+            return
+        except self._ray.exceptions.RayError as error:
+            if not self._is_of_node(worker, error):
+                worker.unfinished[0].deaths += 1
+                worker.unfinished[0].suspect = True
+        self._dismiss(worker)
+
+    def _is_of_node(self, worker: _Worker[T], error: Exception) -> bool:
+        """Whether a worker died with its node: then no task is to blame."""
+        alive = any(node["NodeID"] == worker.node_id for node in self._cluster.nodes())
+        return not alive or getattr(error, "preempted", False) or "node has died" in str(error)
+
+    def _dismiss(self, worker: _Worker[T]) -> None:
+        """Let a worker go, dead or alive."""
+        self._settle(worker)
+        self._workers.remove(worker)
+        with suppress(Exception):  # it is dead, or the cluster is gone
+            self._ray.kill(worker.seat, no_restart=True)
+
+    def _settle(self, worker: _Worker[T]) -> None:
+        """Add to its node's account what a worker has waited since the last time."""
+        if worker.share is not None:
+            now = time.monotonic()
+            worker.share.waiting_seconds += max(0.0, now - worker.since - worker.busy_seconds)
+            worker.since, worker.busy_seconds = now, 0.0
+
+
+def _fitting(need: Need, resources: Mapping[str, float]) -> int:
+    """Workers that a node has room for, as far as nobody else is there."""
+    asked = {"GPU": need.gpus or 0.0, "CPU": need.cpus or 0.0}
+    rooms = [resources.get(kind, 0.0) / amount for kind, amount in asked.items() if amount]
+    return math.floor(min(rooms) + 1e-6) if rooms else 1
+
+
+def _of_worker(error: Any, where: str) -> BaseException:
+    """The exception that a worker raised, with a note of where that was."""
+    cause = error.cause if isinstance(getattr(error, "cause", None), Exception) else ClusterError(str(error))
+    cause.add_note(where)
+    return cause
+
+
+def _how(error: Exception) -> str:
+    """How a worker died, in one line."""
+    said = " ".join(str(error).split())
+    _, told, detail = said.partition("Worker exit detail: ")
+    said = (detail if told else said).partition(" Some common causes")[0].strip(" .")
+    return said if len(said) <= _LONGEST_REASON else f"{said[: _LONGEST_REASON - 3]}..."
+
+
+def _version() -> str:
+    """The version of this package that is installed here; empty where only its source is there."""
+    try:
+        return metadata.version(_DISTRIBUTION)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _unreachable(address: str | None, local: bool, error: Exception) -> str:
+    """A message for a cluster that cannot be had."""
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if local:
+        return f"no Ray cluster could be started on this machine: {reason}"
+    return (
+        f"there is no Ray cluster at {address!r}: {reason.rstrip('.')}. Start one (`ray start --head`), or leave the "
+        f"address out for one on this machine alone"
+    )
+
+
+def _knock(address: str | None) -> None:
+    """Find out whether anybody listens at a host and port: Ray would wait there for minutes or for ever."""
+    host, colon, port = (address or "").rpartition("://")[2].rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS).close()
+
+
+def _import_ray() -> Any:
+    """Import ray without giving it a process's signals.
+
+    Raises:
+        ConfigError: It is not installed.
+    """
+    with _said_to_ray(), _signals_kept(), from_extra("Work on a cluster", "ray"):
+        import ray
+        import ray.exceptions
+    return ray
+
+
+@contextmanager
+def _said_to_ray() -> Iterator[None]:
+    """Settings that Ray reads from the environment, where nobody has chosen others.
+
+    It reports to nobody, leaves GPUs visible to workers that ask for none, and does not copy the folder of a driver
+    that `uv run` has started to every node: data and stores lie there.
+    """
+    names = ("RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "RAY_ENABLE_UV_RUN_RUNTIME_ENV")
+    ours = dict.fromkeys(names, "0")
+    added = {key: value for key, value in ours.items() if key not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for key in added:
+            os.environ.pop(key, None)
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Keep what nodes say of workers that die off the standard output, where Ray would print it in between reports.
+
+    Ray has no setting for that, so its printer is taken out while the block lasts, as long as it has one of that name.
+    """
+    worker = sys.modules.get("ray._private.worker")
+    printer = getattr(worker, "print_to_stdstream", None)
+    if worker is None or printer is None:
+        yield
+        return
+    vars(worker)["print_to_stdstream"] = lambda data, ignore_prefix=False: None
+    try:
+        yield
+    finally:
+        vars(worker)["print_to_stdstream"] = printer
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Keep this process's own answer to a request to stop, which Ray would replace by one of its own."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
