@@ -48,8 +48,19 @@ def _anywhere(given: Any) -> AnyPath:
     return any_path(given)
 
 
+def _tables(given: Any) -> AnyPath | dict[str, AnyPath]:
+    """A table, or one for each split."""
+    splits = given if isinstance(given, dict) and given.keys() <= {"train", "val", "test"} else {}
+    if isinstance(given, str):
+        return any_path(given)
+    if not splits or not all(isinstance(path, str) for path in splits.values()):
+        expected = "a path or a URL, or a mapping with one for train, val and test each"
+        raise PydanticCustomError(_PATH, expected)
+    return {split: any_path(path) for split, path in splits.items()}
+
+
 def _texts(tables: AnyPath | Mapping[str, AnyPath]) -> str | dict[str, str]:
-    """A table, or one for each split, as text."""
+    """The same as text, without what gives access."""
     return {split: str(path) for split, path in tables.items()} if isinstance(tables, Mapping) else str(tables)
 
 
@@ -58,7 +69,10 @@ Anywhere = Annotated[
     AnyPath, PlainValidator(_anywhere), PlainSerializer(str, str, when_used="json"), WithJsonSchema({"type": "string"})
 ]
 Tables = Annotated[
-    Anywhere | dict[Literal["train", "val", "test"], Anywhere], PlainSerializer(_texts, Any, when_used="json")
+    AnyPath | dict[Literal["train", "val", "test"], AnyPath],
+    PlainValidator(_tables),
+    PlainSerializer(_texts, Any, when_used="json"),
+    WithJsonSchema({}),
 ]
 
 STORED = "stored"  # the name of an encoder that only a store knows

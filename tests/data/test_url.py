@@ -391,3 +391,17 @@ def test_more_threads_wait_for_a_server_than_cores_decode(monkeypatch: pytest.Mo
     there = config.model_copy(update={"data": data})
     assert workers(there) == 16
     assert workers(there.model_copy(update={"resources": config.resources.model_copy(update={"workers": 3})})) == 3
+
+
+@pytest.mark.parametrize("given", ["[1]", "{}", '{"trian": "a.csv"}', '{"train": 3}', "null"])
+def test_tables_that_are_none_are_told_in_one_line(given: str) -> None:
+    from pipeline.config.check import validate
+    from pipeline.errors import ConfigError
+
+    values = {"layout": "csv", "path": json.loads(given), "path_column": "image"}
+    with pytest.raises(ConfigError) as caught:
+        validate(CsvData, values, "x.yaml")
+    said = str(caught.value)
+    assert said.startswith("x.yaml: path: got ")
+    assert said.endswith(", expected a path or a URL, or a mapping with one for train, val and test each")
+    assert "\n" not in said
