@@ -35,6 +35,30 @@ def configured(command: Command) -> Command:
     return command
 
 
+def on_ray(command: Command) -> Command:
+    """Give a command `--ray`, whose value is an address or None."""
+    return click.option(
+        "--ray",
+        is_flag=False,
+        flag_value="local",
+        metavar="[ADDRESS]",
+        callback=_address,
+        help="Share out the work on a Ray cluster (extra `ray`): `auto`, HOST:PORT, ray://HOST:PORT; without an "
+        "address one on this machine, for this run.",
+    )(command)
+
+
+def _address(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Refuse what was meant as the next argument."""
+    if value is None or value in ("auto", "local") or re.search(r":\d+$", value) or value.startswith("ray://"):
+        return value
+    message = (
+        f"--ray {value!r}: this is no address of a cluster (auto, HOST:PORT, ray://HOST:PORT); for one on this machine "
+        f"write --ray=local, or --ray at the end"
+    )
+    raise click.UsageError(message)
+
+
 def refuse_url(path: Path) -> None:
     """Refuse a URL where a store is written: it would become a folder named after the protocol.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from pipeline.cli import pages
-from pipeline.cli.options import configured, load
+from pipeline.cli.options import configured, load, on_ray
 from pipeline.cli.terminal import DONE, INCOMPLETE, bars, examples, show, telling_what_is_kept
 
 
@@ -16,7 +16,7 @@ from pipeline.cli.terminal import DONE, INCOMPLETE, bars, examples, show, tellin
         "pipeline predict data/demo/images/*.png",
         "pipeline predict -c configs/breastmnist.yaml scan.png --json",
         "pipeline predict scans --out predictions.csv",
-        "pipeline predict s3://bucket/scans --out predictions.parquet",
+        "pipeline predict s3://bucket/scans --out predictions.parquet --ray auto",
         "pipeline predict --model handed_on/demo --checkpoint weights/sam_demo.pth scan.png",
     )
 )
@@ -32,6 +32,7 @@ from pipeline.cli.terminal import DONE, INCOMPLETE, bars, examples, show, tellin
     help="Write a row per image here: NAME.csv, or NAME.parquet (extra `parquet`). A command that was stopped "
     "continues.",
 )
+@on_ray
 @click.option("--replace", is_flag=True, help="With --out: make the table anew where there is one.")
 def predict(
     config_path: Path,
@@ -42,6 +43,7 @@ def predict(
     checkpoint: Path | None,
     table: Path | None,
     replace: bool,
+    ray: str | None,
 ) -> int:
     """Class probabilities for images, encoded on the fly; those that cannot be read are named and left out.
 
@@ -50,8 +52,8 @@ def predict(
     if checkpoint is not None and model is None:
         message = "--checkpoint goes with --model; a configuration names its own, encoder.checkpoint"
         raise click.UsageError(message)
-    if replace and table is None:
-        message = "--replace goes with --out"
+    if table is None and (replace or ray):
+        message = f"{'--replace' if replace else '--ray'} goes with --out"
         raise click.UsageError(message)
     from pipeline.stages import predictions
 
@@ -66,6 +68,6 @@ def predict(
         else:
             kept = f"finished parts lie in {table}.partial; the same command continues from them"
             with telling_what_is_kept(lambda: kept):
-                report = predictions.predict_into(table, chosen, images, progress, replace=replace)
+                report = predictions.predict_into(table, chosen, images, progress, replace=replace, ray=ray)
     show(report, as_json, pages.predicted)
     return INCOMPLETE if report["set_aside"] else DONE

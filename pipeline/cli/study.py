@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from pipeline.cli.options import on_ray
 from pipeline.cli.terminal import DONE, INCOMPLETE, bars, examples, printable, say, show
 
 _NAMES = {"auc": "AUC", "ap": "average precision", "acc": "accuracy", "balanced_acc": "balanced accuracy",
@@ -52,6 +53,7 @@ def compare(first: Path, second: Path, resamples: int, seed: int, as_json: bool)
         "pipeline study -c configs/studies/demo_small.yaml --prepare",
         "pipeline study -c configs/studies/demo_folds.yaml --prepare",
         "pipeline study -c configs/studies/demo_small.yaml --set resources.device=cuda:1",
+        "pipeline study -c configs/studies/demo_small.yaml --ray auto",
     )
 )
 @click.option(
@@ -66,6 +68,7 @@ def compare(first: Path, second: Path, resamples: int, seed: int, as_json: bool)
 @click.option("--prepare", "prepare_first", is_flag=True, help="First make what the runs read: data, weights, stores.")
 @click.option("--prepare-only", is_flag=True, help="Make what the runs read, and no run.")
 @click.option("--tables-only", is_flag=True, help="Make no run: only the tables of those that are done.")
+@on_ray
 @click.option("--replace", is_flag=True, help="Make runs again whose samples or images have changed since.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
 def study(
@@ -75,12 +78,13 @@ def study(
     prepare_only: bool,
     tables_only: bool,
     replace: bool,
+    ray: str | None,
     as_json: bool,
 ) -> int:
     """Train and evaluate many variants, fractions and seeds; put them into one table.
 
     Runs that are done are skipped, so the same command continues a study that was stopped. Started several
-    times at once on one machine, the processes share its runs.
+    times at once on one machine, the processes share its runs. With --ray the workers of a cluster make them.
     """
     if prepare_only and tables_only:
         message = "--prepare-only and --tables-only exclude each other: choose one"
@@ -94,7 +98,7 @@ def study(
             prepared = studies.prepare(plan, progress)
             if prepare_only:
                 return show({"study": str(plan.folder), "stores": prepared}, as_json)
-        report = studies.study(plan, progress, tables_only=tables_only, replace=replace)
+        report = studies.study(plan, progress, tables_only=tables_only, replace=replace, ray=ray)
     if as_json:
         show(report, as_json)
     else:

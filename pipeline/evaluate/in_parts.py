@@ -12,10 +12,10 @@ import itertools
 import json
 import os
 import shutil
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +45,21 @@ class Part:
         number: From 0.
         names: Of the image files.
         stamp: Of their sizes and times; empty where this machine sees none of them.
+        start: Place of the first among the images of its number; not 0 in one that was taken apart.
     """
 
     number: int
     names: tuple[Name, ...]
     stamp: str
+    start: int = 0
+
+    def halves(self) -> tuple[Part, ...]:
+        """The part in two; a single image is in none."""
+        middle = len(self.names) // 2
+        if not middle:
+            return ()
+        first = replace(self, names=self.names[:middle])
+        return first, replace(self, names=self.names[middle:], start=self.start + middle)
 
 
 @dataclass(frozen=True)
@@ -84,11 +94,12 @@ class TableInParts:
     def __init__(self, path: Path, names: Sequence[Name], class_names: Sequence[str]) -> None:
         self.path, self.names, self.class_names = path, names, tuple(class_names)
         self.done = self._kept = 0
+        self._pieces: dict[int, dict[int, tuple[Part, Mapping[str, Any]]]] = defaultdict(dict)
 
     def pending(self) -> Iterator[Part]:
         """Yield the parts that are not there; files are looked at when the turn of their part comes."""
-        for number, start in enumerate(range(0, len(self.names), PART_IMAGES)):
-            names = tuple(self.names[start : start + PART_IMAGES])
+        for number in range(-(-len(self.names) // PART_IMAGES)):
+            names = self._names_of(number)
             part = Part(number, names, _stamp(names))
             if self._is_done(part):
                 self._kept += len(names)
@@ -97,15 +108,20 @@ class TableInParts:
                 yield part
 
     def put(self, part: Part, found: Mapping[str, Any]) -> None:
-        """Keep what a `FilePredictor` says of a part."""
-        rows = [
-            [row["image"], row["predicted"], *(row["probabilities"][name] for name in self.class_names)]
-            for row in found["predictions"]
-        ]
-        value = {"stamp": part.stamp, "rows": rows, "set_aside": found["set_aside"]}
+        """Keep what a `FilePredictor` says of a part; of a piece of one, once the others are there."""
+        self.done += len(part.names)
+        pieces = self._pieces[part.number]
+        pieces[part.start] = part, found
+        if sum(len(piece.names) for piece, _ in pieces.values()) < len(self._names_of(part.number)):
+            return
+        value: dict[str, Any] = {"stamp": part.stamp, "rows": [], "set_aside": {}}
+        for _, (_, said) in sorted(self._pieces.pop(part.number).items()):
+            value["set_aside"].update(said["set_aside"])
+            for row in said["predictions"]:
+                shares = (row["probabilities"][name] for name in self.class_names)
+                value["rows"].append([row["image"], row["predicted"], *shares])
         with run_folder.replacing(self._file(part.number)) as file:
             file.write(json.dumps(value, allow_nan=False, separators=(",", ":")).encode())
-        self.done += len(part.names)
 
     def join(self) -> Summary:
         """Put all parts into the table, in order, and give it its name.
@@ -154,6 +170,9 @@ class TableInParts:
     @property
     def _folder(self) -> Path:
         return self.path.with_name(f"{self.path.name}.partial")
+
+    def _names_of(self, number: int) -> tuple[Name, ...]:
+        return tuple(self.names[number * PART_IMAGES : (number + 1) * PART_IMAGES])
 
     def _file(self, number: int) -> Path:
         return self._folder / f"{number:07d}.json"

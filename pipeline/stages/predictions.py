@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import errno
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from dataclasses import replace as changed
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 
 from pipeline import data
+from pipeline.cluster import Lost, Need, Share, connected
 from pipeline.config.schema import Config
 from pipeline.errors import DataError
 from pipeline.evaluate.in_parts import Part, making
@@ -19,6 +23,7 @@ from pipeline.progress import Progress
 from pipeline.report import export
 from pipeline.stages.commands import Report
 from pipeline.stages.inputs import build_encoder, contents, device, reading, workers
+from pipeline.stages.nodes import on_this_node
 from pipeline.train import run_folder
 
 
@@ -38,6 +43,11 @@ class OfRun:
     def reading(self) -> data.Reading:
         """How image files become RGB."""
         return reading(self.config)
+
+    @property
+    def need(self) -> Need:
+        """What it takes of a node."""
+        return Need()
 
     def __call__(self) -> FilePredictor:
         """Load it on this machine."""
@@ -64,11 +74,16 @@ class OfExport:
         """How image files become RGB."""
         return export.reading_of(self.folder)
 
+    @property
+    def need(self) -> Need:
+        """What it takes of a node."""
+        return Need()
+
     def __call__(self) -> FilePredictor:
         """Load it on this machine."""
         place = "cuda" if torch.cuda.is_available() else "cpu"
         model = export.load_export(self.folder, checkpoint=self.checkpoint, device=place)
-        return FilePredictor(model.predictor(), model.reading)
+        return FilePredictor(model.predictor(), model.reading, min(len(os.sched_getaffinity(0)), 16))
 
 
 def predict(model: OfRun | OfExport, arguments: Sequence[str], progress: Progress) -> Report:
@@ -96,6 +111,7 @@ def predict_into(
     progress: Progress,
     *,
     replace: bool = False,
+    ray: str | None = None,
 ) -> Report:
     """Write class probabilities of however many images as a table, continuing what was stopped.
 
@@ -105,26 +121,85 @@ def predict_into(
         arguments: See `data.images_named`.
         progress: Told of each part.
         replace: Make it anew where there is one.
+        ray: Have the parts made on the cluster at this address (see `pipeline.cluster.connected`).
 
     Raises:
-        DataError: None of the files can be read.
+        DataError: None of the files can be read, or a node does not see those that are here.
         RunError: See `making`.
     """
     description = run_folder.load_description(model.folder)
     about = {"model": description.weights_sha256, "reading": data.reading_rules(model.reading)}
     names = data.images_named(arguments)
+    nodes: list[Share] = []
     with making(path, names, description.class_names, about, replace=replace) as table:
         progress("predict", 0, len(names))
-        for part, found in _answers(model, table.pending()):
+        parts = table.pending()
+        answers = _here(model, parts) if ray is None else _on_cluster(model, parts, ray, progress, nodes)
+        for part, found in answers:
             table.put(part, found)
             progress("predict", table.done, len(names))
         summary = table.join()
-    return {model.kind: str(model.folder), "out": str(path), **asdict(summary)}
+    report = {model.kind: str(model.folder), "out": str(path), **asdict(summary)}
+    return {**report, **({"nodes": [asdict(node) for node in nodes]} if ray else {})}
 
 
-def _answers(model: OfRun | OfExport, parts: Iterator[Part]) -> Iterator[tuple[Part, Mapping[str, Any]]]:
-    """What the model says of each part."""
+Answers = Iterator[tuple[Part, Mapping[str, Any]]]
+"""Parts, in any order, and what the model says of their images."""
+
+
+def _here(model: OfRun | OfExport, parts: Iterator[Part]) -> Answers:
+    """Ask the model in this process, which is loaded once there is something to ask."""
     predictor = None
     for part in parts:
         predictor = predictor or model()
         yield part, predictor(part.names)
+
+
+@dataclass(frozen=True)
+class _OnNode:
+    """The model on a node that sees it at the same path; a call loads it there."""
+
+    model: OfRun | OfExport
+    home: Path
+
+    def __call__(self) -> Callable[[Part], Mapping[str, Any]]:
+        with on_this_node(self.home, "the model and the weights of its encoder"):
+            predictor = self.model()
+        return lambda part: predictor(part.names)
+
+
+def _on_cluster(
+    model: OfRun | OfExport, parts: Iterator[Part], address: str, progress: Progress, nodes: list[Share]
+) -> Answers:
+    """Ask workers of a cluster; an image that kills its worker is set aside."""
+    first = next(parts, None)
+    if first is None:
+        return  # no cluster is asked for nothing
+
+    def tell(said: str) -> None:
+        progress("ray", 1, 1, note=said)
+
+    make = _OnNode(model, Path.cwd())
+    with connected(address) as cluster, cluster.pool(make, need=model.need, name="predict", tell=tell) as pool:
+        for done in pool.map(chain([first], parts), split=Part.halves, named=lambda part: f"part {part.number}"):
+            if isinstance(done, Lost):
+                yield done.item, {"predictions": [], "set_aside": {str(name): done.reason for name in done.item.names}}
+                continue
+            for name, reason in done.result["set_aside"].items():
+                _check_seen(name, reason, done.node)
+            yield done.item, done.result
+        nodes.extend(pool.shares)
+
+
+def _check_seen(name: str, reason: str, node: str) -> None:
+    """Refuse to set an image aside only because a node does not see it.
+
+    Raises:
+        DataError: The image is here.
+    """
+    if os.strerror(errno.ENOENT).lower() in reason and Path(name).exists():
+        message = (
+            f"{name}: the node {node!r} does not see this file, which is here: have every node see it at the same "
+            f"path, or name the images by URL"
+        )
+        raise DataError(message)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
 
+from pipeline.cluster import Need, Share
 from pipeline.config.schema import Config
 from pipeline.errors import ConfigError, RunError
 from pipeline.progress import Progress
 from pipeline.stages import commands
-from pipeline.stages.arguments import model_options
 from pipeline.stages.commands import Report
 from pipeline.stages.loaded import Shared
-from pipeline.stages.store_check import check_store
 from pipeline.stages.study_plan import Study
+from pipeline.stages.study_workers import Bench, check_inputs, make_run, on_cluster
 from pipeline.study.files import write_files
 from pipeline.study.runs import (
     Planned,
@@ -22,26 +24,26 @@ from pipeline.study.runs import (
     alone,
     forget_result,
     one_by_one,
-    result_from,
     result_of,
     work_through,
 )
 from pipeline.study.table import Summary
-from pipeline.train import run_folder
-from pipeline.train.feeding.feed import check_taps
 from pipeline.train.identity import data_identity, recorded_identity
 
 TABLES_EVERY_SECONDS = 30.0  # while runs are made, so that a study that is killed leaves tables
 
 
-def study(plan: Study, progress: Progress, *, tables_only: bool = False, replace: bool = False) -> Report:
+def study(
+    plan: Study, progress: Progress, *, tables_only: bool = False, replace: bool = False, ray: str | None = None
+) -> Report:
     """Make the runs of a study that are not done, and its tables.
 
     Args:
         plan: The study.
-        progress: Called after each run, and by each run.
+        progress: Called after each run, and by each run that is made in this process.
         tables_only: Make no run: only the tables of those that are done.
         replace: Make runs again that rest on other samples or other source pixels than are there now.
+        ray: Have them made on the cluster at this address (see `pipeline.cluster.connected`).
 
     Raises:
         ConfigError: It was started as one process of several that train together.
@@ -53,8 +55,9 @@ def study(plan: Study, progress: Progress, *, tables_only: bool = False, replace
         raise ConfigError(message)
     summary = Summary(plan.runs, plan.baseline, plan.scores)
     failed: dict[str, str] = {}
+    nodes: list[Share] = []
     if not tables_only:
-        failed = _make_runs(plan, summary, progress, replace=replace)
+        failed = _make_runs(plan, summary, progress, replace=replace, ray=ray, nodes=nodes)
     table = _write(plan, summary)
     done = sum(result_of(planned) is not None for planned in plan.runs)
     if not done:
@@ -74,6 +77,7 @@ def study(plan: Study, progress: Progress, *, tables_only: bool = False, replace
         "baseline": plan.baseline,
         "table": table,
         **({"folds": summary.folds()} if summary.cross_validated else {}),
+        **({"nodes": [asdict(node) for node in nodes]} if ray else {}),
     }
 
 
@@ -105,17 +109,13 @@ def _distinct(plan: Study) -> Iterator[tuple[Config, bool]]:
             yield config, reads_store
 
 
-def _make_runs(plan: Study, summary: Summary, progress: Progress, *, replace: bool) -> dict[str, str]:
+def _make_runs(
+    plan: Study, summary: Summary, progress: Progress, *, replace: bool, ray: str | None, nodes: list[Share]
+) -> dict[str, str]:
     shared, written = Shared(), time.monotonic()
 
     def make(planned: Planned, tell: Progress) -> Row:
-        config = plan.configs[planned.name]
-        if plan.commands[planned.name] == "probe":
-            commands.probe(config, tell, folder=planned.folder, replace=replace, shared=shared)
-        else:
-            commands.train(config, tell, replace=replace, shared=shared)
-        metrics = commands.evaluate(config, tell, shared=shared)
-        return result_from(metrics, run_folder.read_history(planned.folder))
+        return make_run(plan, planned, tell, shared=shared, replace=replace)
 
     def tidy(planned: Planned) -> None:
         nonlocal written
@@ -126,22 +126,22 @@ def _make_runs(plan: Study, summary: Summary, progress: Progress, *, replace: bo
             written = time.monotonic()
 
     try:
-        _check_inputs(plan, shared)
+        check_inputs(plan, shared)
         plan.folder.mkdir(parents=True, exist_ok=True)
         with alone(plan.folder / "preparing", plan.folder):
             _look_for_stale(plan, shared, replace=replace)
-        return work_through(plan.runs, one_by_one(make, progress), after_each=tidy, progress=progress)
+        crew = one_by_one(make, progress)
+        if ray is not None:
+            bench = Bench(plan, shared.stores, Path.cwd(), replace)
+            crew = on_cluster(bench, ray, _need(plan), lambda said: progress("ray", 1, 1, note=said), nodes)
+        return work_through(plan.runs, crew, after_each=tidy, progress=progress)
     finally:
         shared.close()
 
 
-def _check_inputs(plan: Study, shared: Shared) -> None:
-    """Refuse at once what would fail hours later: no data set, no store, or a store without a tap."""
-    for name, config in plan.configs.items():
-        shared.dataset(config)
-        if plan.reads_store(name):
-            check_store(config, shared.store(config))
-            check_taps(shared.store(config), model_options(config).taps)
+def _need(plan: Study) -> Need:
+    """What a worker takes of a node; all runs of a study say the same."""
+    return Need()
 
 
 def _look_for_stale(plan: Study, shared: Shared, *, replace: bool) -> None:

@@ -1,0 +1,118 @@
+"""A study on a cluster: the tables are those of one process, whoever dies, and whether nodes see its folder or not."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.config.schema import load_config
+from pipeline.progress import silent
+from pipeline.stages import commands, studies
+from pipeline.stages.study_plan import load_study
+from pipeline.study.runs import result_of
+from tests.cli.conftest import TINY, copy_of
+
+from .conftest import Nodes, descendants
+
+STUDY = """\
+base: tiny.yaml
+folder: studies/tiny
+baseline: plain
+set: {train.epochs: 2, model.image_px: 32}
+variants:
+  plain: {model.gates: []}
+  slca: {model.gates: [{tap: neck, stage: stage4}]}
+grid: {train.seed: [0, 1]}
+"""
+
+
+@pytest.fixture(scope="session")
+def extracted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data, random weights and a store, and a study that nobody has made."""
+    folder = tmp_path_factory.mktemp("extracted")
+    (folder / "tiny.yaml").write_text(TINY.replace("steps: 4", "steps: 0"))
+    (folder / "study.yaml").write_text(STUDY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        config = load_config(Path("tiny.yaml"))
+        commands.prepare(config, silent)
+        commands.extract(config, silent)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def alone(extracted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with the study made by this process."""
+    folder = copy_of(extracted, tmp_path_factory.mktemp("alone"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        studies.study(load_study(Path("study.yaml")), silent)
+    return folder
+
+
+@pytest.fixture
+def work(extracted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A private copy of the folder, which is the current one."""
+    folder = copy_of(extracted, tmp_path / "work")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def tables(folder: Path) -> dict[str, Any]:
+    """The tables of a study as they are, and the results without their times."""
+    study = folder / "studies/tiny"
+    rows = list(csv.DictReader((study / "results.csv").read_text().splitlines()))
+    for row in rows:
+        del row["seconds"]
+    return {"results": rows, **{name: (study / name).read_bytes() for name in ("table.csv", "table.md", "table.tex")}}
+
+
+def workers_of(folder: Path) -> list[int]:
+    """Processes of Ray below this one that work in a folder."""
+    found = []
+    for process in descendants(os.getpid()):
+        try:
+            if Path(f"/proc/{process}/cwd").readlink() == folder:
+                found.append(process)
+        except OSError:
+            continue
+    return found
+
+
+def test_a_worker_is_killed_in_a_run_and_the_tables_are_those_of_one_process(
+    nodes: Nodes, alone: Path, work: Path
+) -> None:
+    plan = load_study(Path("study.yaml"))
+    first = plan.runs[0]
+    killed = []
+
+    def kill() -> None:
+        while not list(work.glob("studies/tiny/runs/*/last.pt")):
+            time.sleep(0.02)
+        for process in workers_of(work):
+            os.kill(process, signal.SIGKILL)
+            killed.append(process)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    report = studies.study(plan, silent, ray=nodes.address)
+    thread.join()
+    assert killed
+    assert (report["done"], report["missing"], report["failed"]) == (4, 0, {})
+    assert tables(work) == tables(alone)
+    assert {path.name for path in Path("studies/tiny").iterdir()} == {
+        path.name for path in (alone / "studies/tiny").iterdir()
+    }
+    assert sum(node["items"] for node in report["nodes"]) == 4
+    assert sum(node["died"] for node in report["nodes"]) >= 1
+    assert result_of(first) is not None
+    before = (first.folder / "result.json").stat().st_mtime_ns
+    assert studies.study(plan, silent, ray="nowhere:1")["done"] == 4  # nothing is left, so no cluster is asked
+    assert (first.folder / "result.json").stat().st_mtime_ns == before
