@@ -25,6 +25,7 @@ from pipeline.data.splits import even_seed
 from pipeline.errors import CheckpointError, ConfigError, DataError
 from pipeline.mask_tap import features_of
 from pipeline.stages.inputs import load_dataset
+from pipeline.url import Url, any_path
 
 Report = dict[str, Any]
 Ask = Callable[[str, str, str], str]
@@ -159,7 +160,14 @@ def _head(source: str) -> str:
 
 def _describe(source: str, given: Given, ask: Ask, draft: _Draft) -> None:
     """Find out what the source is, and write the section `data`."""
-    path = Path(source)
+    place = any_path(source)
+    if isinstance(place, Url):
+        message = (
+            f"{place} is a URL, and `init` looks at files of this machine: copy configs/default.yaml and give it the "
+            f"section data: {{layout: folder, path: {place}}}, or that of another layout (docs/data.md)"
+        )
+        raise ConfigError(message)
+    path = place
     if _is_store(path):
         _describe_store(path, draft)
     elif path.is_dir():

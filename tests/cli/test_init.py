@@ -204,6 +204,8 @@ def test_the_demo_and_medmnist_need_no_data_yet(tmp_path: Path, monkeypatch: pyt
     assert (str(config.data.path), config.encoder.name) == ("data/bloodmnist_64.npz", "sam_vit_h")
     with pytest.raises(ConfigError, match="'nothing' is no folder, no CSV table, no store and no MedMNIST set"):
         propose("nothing", Given())
+    with pytest.raises(ConfigError, match=r"s3://b/x is a URL, .* data: {layout: folder, path: s3://b/x}"):
+        propose("s3://b/x", Given())
     with pytest.raises(ConfigError, match="--encoder: there is no encoder 'sam'"):
         propose("pathmnist", Given(encoder="sam"))
 
