@@ -330,6 +330,11 @@ class Pool(Generic[T, R]):
         return self._need
 
     @property
+    def size(self) -> int:
+        """Workers that have begun and live."""
+        return sum(worker.begun is None and worker.died_of is None for worker in self._workers)
+
+    @property
     def shares(self) -> Sequence[Share]:
         """What each node has done so far, by name."""
         for worker in self._workers:

@@ -23,7 +23,7 @@ from pipeline.cli.config import config
 from pipeline.cli.doctor import doctor
 from pipeline.cli.explain import explain
 from pipeline.cli.init import init
-from pipeline.cli.options import configured, load, refuse_url
+from pipeline.cli.options import configured, load, on_ray, refuse_url
 from pipeline.cli.predict import predict
 from pipeline.cli.probe import probe
 from pipeline.cli.report import export, report
@@ -147,7 +147,9 @@ def prepare(config_path: Path, overrides: tuple[str, ...], as_json: bool) -> int
 
 @cli.command(
     epilog=examples(
-        "pipeline extract", "pipeline extract -c configs/breastmnist.yaml --set store.path=features/breast.h5"
+        "pipeline extract",
+        "pipeline extract -c configs/breastmnist.yaml --set store.path=features/breast.h5",
+        "pipeline extract -c configs/isic2017.yaml --ray auto",
     )
 )
 @configured
@@ -155,6 +157,7 @@ def prepare(config_path: Path, overrides: tuple[str, ...], as_json: bool) -> int
 @click.option("--reuse", multiple=True, type=click.Path(path_type=Path), help="An older store whose rows may be taken.")
 @click.option("--strict", is_flag=True, help="Stop at the first bad image instead of setting it aside.")
 @click.option("--recheck", is_flag=True, help="Read every image again, even where file size and time are unchanged.")
+@on_ray
 def extract(
     config_path: Path,
     overrides: tuple[str, ...],
@@ -163,6 +166,7 @@ def extract(
     reuse: tuple[Path, ...],
     strict: bool,
     recheck: bool,
+    ray: str | None,
 ) -> int:
     """Stage one: run the frozen encoder over the images that the store does not hold yet."""
     from pipeline.stages.inputs import finished
@@ -176,7 +180,7 @@ def extract(
 
             with telling_what_is_kept(lambda: commands.kept_of_extraction(config)):
                 report = commands.extract(
-                    config, progress, replace=replace, reuse=reuse, strict=strict, recheck=recheck
+                    config, progress, replace=replace, reuse=reuse, strict=strict, recheck=recheck, ray=ray
                 )
     show(report, as_json, pages.extracted)
     return INCOMPLETE if report["set_aside"] else DONE

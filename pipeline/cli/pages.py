@@ -71,6 +71,8 @@ def extracted(report: Report) -> None:
     if report["encoded"] and seconds.get("encode"):
         took += f", {seconds['encode'] / report['encoded']:.3g} s an image for the encoder alone"
     say(f"time       {took}")
+    for node in report.get("nodes", ()):
+        say(f"node       {_of_node(node)}")
     if report["advice"]:
         say(f"advice     {report['advice']}")
     aside = report["set_aside"]
@@ -81,6 +83,16 @@ def extracted(report: Report) -> None:
         if len(aside) > _CLASSES:
             say(f"           and {len(aside) - _CLASSES} more (--json has them)")
         say("           mend or remove the files and extract again, or train with train.allow_missing=true")
+
+
+def _of_node(node: Mapping[str, Any]) -> str:
+    """What a node of a cluster did, on a line."""
+    busy, waiting = node["busy_seconds"], node["waiting_seconds"]
+    died = f", {node['died']} of them died" if node["died"] else ""
+    return (
+        f"{node['node']}: {node['images']} images, {node['images_per_s']:.3g} images/s, "
+        f"{node['workers']} workers{died}, busy {busy:.0f} s, waiting {waiting:.0f} s"
+    )
 
 
 def trained(report: Report) -> None:

@@ -593,6 +593,19 @@ class FoldConfig(Section):
     """Share of the samples outside the fold for val; the rest is train."""
 
 
+class RayConfig(Section):
+    """What `--ray` asks of a cluster: what a worker takes of a node, and how many workers there may be."""
+
+    gpus: Annotated[float, Field(ge=0)] | None = None
+    """GPUs of a worker; 0.5 shares one between two. Null is 1 where some node has a GPU, else 0."""
+    cpus: Annotated[float, Field(gt=0)] | None = None
+    """Processors of a worker; null is a fair share of the node beside each GPU, and 1 without GPUs."""
+    min: Positive = 1
+    """Workers to ask for even while no node has room for them, so that a cluster that can grow does."""
+    max: Positive | None = None
+    """Workers at most; null is as many as the nodes have room for."""
+
+
 class Resources(Section):
     """What a machine offers; no result rests on it, so nothing here is a DVC parameter."""
 
@@ -610,6 +623,8 @@ class Resources(Section):
     """Compile the classifier with torch; takes a minute, and pays on long trainings."""
     tensorboard: bool = False
     """Write the history for TensorBoard too (extra `tensorboard`)."""
+    ray: RayConfig = RayConfig()
+    """What `--ray` asks of a cluster (extra `ray`)."""
 
 
 class Config(Section):

@@ -116,6 +116,24 @@ class BatchSize:
             self._memory.write_text(json.dumps({**self._key(), "chosen": self._chosen, "limit": self._limit}))
 
 
+class Told:
+    """A size that somebody else has chosen, who hears of it where it is too large."""
+
+    def __init__(self, images: int) -> None:
+        """Take it."""
+        self.images = images
+
+    def recall(self) -> None:
+        """Keep it."""
+
+    def search(self, rows: int) -> None:
+        """Keep it."""
+
+    def halve(self) -> bool:
+        """Keep it: others encode in batches of this size, too."""
+        return False
+
+
 def largest_that_pays(seconds: Callable[[int], float], start: int, limit: int) -> int:
     """Double the size of a batch while that makes an image faster by `PAYS` and memory suffices.
 

@@ -23,7 +23,7 @@ from torch import Tensor
 import cache
 from pipeline.data.resize import squared
 from pipeline.errors import DataError
-from pipeline.extract.batch_size import BatchSize, out_of_memory
+from pipeline.extract.batch_size import BatchSize, Told, out_of_memory
 from pipeline.extract.plan import Contents
 from pipeline.image_tap import IMAGE
 from pipeline.overlap import ahead, threads
@@ -157,9 +157,12 @@ class Clock:
         try:
             yield
         finally:
-            spent = time.perf_counter() - start
-            with self._lock:
-                self.seconds[part] = self.seconds.get(part, 0.0) + spent
+            self.add(part, time.perf_counter() - start)
+
+    def add(self, part: str, seconds: float) -> None:
+        """Add time to `part` that was taken elsewhere."""
+        with self._lock:
+            self.seconds[part] = self.seconds.get(part, 0.0) + seconds
 
 
 @dataclass
@@ -186,7 +189,7 @@ class Encoding:
     read: Callable[[int], npt.NDArray[Any]]
     names: Sequence[str]
     contents: Contents
-    sizes: BatchSize
+    sizes: BatchSize | Told
     workers: int = 2
     strict: bool = False
     shared: bool = False
@@ -197,6 +200,16 @@ class Encoding:
     _refused: dict[int, str] = field(default_factory=dict)
     _total: int = 0
     _began: float = field(default_factory=time.perf_counter)
+
+    @property
+    def device(self) -> str:
+        """Where it encodes, as torch names it."""
+        return str(self.encoder.device)
+
+    @property
+    def nodes(self) -> Sequence[Mapping[str, Any]]:
+        """None: this is no cluster."""
+        return ()
 
     def run(self, writer: cache.StoreWriter | cache.StoreWorker) -> None:
         """Encode and write every pending shard that this process gets hold of."""
@@ -285,10 +298,16 @@ class Encoding:
         return bad
 
     def _report(self, done: int) -> None:
-        seconds = time.perf_counter() - self._began
-        mib = self.contents.row_bytes / 2**20
-        rate = {"images_per_s": done / seconds} if done else {}
-        self.progress("encode", done, self._total, **rate, mib=f"{done * mib:.4g}/{self._total * mib:.4g}")
+        report_encoding(self.progress, self.contents, self._total, self._began, done)
+
+
+def report_encoding(
+    progress: Progress, contents: Contents, total: int, began: float, done: int, **info: float | str
+) -> None:
+    """Report how many images of a run that began at a time are encoded, how fast, and how many MiB that makes."""
+    mib = contents.row_bytes / 2**20
+    rate = {"images_per_s": done / (time.perf_counter() - began)} if done else {}
+    progress("encode", done, total, **rate, mib=f"{done * mib:.4g}/{total * mib:.4g}", **info)
 
 
 def write_shard(writer: cache.StoreWriter | cache.StoreWorker, shard: Shard) -> None:

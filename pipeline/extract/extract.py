@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from pipeline.progress import Progress, silent
 
 if TYPE_CHECKING:
     from pipeline.encoders import Encoder
+    from pipeline.extract.on_ray import OnRay, RayEncoding
 
 _POLL_SECONDS = 0.2
 _MASKED_ROWS = 64  # of a shard: the masks of an image take seconds, and a stop loses the shard that is not full yet
@@ -48,7 +50,8 @@ class ExtractReport:
             `wait for write`, `commit`; and `total`. `decode` and `write` are the time that other threads were busy
             meanwhile. Only `scan` and `total` where nothing was to do.
         advice: One line if the encoder was starved, else empty.
-        device: Where it encoded, as torch names it; empty where nothing was to do.
+        device: Where it encoded, as torch names it, or people where it was a cluster; empty where nothing was to do.
+        nodes: What each node of a cluster did: its name, workers, images and seconds.
     """
 
     store: Path
@@ -59,6 +62,7 @@ class ExtractReport:
     seconds: Mapping[str, float]
     advice: str = ""
     device: str = ""
+    nodes: Sequence[Mapping[str, JSON]] = ()
 
 
 @dataclass(frozen=True)
@@ -96,13 +100,14 @@ def extract(
     recheck: bool = False,
     provenance: Mapping[str, JSON] | None = None,
     ranks: Ranks = ALONE,
+    on: OnRay | None = None,
     progress: Progress = silent,
 ) -> ExtractReport:
     """Encode what is not stored yet and leave a complete store at `path`.
 
     Args:
         dataset: The images; their order becomes the row order.
-        encoder: The frozen encoder.
+        encoder: The frozen encoder; on a cluster it need only say what it is (see `on_ray.Plain`).
         path: `NAME.zarr` or `NAME.h5`.
         reading: See `Contents`.
         dtype: Type of the stored numbers.
@@ -117,6 +122,7 @@ def extract(
         recheck: Decode every image again, also those whose file size and time have not changed.
         provenance: What the store should remember about its making (not compared).
         ranks: This process among those that make the store together.
+        on: The cluster that looks at the images and encodes them in place of this process.
         progress: Called after each image.
 
     Raises:
@@ -133,7 +139,15 @@ def extract(
                 _await_leader(path, ranks.wait_seconds)
         with clock("scan"):
             rows = Rows(
-                scan(dataset, memory_of(path), recheck=recheck, workers=workers, strict=strict, progress=progress)
+                scan(
+                    dataset,
+                    memory_of(path),
+                    recheck=recheck,
+                    workers=workers,
+                    strict=strict,
+                    look=None if on is None else partial(on.look, dataset),
+                    progress=progress,
+                )
             )
             if isinstance(encoder, KnownMask):
                 encoder.know(rows.masks_sha256(workers=workers, progress=progress))
@@ -143,19 +157,25 @@ def extract(
         if not (replace or ranks.rank):
             refuse_another_data_set(path, wanted.fingerprint, rows)
         store = _Store(path, wanted, rows, tuple(reuse))
-        encoding = Encoding(
-            encoder,
-            store.rows.mask if encoder.reads == "mask" else store.rows.image,
-            store.rows.ids,
-            wanted,
-            BatchSize(encoder, batch_size, path.with_name(path.name + ".batch.json")),
-            workers,
-            strict=strict,
-            shared=ranks.world > 1,
-            clock=clock,
-            progress=progress,
-        )
+        memory = path.with_name(path.name + ".batch.json")
+        encoding: Encoding | RayEncoding
+        if on is not None:
+            encoding = on.encoding(dataset, store.rows, wanted, memory, clock, progress)
+        else:
+            encoding = Encoding(
+                encoder,
+                store.rows.mask if encoder.reads == "mask" else store.rows.image,
+                store.rows.ids,
+                wanted,
+                BatchSize(encoder, batch_size, memory),
+                workers,
+                strict=strict,
+                shared=ranks.world > 1,
+                clock=clock,
+                progress=progress,
+            )
         if ranks.rank:
+            assert isinstance(encoding, Encoding)
             reused = _help(store, encoding, ranks.wait_seconds)
             kept, bad = len(store.rows), dict[str, str]()
         else:
@@ -170,7 +190,8 @@ def extract(
         set_aside=bad,
         seconds=clock.seconds,
         advice=_advice(clock.seconds, workers),
-        device=str(encoder.device),
+        device=encoding.device,
+        nodes=encoding.nodes,
     )
 
 
@@ -186,7 +207,7 @@ class _Store:
 
 def _lead(
     store: _Store,
-    encoding: Encoding,
+    encoding: Encoding | RayEncoding,
     *,
     provenance: Mapping[str, JSON] | None,
     shard_mib: int,
@@ -205,7 +226,7 @@ def _lead(
         rows=store.rows,
         provenance=provenance,
         shard_mib=shard_mib,
-        shard_rows=_most_rows(store.contents, encoding.sizes),
+        shard_rows=_most_rows(store.contents, encoding.sizes.images),
         reuse=store.reuse,
         replace=replace,
     ) as writer:
@@ -217,9 +238,9 @@ def _lead(
             return writer.reused, len(finished), dict(finished.set_aside)
 
 
-def _most_rows(contents: Contents, sizes: BatchSize) -> int | None:
+def _most_rows(contents: Contents, batch: int) -> int | None:
     """Rows of a shard at most: with masks few, but a whole batch; None where its size alone decides."""
-    return max(_MASKED_ROWS, sizes.images) if any(is_masks(tap) for tap in contents.taps) else None
+    return max(_MASKED_ROWS, batch) if any(is_masks(tap) for tap in contents.taps) else None
 
 
 def _await_leader(path: Path, wait_seconds: float) -> None:

@@ -96,6 +96,12 @@ class Rows(Sequence[cache.Row]):
         samples = self._seen.dataset.samples
         return [samples[index].id for index in self._at.tolist()]
 
+    def samples_of(self, rows: Sequence[int]) -> tuple[tuple[int, ...], tuple[str, ...], Digests]:
+        """Of some rows the indices of their samples, their names, and the digests uint8 (n, 32) of their images."""
+        indices = self._at[np.asarray(rows, np.intp)]
+        names = tuple(self._seen.dataset.samples[index].id for index in indices.tolist())
+        return tuple(indices.tolist()), names, self._seen.digests[indices]
+
     @property
     def digests(self) -> Digests:
         """uint8 (n, 32), sha256 of the pixels of each row's image."""

@@ -27,7 +27,8 @@ from pipeline.report import export as handing_on
 from pipeline.report import report as report_page
 from pipeline.stages import clocks
 from pipeline.stages.arguments import augmentation, machine, model_options, train_options
-from pipeline.stages.inputs import build_encoder, class_texts, device, load_dataset, reading, workers
+from pipeline.stages.at_work import at_work
+from pipeline.stages.inputs import class_texts, device, load_dataset, reading, workers
 from pipeline.stages.loaded import Shared
 from pipeline.stages.prepare import encoder_record, prepare_data, prepare_demo_clip, prepare_encoder
 from pipeline.stages.store_check import check_images, check_plan, check_store
@@ -73,42 +74,51 @@ def extract(
     reuse: Sequence[Path] = (),
     strict: bool = False,
     recheck: bool = False,
+    ray: str | None = None,
 ) -> Report:
-    """Stage one: leave a complete store of features at `store.path`; see `inputs.finished` for when it is there."""
+    """Stage one: leave a complete store of features at `store.path`; see `inputs.finished` for when it is there.
+
+    Args:
+        config: The configuration.
+        progress: Called as it goes on.
+        replace: Swap out a store made with other settings.
+        reuse: Older stores whose rows may be taken.
+        strict: Stop at the first bad image.
+        recheck: Read every image again.
+        ray: Address of the cluster that does the work; None for this process.
+    """
     check_plan(config)
     in_a_fold = config.fold is not None  # of which a store, its card and its name know nothing
     dataset, rules = load_dataset(config, only_test=in_a_fold), data.reading_rules(reading(config))
-    encoder = build_encoder(config, new_images=False)
-    slow = clocks.slow_precision(config.encoder.precision, str(encoder.device))
-    if slow:
-        progress("precision", 1, 1, note=slow)
     before = rows_of(config.store.path) or {}
-    report = stage_one.extract(
-        dataset,
-        encoder,
-        config.store.path,
-        reading=rules,
-        dtype=config.store.dtype,
-        image_px=config.store.image_px,
-        shard_mib=config.store.shard_mib,
-        batch_size=config.resources.batch_size,
-        workers=workers(config),
-        reuse=reuse,
-        replace=replace,
-        strict=strict,
-        recheck=recheck,
-        provenance={
-            "data_set": dataset.name,
-            "license": config.store.license,
-            "citation": config.store.citation,
-            "software": identity.versions(),
-        },
-        ranks=stage_one.Ranks(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))),
-        progress=progress,
-    )
+    with at_work(config, progress, strict=strict, ray=ray) as (encoder, on):
+        report = stage_one.extract(
+            dataset,
+            encoder,
+            config.store.path,
+            reading=rules,
+            dtype=config.store.dtype,
+            image_px=config.store.image_px,
+            shard_mib=config.store.shard_mib,
+            batch_size=config.resources.batch_size,
+            workers=workers(config),
+            reuse=reuse,
+            replace=replace,
+            strict=strict,
+            recheck=recheck,
+            provenance={
+                "data_set": dataset.name,
+                "license": config.store.license,
+                "citation": config.store.citation,
+                "software": identity.versions(),
+            },
+            ranks=stage_one.Ranks(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))),
+            on=on,
+            progress=progress,
+        )
     if report.encoded and "total" in report.seconds and os.environ.get("RANK", "0") == "0":
         took: Report = {"encoded": report.encoded, "seconds": report.seconds["total"]}
-        took["device"] = identity.device_name(report.device)
+        took["device"] = report.device if report.nodes else identity.device_name(report.device)
         run_folder.write_json(evidence.extraction_record(report.store), took)
     return {
         "store": str(report.store),
@@ -119,6 +129,7 @@ def extract(
         "set_aside": dict(report.set_aside),
         "seconds": dict(report.seconds),
         "advice": report.advice,
+        **({"nodes": list(report.nodes)} if report.nodes else {}),
     }
 
 

@@ -20,6 +20,7 @@ from pipeline.url import Url
 
 if TYPE_CHECKING:
     from pipeline.evaluate.adapt import Texts
+    from pipeline.extract.on_ray import Plain
 
 
 def check_encoder(config: Config, where: str) -> None:
@@ -114,6 +115,38 @@ def build_encoder(config: Config, *, new_images: bool = True) -> encoders.Encode
     Raises:
         ConfigError: It reads masks, and new images, or images beside the masks, are asked of it.
     """
+    file = _checked_weights(config, new_images=new_images)
+    return encoders.build_encoder(**_encoder_arguments(config), checkpoint=file, device=device(config))
+
+
+def plain_encoder(config: Config) -> Plain:
+    """The frozen encoder that the configuration describes, for a cluster to build.
+
+    Raises:
+        ConfigError: See `build_encoder`.
+    """
+    from pipeline.extract.on_ray import Plain
+
+    weights = _checked_weights(config, new_images=False)
+    return Plain(_encoder_arguments(config), weights, config.resources.device)
+
+
+def _encoder_arguments(config: Config) -> dict[str, Any]:
+    """What `encoders.build_encoder` is told, apart from weights and device."""
+    wanted = config.encoder
+    return {
+        "name": wanted.name,
+        "taps": wanted.taps,
+        "input_px": wanted.input_px,
+        "pool": wanted.pool,
+        "precision": wanted.precision,
+        "preprocessing": wanted.preprocessing,
+        "masks": to_dict(wanted.masks),
+    }
+
+
+def _checked_weights(config: Config, *, new_images: bool) -> Path | None:
+    """The encoder's file of weights, once nothing speaks against the encoder; None where it has none."""
     require_encoder(config)
     reads_masks = encoders.family_of(config.encoder.name).reads == "mask"
     if reads_masks and new_images:
@@ -128,17 +161,7 @@ def build_encoder(config: Config, *, new_images: bool = True) -> encoders.Encode
             f"set it to null (--set store.image_px=null)"
         )
         raise ConfigError(message)
-    return encoders.build_encoder(
-        config.encoder.name,
-        checkpoint=None if reads_masks else encoders.present_weights(config.encoder.name, config.encoder.checkpoint),
-        taps=config.encoder.taps,
-        input_px=config.encoder.input_px,
-        pool=config.encoder.pool,
-        precision=config.encoder.precision,
-        preprocessing=config.encoder.preprocessing,
-        masks=to_dict(config.encoder.masks),
-        device=device(config),
-    )
+    return None if reads_masks else encoders.present_weights(config.encoder.name, config.encoder.checkpoint)
 
 
 def encoder_name(config: Config) -> str:
@@ -203,8 +226,12 @@ def workers(config: Config) -> int:
     """Decoding threads: as configured, else one per processor, at most 16; or 16 that wait for a server."""
     if config.resources.workers is not None:
         return config.resources.workers
-    places = (getattr(config.data, key, None) for key in ("path", "images"))
-    return 16 if any(isinstance(place, Url) for place in places) else min(len(os.sched_getaffinity(0)), 16)
+    return 16 if behind_url(config) else min(len(os.sched_getaffinity(0)), 16)
+
+
+def behind_url(config: Config) -> bool:
+    """Whether a server has the images, so that whoever reads them waits more than he works."""
+    return any(isinstance(getattr(config.data, key, None), Url) for key in ("path", "images"))
 
 
 def contents(config: Config, encoder: Mapping[str, Any]) -> Contents:

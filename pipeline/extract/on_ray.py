@@ -1,0 +1,584 @@
+"""Stage one on a Ray cluster: nodes look at images and encode shards, this process plans, writes and commits.
+
+A node reads the images itself and sends back whole shards in the store's own types, so it needs no place to write to.
+Two shards a worker are on their way at most; that bounds what waits here. Each image is decoded twice, by the scan and
+by the encoder: the pixels of a cluster's data sets fit into nobody's memory. The bytes are those of one process.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+import cache
+from pipeline import encoders
+from pipeline.cluster import Cluster, Lost, Need, Pool
+from pipeline.data import Dataset
+from pipeline.data.dataset import Source
+from pipeline.data.scan import Looked, look_at, read_again
+from pipeline.encoders.known_mask.encoder import KnownMask
+from pipeline.encoders.weight_files import user_folder
+from pipeline.errors import ClusterError, DataError, naming
+from pipeline.extract.batch_size import BatchSize, Told, out_of_memory
+from pipeline.extract.encode import Clock, Encoding, report_encoding
+from pipeline.extract.plan import Contents, Rows
+from pipeline.overlap import threads
+from pipeline.progress import Progress
+
+if TYPE_CHECKING:
+    from pipeline.encoders.family import Reads, Shape
+
+_SLICE = 256  # images that a worker looks at before it reports, at most
+_SLICES = 64  # that a scan has at least, so that many workers share it
+_SAME_PATH = "every node reads the images itself, and must see them under the path that they have on this machine"
+
+
+@dataclass(frozen=True)
+class Plain:
+    """An encoder that is loaded elsewhere: the words to build it from, and what this process must know of it.
+
+    Attributes:
+        arguments: Of `encoders.build_encoder`, without `checkpoint` and `device`.
+        weights: Its file; None where it has none.
+        device: `cpu`, or anything else for the GPU of whoever has one.
+    """
+
+    arguments: Mapping[str, Any]
+    weights: Path | None
+    device: str = "auto"
+
+    @property
+    def reads(self) -> Reads:
+        """What it encodes of a sample."""
+        return encoders.family_of(self.arguments["name"]).reads
+
+    @property
+    def taps(self) -> Mapping[str, Shape]:
+        """Shape of each tap's map."""
+        return self._recipe.shapes
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything that its features depend on, apart from the pixels."""
+        assert self.weights is not None
+        return dict(self._recipe.fingerprint(encoders.weights_sha256(self.weights)))
+
+    def build(self, weights: Path | None, device: str) -> encoders.Encoder:
+        """Load it."""
+        return encoders.build_encoder(**self.arguments, checkpoint=weights, device=device)
+
+    @property
+    def _recipe(self) -> encoders.Recipe:
+        return encoders.make_recipe(**self.arguments)
+
+
+@dataclass(frozen=True)
+class OnRay:
+    """A cluster that does the work of stage one in place of this process.
+
+    Attributes:
+        cluster: Where.
+        plain: The encoder.
+        need: What a worker takes of a node.
+        threads: Decoding threads of a worker; None for one for each of its processors.
+        batch_size: Images per encoder call; None chooses, on a worker.
+        strict: Stop at a bad image.
+    """
+
+    cluster: Cluster
+    plain: Plain
+    need: Need
+    threads: int | None = None
+    batch_size: int | None = None
+    strict: bool = False
+    tell: Callable[[str], None] = lambda said: None
+
+    def look(self, dataset: Dataset, indices: Sequence[int]) -> Iterator[Looked]:
+        """Look at images on the nodes, in slices; see `pipeline.data.scan.Look`.
+
+        Raises:
+            DataError: A node cannot read an image that this machine can.
+        """
+        if not indices:
+            return
+        size = min(_SLICE, math.ceil(len(indices) / _SLICES))
+        slices = (tuple(indices[k : k + size]) for k in range(0, len(indices), size))
+        cpus = min(1.0, self.need.cpus or 1.0)
+        most = None if self.need.max is None else math.ceil(self.need.max * (self.need.cpus or 1.0) / cpus)
+        need = Need(0.0, cpus, 1, most)
+        with self.cluster.pool(partial(_Looker, dataset.source), need=need, name="scan", tell=self.tell) as pool:
+            for outcome in pool.map(slices, split=_halves, named=lambda part: f"images {part[0]} to {part[-1]}"):
+                if isinstance(outcome, Lost):
+                    (index,) = outcome.item
+                    yield Looked(index, error=DataError(f"{dataset.samples[index].id}: {outcome.reason}"))
+                    continue
+                digests, reasons = outcome.result
+                for place, index in enumerate(outcome.item):
+                    if index in reasons:
+                        yield Looked(index, error=_read_here(dataset, index, reasons[index], outcome.node))
+                    else:
+                        yield Looked(index, digests[place].tobytes())
+
+    def encoding(
+        self, dataset: Dataset, rows: Rows, contents: Contents, memory: Path, clock: Clock, progress: Progress
+    ) -> RayEncoding:
+        """What encodes the shards of a store in place of `Encoding`.
+
+        Args:
+            dataset: The samples.
+            rows: Of the store.
+            contents: Of the store.
+            memory: The file that remembers the size of batches; see `BatchSize`.
+            clock: Where the time goes.
+            progress: Called after each shard.
+        """
+        need = self.cluster.settled(replace(self.need, gpus=0.0) if self.plain.device == "cpu" else self.need)
+        job = _Job(
+            source=dataset.source,
+            plain=self.plain,
+            contents=replace(contents, encoder=dict(contents.encoder), shapes=dict(contents.shapes)),
+            files=() if self.cluster.local else _files_of(self.plain.weights),
+            threads=self.threads or max(1, min(16, round(need.cpus or 1.0))),
+            device="cuda" if need.gpus else "cpu",
+            batch_size=self.batch_size,
+            strict=self.strict,
+        )
+        return RayEncoding(self, job, need, rows, memory, clock, progress)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a worker is made from: the same for all."""
+
+    source: Source
+    plain: Plain
+    contents: Contents
+    files: tuple[tuple[str, npt.NDArray[np.uint8]], ...]
+    threads: int
+    device: str
+    batch_size: int | None
+    strict: bool
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Rows of a shard, all of them at first, with what a worker must know to encode them.
+
+    Attributes:
+        shard: Number of the shard.
+        start: Place of the first row in the shard.
+        indices: Of the samples in the source.
+        names: Of the samples.
+        digests: uint8 (n, 32), sha256 of their pixels.
+        images: In a batch.
+    """
+
+    shard: int
+    start: int
+    indices: tuple[int, ...]
+    names: tuple[str, ...]
+    digests: npt.NDArray[np.uint8]
+    images: int
+
+    def halves(self) -> Sequence[_Part]:
+        """Two parts, or none of a single row."""
+        middle = len(self.indices) // 2
+        return [self._some(0, middle), self._some(middle, len(self.indices))] if middle else []
+
+    def _some(self, start: int, stop: int) -> _Part:
+        of = slice(start, stop)
+        return replace(
+            self,
+            start=self.start + start,
+            indices=self.indices[of],
+            names=self.names[of],
+            digests=self.digests[of],
+        )
+
+    def __str__(self) -> str:
+        return f"shard {self.shard}" + (f" from row {self.start}" if self.start else "")
+
+
+@dataclass(frozen=True)
+class _SizeFor:
+    """Asks a worker how many images to encode at once.
+
+    Attributes:
+        rows: Images to encode, about.
+        memory: What earlier runs remember; see `BatchSize`.
+    """
+
+    rows: int
+    memory: str
+
+
+@dataclass(frozen=True)
+class _Size:
+    """Images to encode at once, as a worker has found out; also in place of a shard that did not fit into its memory.
+
+    Attributes:
+        images: In a batch.
+        memory: To remember.
+        device: Where, as people call it.
+    """
+
+    images: int
+    memory: str
+    device: str
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """Rows of a shard as the store has them; see `encode.Shard`. Reasons are by place in the part."""
+
+    features: Mapping[str, npt.NDArray[Any]]
+    extents: npt.NDArray[np.float32]
+    bad: Mapping[int, str]
+    seconds: Mapping[str, float]
+
+
+class _Looker:
+    """Digests of images, on a node."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def __call__(self, indices: tuple[int, ...]) -> tuple[npt.NDArray[np.uint8], dict[int, str]]:
+        """Digests uint8 (n, 32), and the reason by index for those that cannot be read."""
+        digests, reasons = np.zeros((len(indices), 32), np.uint8), {}
+        for place, index in enumerate(indices):
+            seen = look_at(self._source, index)
+            if seen.error is not None:
+                reasons[index] = str(seen.error)
+            else:
+                digests[place] = np.frombuffer(seen.digest, np.uint8)
+        return digests, reasons
+
+
+class _Encoder:
+    """Encodes parts of shards, on a node."""
+
+    def __init__(self, job: _Job) -> None:
+        self._job = job
+        wants_gpu = job.device == "cuda" and torch.cuda.is_available()
+        self._encoder = job.plain.build(_weights_here(job), "cuda" if wants_gpu else "cpu")
+        if isinstance(self._encoder, KnownMask):
+            self._encoder.know(str(job.contents.encoder["masks_sha256"]))
+        ours = replace(job.contents, encoder=self._encoder.fingerprint()).fingerprint
+        differences = job.contents.fingerprint.differences(ours)
+        if differences:
+            listed = "; ".join(f"{d.field} is {d.ours!r}, and {d.theirs!r} there" for d in differences)
+            message = f"the encoder of a node would make other features ({listed}): give all nodes the same weights"
+            raise ClusterError(message)
+        self._decoders = ThreadPoolExecutor(job.threads, "decode")
+
+    def __call__(self, asked: _Part | _SizeFor) -> _Encoded | _Size:
+        """Encode a part, or choose the size of a batch."""
+        if isinstance(asked, _SizeFor):
+            return self._size(asked.memory, lambda sizes: sizes.search(asked.rows))
+        job, clock = self._job, Clock()
+        plan = cache.ShardPlan(asked.shard, tuple(range(len(asked.indices))))
+        encoding = Encoding(
+            self._encoder,
+            partial(self._read, asked),
+            asked.names,
+            job.contents,
+            Told(asked.images),
+            job.threads,
+            strict=job.strict,
+            clock=clock,
+        )
+        try:
+            shard = encoding.encode(plan, self._decoders)
+        except RuntimeError as error:
+            if not out_of_memory(error) or asked.images == 1:
+                raise
+            return self._size("", lambda sizes: _halve(sizes, asked.images))
+        return _Encoded(shard.features, shard.extents, shard.bad, clock.seconds)
+
+    def _read(self, part: _Part, place: int) -> npt.NDArray[Any]:
+        """What the encoder reads of a row."""
+        index, sample = part.indices[place], part.names[place]
+        try:
+            if self._encoder.reads == "image":
+                return read_again(self._job.source, index, part.digests[place].tobytes(), sample)
+            mask = self._job.source.mask(index)
+        except DataError as error:
+            error.add_note(_SAME_PATH)
+            raise
+        if mask is None:
+            message = f"sample {sample!r} has no mask: give it one, or leave it out of the data set"
+            raise DataError(message)
+        return mask
+
+    def _size(self, memory: str, change: Callable[[BatchSize], object]) -> _Size:
+        """The size of a batch after a change to it; the memory lies in a file for as long as that takes."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "batch.json")
+            file.write_text(memory)
+            sizes = BatchSize(self._encoder, self._job.batch_size, file)
+            change(sizes)
+            device = self._encoder.device
+            name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+            return _Size(sizes.images, file.read_text(), name)
+
+
+class _Sizes:
+    """How many images the encoder takes at once, as a worker chooses and everyone then does."""
+
+    def __init__(self, ask: Callable[[_SizeFor], _Size], memory: Path) -> None:
+        self._ask, self._memory = ask, memory
+        self.images, self.device = 0, ""
+
+    def search(self, rows: int) -> None:
+        """Have a worker choose."""
+        try:
+            known = self._memory.read_text()
+        except OSError:
+            known = ""
+        self.take(self._ask(_SizeFor(rows, known)), known)
+
+    def take(self, size: _Size, known: str = "") -> None:
+        """Do as a worker says, and remember it; never more at once than another one had room for."""
+        self.images, self.device = min(size.images, self.images or size.images), size.device
+        if size.memory and size.memory != known:
+            self._memory.parent.mkdir(parents=True, exist_ok=True)
+            with naming(self._memory):
+                self._memory.write_text(size.memory)
+
+
+@dataclass
+class _Gathering:
+    """The parts of a shard that have come back."""
+
+    plan: cache.ShardPlan
+    parts: list[tuple[int, _Encoded]] = field(default_factory=list)
+    bad: dict[int, str] = field(default_factory=dict)
+    rows: int = 0
+
+    def whole(self, contents: Contents) -> tuple[Mapping[str, npt.NDArray[Any]], npt.NDArray[np.float32]]:
+        """Arrays and extents of all rows; those of a single part as they are."""
+        if len(self.parts) == 1 and len(self.parts[0][1].extents) == len(self.plan.rows):
+            return self.parts[0][1].features, self.parts[0][1].extents
+        rows = len(self.plan.rows)
+        arrays = cache.arrays_of(contents.taps)
+        features = {name: np.zeros((rows, *array.shape), array.array_dtype) for name, array in arrays.items()}
+        extents = np.ones((rows, 2), np.float32)
+        for start, part in self.parts:
+            of = slice(start, start + len(part.extents))
+            extents[of] = part.extents
+            for name, values in part.features.items():
+                features[name][of] = values
+        return features, extents
+
+
+class RayEncoding:
+    """Encodes shards of a store on a cluster; has the part of `Encoding` that `extract` uses.
+
+    Attributes:
+        sizes: Images per encoder call.
+        clock: Where the time went; the encoder's own parts are those of all workers, added up.
+        progress: Called after each shard.
+        encoded: Images that went through the encoder.
+        nodes: What each node did, once all is done.
+    """
+
+    def __init__(
+        self, on: OnRay, job: _Job, need: Need, rows: Rows, memory: Path, clock: Clock, progress: Progress
+    ) -> None:
+        """Prepare; the first worker is asked for when the size of a batch is."""
+        self._on, self._job, self._need, self._rows = on, job, need, rows
+        self.clock, self.progress = clock, progress
+        self.sizes = _Sizes(self._ask, memory)
+        self.encoded = 0
+        self.nodes: list[dict[str, Any]] = []
+        self._open = ExitStack()
+        self._pool: Pool[_Part | _SizeFor, _Encoded | _Size] | None = None
+        self._images: dict[str, int] = {}
+        self._gathering: dict[int, _Gathering] = {}
+
+    @property
+    def device(self) -> str:
+        """Where it encoded, as people call it."""
+        workers = sum(node["workers"] for node in self.nodes)
+        return f"{workers} x {self.sizes.device} on {len(self.nodes)} nodes"
+
+    def run(self, writer: cache.StoreWriter | cache.StoreWorker) -> None:
+        """Have every pending shard encoded, and write each when it comes back."""
+        total = sum(len(plan.rows) for plan in writer.pending)
+        began = time.perf_counter()
+        report = partial(report_encoding, self.progress, self._job.contents, total, began)
+        report(0)
+        todo: Iterable[_Part] = map(self._whole, writer.pending)
+        plans = {plan.number: plan for plan in writer.pending}
+        done = 0
+        with self._open, threads(1, "write") as writers:
+            writing: Future[None] | None = None
+            while True:
+                too_large: list[_Part] = []
+                for part, encoded in self._outcomes(todo, too_large):
+                    done += len(part.indices)
+                    gathered = self._gather(plans[part.shard], part, encoded)
+                    del encoded
+                    report(done, workers=self._workers.size)
+                    if gathered is None:
+                        continue
+                    with self.clock("wait for write"):
+                        if writing is not None:
+                            writing.result()
+                        writing = writers.submit(self._write, writer, gathered)
+                    del gathered
+                if not too_large:
+                    break
+                todo = [replace(part, images=self.sizes.images) for part in too_large]
+            with self.clock("wait for write"):
+                if writing is not None:
+                    writing.result()
+            self._settle(time.perf_counter() - began)
+
+    def _outcomes(self, parts: Iterable[_Part], too_large: list[_Part]) -> Iterator[tuple[_Part, _Encoded | str]]:
+        """Parts with what came of each; those that did not fit into a worker's memory are collected instead."""
+        for outcome in self._workers.map(parts, split=_split, named=str):
+            part = outcome.item
+            assert isinstance(part, _Part)
+            if isinstance(outcome, Lost):
+                yield part, outcome.reason
+            elif isinstance(outcome.result, _Size):
+                self.sizes.take(outcome.result)
+                too_large.append(part)
+            else:
+                self._images[outcome.node] = self._images.get(outcome.node, 0) + len(part.indices)
+                self.encoded += len(part.indices)
+                for what, seconds in outcome.result.seconds.items():
+                    self.clock.add(what, seconds)
+                yield part, outcome.result
+
+    def _gather(self, plan: cache.ShardPlan, part: _Part, encoded: _Encoded | str) -> _Gathering | None:
+        """Put a part to the others of its shard; the shard once it is whole.
+
+        Raises:
+            DataError: The run is strict, and the image took its workers with it.
+        """
+        shard = self._gathering.setdefault(plan.number, _Gathering(plan))
+        shard.rows += len(part.indices)
+        if isinstance(encoded, str):
+            if self._job.strict:
+                message = f"sample {part.names[0]!r}: {encoded}; without --strict such images are set aside"
+                raise DataError(message)
+            shard.bad[plan.rows[part.start]] = encoded
+        else:
+            shard.parts.append((part.start, encoded))
+            shard.bad |= {plan.rows[part.start + place]: reason for place, reason in encoded.bad.items()}
+        return self._gathering.pop(plan.number) if shard.rows == len(plan.rows) else None
+
+    def _write(self, writer: cache.StoreWriter | cache.StoreWorker, shard: _Gathering) -> None:
+        with self.clock("write"):
+            features, extents = shard.whole(self._job.contents)
+            writer.write(shard.plan, features, extents, shard.bad)
+
+    def _whole(self, plan: cache.ShardPlan) -> _Part:
+        """A shard as a single part."""
+        indices, names, digests = self._rows.samples_of(plan.rows)
+        return _Part(plan.number, 0, indices, names, digests, self.sizes.images)
+
+    def _ask(self, question: _SizeFor) -> _Size:
+        (outcome,) = self._workers.map([question], named=lambda item: "the size of a batch")
+        if isinstance(outcome, Lost) or not isinstance(outcome.result, _Size):
+            reason = outcome.reason if isinstance(outcome, Lost) else "it gave no answer"
+            message = f"no worker could say how many images fit into a batch: {reason}; set resources.batch_size"
+            raise ClusterError(message)
+        return outcome.result
+
+    @property
+    def _workers(self) -> Pool[_Part | _SizeFor, _Encoded | _Size]:
+        """The pool, hired when it is first asked for."""
+        if self._pool is None:
+            on = self._on
+            self._pool = self._open.enter_context(
+                on.cluster.pool(partial(_Encoder, self._job), need=self._need, name="encode", tell=on.tell)
+            )
+        return self._pool
+
+    def _settle(self, seconds: float) -> None:
+        """Say what each node did."""
+        for share in self._workers.shares:
+            images = self._images.get(share.node, 0)
+            self.nodes.append(
+                {
+                    "node": share.node,
+                    "workers": share.workers,
+                    "died": share.died,
+                    "images": images,
+                    "images_per_s": images / max(seconds, 1e-9),
+                    "busy_seconds": share.busy_seconds,
+                    "waiting_seconds": share.waiting_seconds,
+                }
+            )
+
+
+def _halve(sizes: BatchSize, images: int) -> None:
+    """Have it remembered that so many images at once are too many."""
+    sizes.images = images
+    sizes.halve()
+
+
+def _split(item: _Part | _SizeFor) -> Sequence[_Part | _SizeFor]:
+    return item.halves() if isinstance(item, _Part) else []
+
+
+def _halves(indices: tuple[int, ...]) -> Sequence[tuple[int, ...]]:
+    middle = len(indices) // 2
+    return [indices[:middle], indices[middle:]] if middle else []
+
+
+def _read_here(dataset: Dataset, index: int, reason: str, node: str) -> DataError:
+    """Why an image cannot be read, as this machine says it.
+
+    Raises:
+        DataError: Here it can be read.
+    """
+    try:
+        dataset.read(index)
+    except DataError as error:
+        return error
+    message = f"node {node} cannot read an image that this machine can: {reason}"
+    of_node = DataError(message)
+    of_node.add_note(_SAME_PATH)
+    raise of_node
+
+
+def _files_of(weights: Path | None) -> tuple[tuple[str, npt.NDArray[np.uint8]], ...]:
+    """A file of weights, and the description that some have beside them, as a node takes them over."""
+    if weights is None:
+        return ()
+    files = [weights, *(file for file in [weights.with_name("config.json")] if file.is_file())]
+    return tuple((file.name, np.fromfile(file, np.uint8)) for file in files)
+
+
+def _weights_here(job: _Job) -> Path | None:
+    """The file of weights on this node: where the driver has it, else a copy of what came from there."""
+    weights = job.plain.weights
+    if weights is None or not job.files:
+        return weights
+    if weights.is_file() and weights.stat().st_size == len(job.files[0][1]):
+        return weights
+    digest = str(job.contents.encoder.get("weights_sha256", "weights"))
+    folder = user_folder() / "weights" / "from_driver" / digest
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in job.files:
+        if not (folder / name).is_file():
+            with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
+                file.write(content.data)
+            Path(file.name).replace(folder / name)
+    return folder / job.files[0][0]
