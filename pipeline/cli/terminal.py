@@ -82,12 +82,13 @@ def _shortened(key: str) -> str:
     return key if len(key) <= _LONGEST_KEY else f"{key[: _LONGEST_KEY - 3]}..."
 
 
-def _lines(report: Mapping[str, Any], indent: str = "") -> Iterator[tuple[str, str]]:
+def _lines(report: Mapping[str, Any], indent: str = "", *, names: bool = False) -> Iterator[tuple[str, str]]:
+    """Key and value of each line; keys are our words, or below a key `names` of taps, classes and settings."""
     for key, value in report.items():
-        name = indent + str(key).replace("_", " ")
+        name = indent + (str(key) if names else str(key).replace("_", " "))
         if isinstance(value, Mapping) and value:
             yield name, ""
-            yield from _lines(value, indent + "  ")
+            yield from _lines(value, indent + "  ", names=True)
         elif isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
             yield name, ""
             yield from _blocks(value, indent + "  ")

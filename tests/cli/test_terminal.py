@@ -43,7 +43,7 @@ def test_a_report_reads_as_words_and_json_stays_whole(
     monkeypatch.setenv("COLUMNS", "100")
     report = {
         "run": "runs/[red]x",
-        "predictions": [{"image": name, "probabilities": {"round": 0.12345678901}} for name in ("a.png", "b.png")],
+        "predictions": [{"image": name, "probabilities": {"not_round": 0.12345678901}} for name in ("a.png", "b.png")],
         "twins": (),
         "set_aside": [f"row{k}" for k in range(7)],
         "mean": [1 / 3] * 7,
@@ -56,10 +56,10 @@ def test_a_report_reads_as_words_and_json_stays_whole(
         "predictions",
         "image a.png",
         "probabilities",
-        "round 0.1235",
+        "not_round 0.1235",
         "image b.png",
         "probabilities",
-        "round 0.1235",
+        "not_round 0.1235",
         "twins none",
         "set aside row0, row1, row2, row3, row4, and 2 more",
         "mean " + ", ".join(["0.3333"] * 7),
