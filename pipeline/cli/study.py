@@ -15,6 +15,8 @@ _NAMES = {"auc": "AUC", "ap": "average precision", "acc": "accuracy", "balanced_
           "f1": "macro F1", "kappa": "quadratic kappa", "ece": "calibration error (ECE)", "brier": "Brier score",
           "class_auc": "AUC", "class_ap": "average precision"}  # fmt: skip
 
+_SIDES = (("first", "second"), ("second", "first"))  # each run, and the other
+
 
 @click.command(
     epilog=examples("pipeline compare runs/plain runs/demo", "pipeline compare runs/plain runs/demo --json"),
@@ -121,16 +123,27 @@ def _show_study(report: Mapping[str, Any]) -> None:
 
 def _apart(settings: Sequence[Mapping[str, Any]] | None, *, other_gates: bool) -> str:
     """What can have made a difference: the gates alone, or which settings."""
+    from cache.fingerprint import MISSING
     from pipeline.train.run_folder import brief
 
     if settings is None:
         return "What else differs between them is unknown: a run was trained by an older version of this program."
+    apart = "Apart from the gates, " if other_gates else ""
     if not settings:
-        return (
-            "Apart from the gates, both runs have the same settings." if other_gates else "Both have the same settings."
-        )
-    listed = "; ".join(f"{s['setting']} ({brief(s['first'])}, {brief(s['second'])})" for s in settings)
-    return f"Apart from the gates, they differ in {listed}." if other_gates else f"They differ in {listed}."
+        return f"{apart}{'both' if apart else 'Both'} runs have the same settings."
+    alone = {
+        side: dict.fromkeys(".".join(s["setting"].split(".")[:2]) for s in settings if s[other] == MISSING)
+        for side, other in _SIDES
+    }
+    listed = [
+        f"{s['setting']} ({brief(s['first'])}, {brief(s['second'])})"
+        for s in settings
+        if MISSING not in (s["first"], s["second"])
+    ]
+    said = [f"they differ in {'; '.join(listed)}"] if listed else []
+    said += [f"the {side} alone has {', '.join(names)}" for side, names in alone.items() if names]
+    sentence = f"{apart}{'; '.join(said)}."
+    return sentence[0].upper() + sentence[1:]
 
 
 def _compared(report: Mapping[str, Any]) -> Iterator[list[str]]:

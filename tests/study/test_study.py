@@ -323,9 +323,11 @@ def test_settings_besides_the_gates_are_named(studied, tmp_path):
     said = CliRunner().invoke(cli, ["compare", str(first), str(other), "--resamples", "10"], standalone_mode=False)
     assert f"Apart from the gates, they differ in train.lr ({lr}, 0.5)." in " ".join(said.stdout.split())
     record["model"]["gates"] = json.loads((first / "model.json").read_text())["model"]["gates"]
+    record["provenance"]["settings"]["model"]["overlay"] = {"tap": "masks", "opacity": 0.5}
     (other / "model.json").write_text(json.dumps(record))
     said = CliRunner().invoke(cli, ["compare", str(first), str(other), "--resamples", "10"], standalone_mode=False)
     assert "They differ in train.lr" in " ".join(said.stdout.split())
+    assert "; the second alone has model.overlay." in " ".join(said.stdout.split())
     assert "gates" not in said.stdout
 
 
