@@ -50,8 +50,16 @@ class Asked:
     @property
     def label(self) -> str:
         """What people call it."""
-        fields = encoders.make_recipe(self.name, self.taps, self.input_px, self.pool).fingerprint("")
-        return f"{self.name} at {fields.get('input_px')} px"
+        fields = encoders.make_recipe(self.name, self.clocked, self.input_px, self.pool).fingerprint("")
+        less = ", without masks" if self.clocked != self.taps else ""
+        return f"{self.name} at {fields.get('input_px')} px{less}"
+
+    @property
+    def clocked(self) -> tuple[str, ...] | None:
+        """Its taps, or without its weights those that are no masks: drawn ones may have no mask decoder."""
+        if self.taps is None or self.weights is not None or not others_of(self.taps):
+            return self.taps
+        return tuple(tap for tap in self.taps if tap not in others_of(self.taps)) or ("neck",)
 
 
 def of_decoding(dataset: data.Dataset | None) -> float:
@@ -68,15 +76,14 @@ def of_decoding(dataset: data.Dataset | None) -> float:
 def of_encoding(asked: Asked, device: str) -> float:
     """Seconds that an encoder takes for an image, one at a time on a CPU and four on a GPU."""
     with tempfile.TemporaryDirectory() as folder:
-        file, taps = asked.weights, asked.taps
-        if file is None:  # drawn ones have no mask decoder
-            taps = taps and (tuple(tap for tap in taps if tap not in others_of(taps)) or ("neck",))
+        file = asked.weights
+        if file is None:
             file = Path(folder, "untrained.pth")
             encoders.write_untrained_encoder(asked.name, file)
         encoder = encoders.build_encoder(
             asked.name,
             checkpoint=file,
-            taps=taps,
+            taps=asked.clocked,
             input_px=asked.input_px,
             pool=asked.pool,
             precision=asked.precision,

@@ -19,14 +19,16 @@ import torch
 import cache
 from pipeline import clip, data, encoders
 from pipeline.config.schema import STORED, Config, to_dict
-from pipeline.errors import PipelineError
+from pipeline.errors import DataError, PipelineError
 from pipeline.extract.plan import Contents
 from pipeline.model.classifier import ModelOptions
 from pipeline.progress import Progress
 from pipeline.stages import clocks
-from pipeline.stages.arguments import model_options
+from pipeline.stages.arguments import model_options, train_options
 from pipeline.stages.inputs import checkpoint, device, load_dataset, recipe, workers
 from pipeline.train.identity import device_name, versions
+from pipeline.train.optimise import TrainOptions
+from pipeline.train.train import training_part
 from pipeline.weights import imagenet_file
 
 Report = dict[str, Any]
@@ -249,7 +251,7 @@ def _means(report: Report, config: Config | None, dataset: data.Dataset | None, 
     train, decode = measured.get("train"), measured.get("decode")
     if isinstance(train, float):
         epochs = config.train.epochs if config is not None else _EPOCHS
-        share = len(dataset.indices("train")) if dataset is not None else round(0.6 * images)
+        share = _trained_on(config, dataset)
         backbone = config.model.backbone if config is not None else "resnet18"
         yield f"train: {backbone}: {epochs} epochs of {share:,} images: {_duration(train * share * epochs)}"
     threads = workers(config) if config is not None else len(os.sched_getaffinity(0))
@@ -261,6 +263,17 @@ def _means(report: Report, config: Config | None, dataset: data.Dataset | None, 
     for weights in report["weights"]:
         if weights["configured"] and not weights["found"]:
             yield f"the weights {weights['name']!r} are not here: `pipeline prepare` has them"
+
+
+def _trained_on(config: Config | None, dataset: data.Dataset | None) -> int:
+    """Images of an epoch: those that `train.fraction` or `train.shots` choose; of data that are not here, a guess."""
+    options = TrainOptions() if config is None else train_options(config)
+    if dataset is None:
+        return round(0.6 * _IMAGES * options.fraction) if options.shots is None else 2 * options.shots
+    try:
+        return len(training_part(dataset, options))
+    except DataError:  # fewer than `shots`, which training says
+        return len(dataset.indices("train"))
 
 
 def _on_precision(ratio: float | None, config: Config | None, where: str) -> Iterator[str]:

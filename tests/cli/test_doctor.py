@@ -80,6 +80,16 @@ def test_the_classifiers_weights_are_listed_as_well(
     assert listed("clip:ViT-B-32", "unheard") == ("unheard of clip:ViT-B-32", None)
 
 
+@pytest.mark.parametrize(("few", "images"), [("fraction=0.5", range(12, 17)), ("shots=2", range(5, 12))])
+def test_an_epoch_has_as_many_images_as_are_trained_on(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, few: str, images: range
+) -> None:
+    monkeypatch.chdir(trained)
+    config = load_config(Path("tiny.yaml"), [f"train.{few}"])
+    assert doctor._trained_on(config, load_dataset(config)) in images
+    assert doctor._trained_on(config, None) == {"fraction=0.5": 300, "shots=2": 4}[few]
+
+
 @pytest.mark.usefixtures("quick")
 def test_a_store_without_images_is_read_and_trained_on(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -119,6 +129,8 @@ def test_an_encoder_without_weights_is_clocked_with_random_ones(monkeypatch: pyt
     monkeypatch.setattr(encoders, "build_encoder", remember, raising=False)
     asked = clocks.Asked("sam_demo", ("neck",), None, input_px=64)
     assert asked.label == "sam_demo at 64 px"
+    assert clocks.Asked("sam_demo", ("neck", "masks"), None).label == "sam_demo at 256 px, without masks"
+    assert clocks.Asked("sam_demo", ("neck", "masks"), Path("w.pth")).label == "sam_demo at 256 px"
     assert clocks.of_encoding(asked, "cpu") > 0
     assert (made[0].name, made[0].input_px, list(made[0].taps)) == ("sam_demo", 64, ["neck"])
     assert clocks.of_reading(None, {"neck": (8, 4, 4)}) > 0
