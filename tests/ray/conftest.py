@@ -90,10 +90,11 @@ def nothing_is_left() -> Iterator[None]:
 
 def what_is_left(*, of_nodes: bool = False) -> dict[int, str]:
     """Workers of ours and local clusters, and the shared nodes if asked for, that live on for seconds; then killed."""
-    ours = ("_Seat", "/tmp/ray-", *(("raylet", "gcs_server") if of_nodes else ()))
+    ours = ("/tmp/ray-", *(("raylet", "gcs_server") if of_nodes else ()))
     give_up = time.monotonic() + 10
     while True:
         left = {process: said for process, said in of_ray().items() if any(name in said for name in ours)}
+        left |= workers()
         if not left or time.monotonic() > give_up:
             break
         time.sleep(0.1)
@@ -101,6 +102,13 @@ def what_is_left(*, of_nodes: bool = False) -> dict[int, str]:
         with suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
     return left
+
+
+def workers() -> dict[int, str]:
+    """Workers of a pool, by process: what Ray has named after an actor or its task."""
+    own = ("IDLE", "DashboardAgent", "RuntimeEnvAgent", "SPILL", "RESTORE", "DELETE")
+    titles = {process: said.partition("ray::")[2] for process, said in of_ray().items() if said.startswith("ray::")}
+    return {process: title for process, title in titles.items() if not title.startswith(own)}
 
 
 def of_ray() -> dict[int, str]:

@@ -1,0 +1,241 @@
+"""Stage one on a Ray cluster: the bytes of one process, whatever dies on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+import cache
+from pipeline.cluster import Need, connected
+from pipeline.config.schema import load_config
+from pipeline.encoders import Encoder
+from pipeline.errors import DataError
+from pipeline.extract.extract import ExtractReport, extract
+from pipeline.extract.on_ray import OnRay, Plain
+from pipeline.progress import Progress, silent
+from pipeline.stages import commands
+from tests import warm
+from tests.cli.conftest import complaint, start_pipeline, succeed
+from tests.cli.test_kill import SEVERAL_SHARDS, digests, remove
+from tests.extract.fakes import Pictures, as_encoder, pictures
+from tests.extract.test_ranks import files
+
+from .conftest import Nodes, what_is_left, workers
+from .jobs import OnlyHere, Paint
+
+COUNT = 64  # in shards of 8
+
+
+def alone(store: Path, paint: Paint, source: Pictures, **options: Any) -> dict[str, bytes]:
+    """The files that one process leaves."""
+    extract(
+        source.dataset(), as_encoder(paint.build(None, "cpu")), store, reading={}, shard_mib=1, batch_size=2, **options
+    )
+    return files(store)
+
+
+def on_ray(
+    nodes: Nodes,
+    store: Path,
+    paint: Paint,
+    source: Pictures,
+    *,
+    need: Need | None = None,
+    strict: bool = False,
+    batch_size: int = 2,
+    progress: Progress = silent,
+) -> ExtractReport:
+    with connected(nodes.address) as cluster:
+        on = OnRay(cluster, cast("Plain", paint), need or Need(), batch_size=batch_size, strict=strict)
+        return extract(
+            source.dataset(),
+            cast("Encoder", paint),
+            store,
+            reading={},
+            shard_mib=1,
+            strict=strict,
+            on=on,
+            progress=progress,
+        )
+
+
+def test_a_killed_node_a_killed_worker_and_a_new_node_change_no_byte(nodes: Nodes, tmp_path: Path) -> None:
+    wanted = alone(tmp_path / "one.zarr", Paint(), pictures(COUNT))
+    happened: list[str] = []
+
+    def kill(task: str, done: int, total: int, **info: float | str) -> None:
+        if task == "encode" and done >= 8 and not happened:
+            happened.append("a worker is killed")
+            os.kill(next(process for process, title in workers().items() if "shard" in title), signal.SIGKILL)
+        elif task == "encode" and done >= 16 and len(happened) == 1:
+            happened.append("a node is killed, and another one comes")
+            nodes.kill(nodes.standing[0])
+            nodes.standing[0] = nodes.add()
+
+    store = tmp_path / "s.zarr"
+    report = on_ray(nodes, store, Paint(0.25), pictures(COUNT), progress=kill)
+    assert len(happened) == 2
+    assert files(store) == wanted
+    assert report.encoded == COUNT
+    assert report.set_aside == {}
+    assert sum(cast("int", node["images"]) for node in report.nodes) == COUNT
+    assert len(report.nodes) >= 3
+    assert cache.verify(store) == ()
+
+
+def test_an_image_that_kills_its_worker_is_set_aside_alone(nodes: Nodes, tmp_path: Path) -> None:
+    store = tmp_path / "s.zarr"
+    report = on_ray(nodes, store, Paint(deadly=13), pictures(24))
+    ((sample, reason),) = report.set_aside.items()
+    assert sample == "013.png"
+    assert reason.startswith("its worker died twice: ")
+    assert report.rows == 23
+    assert files(store) == alone(tmp_path / "one.zarr", Paint(refused=13, reason=reason), pictures(24))
+
+
+def test_an_image_that_kills_whoever_decodes_it_is_set_aside_by_the_scan(nodes: Nodes, tmp_path: Path) -> None:
+    report = on_ray(nodes, tmp_path / "s.zarr", Paint(), OnlyHere(12, deadly=5))
+    ((sample, reason),) = report.set_aside.items()
+    assert sample == "005.png"
+    assert reason.startswith("005.png: its worker died twice: ")
+    assert report.rows == 11
+
+
+def test_unreadable_images_are_set_aside_as_by_one_process(nodes: Nodes, tmp_path: Path) -> None:
+    source = pictures(20)
+    source.images["007.png"] = b"no picture"
+    wanted = alone(tmp_path / "one.zarr", Paint(), source)
+    report = on_ray(nodes, tmp_path / "s.zarr", Paint(), source)
+    assert report.set_aside == {"007.png": "007.png: not an image"}
+    assert files(tmp_path / "s.zarr") == wanted
+    with pytest.raises(DataError, match="not an image"):
+        on_ray(nodes, tmp_path / "strict.zarr", Paint(), source, strict=True)
+
+
+def test_a_node_that_does_not_see_an_image_is_named_with_the_path(nodes: Nodes, tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        on_ray(nodes, tmp_path / "s.zarr", Paint(), OnlyHere(12, unseen=5))
+    assert str(caught.value).startswith("node ")
+    assert "cannot read an image that this machine can: /mnt/scans/005.png: there is no such file" in str(caught.value)
+    assert "under the path" in caught.value.__notes__[0]
+
+
+def test_a_node_that_does_not_see_a_known_image_is_named_when_it_encodes(nodes: Nodes, tmp_path: Path) -> None:
+    store = tmp_path / "s.zarr"
+    source = OnlyHere(12, unseen=5)
+    alone(store, Paint(), source)
+    remove(store)  # its digests are remembered
+    with pytest.raises(DataError, match=r"/mnt/scans/005\.png: there is no such file") as caught:
+        on_ray(nodes, store, Paint(), source)
+    assert any(note.startswith("node ") and note.endswith("shard 0") for note in caught.value.__notes__)
+
+
+def test_a_batch_that_does_not_fit_is_halved_for_all_and_remembered(nodes: Nodes, tmp_path: Path) -> None:
+    store = tmp_path / "s.zarr"
+    report = on_ray(nodes, store, Paint(limit=3), pictures(24), batch_size=8)
+    assert report.rows == 24
+    assert json.loads((tmp_path / "s.zarr.batch.json").read_text())["limit"] == 2
+    assert files(store) == alone(tmp_path / "one.zarr", Paint(), pictures(24))
+
+
+KINDS: Mapping[str, tuple[str, ...]] = {
+    "a single file": ("store.path=features/demo.h5",),
+    "int8, images and masks": ("store.dtype=int8", "store.image_px=64", "encoder.taps=[early,masks]"),
+    "known masks": ("encoder.name=mask", "encoder.taps=[mask,masks]", "encoder.input_px=256"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whatever_a_store_holds_has_the_bytes_of_one_process(
+    nodes: Nodes, work: Path, kind: str, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(work)
+    config = load_config(Path("tiny.yaml"), KINDS[kind])
+    commands.extract(config, silent)
+    wanted = digests(config.store.path)
+    remove(config.store.path)
+    report = commands.extract(config, silent, ray=nodes.address)
+    assert digests(config.store.path) == wanted
+    assert report["encoded"] == 48
+    assert sum(node["images"] for node in report["nodes"]) == 48
+
+
+def start(folder: Path, address: str) -> warm.Child:
+    return start_pipeline(folder, "extract", "-c", "tiny.yaml", *SEVERAL_SHARDS, "--json", "--ray", address)
+
+
+def await_shard(folder: Path, driver: warm.Child) -> None:
+    """Wait until a shard is written, whole and synced."""
+    while True:
+        assert driver.poll() is None, driver.communicate()
+        with suppress(cache.StoreError):
+            if cache.info(folder / "features/demo.zarr").shards_done:
+                return
+        time.sleep(0.01)
+
+
+def test_a_killed_driver_is_continued_by_the_same_command_without_ray(nodes: Nodes, work: Path) -> None:
+    store = work / "features/demo.zarr"
+    succeed(work, "extract", "-c", "tiny.yaml", *SEVERAL_SHARDS)
+    wanted = digests(store)
+    remove(store)
+    driver = start(work, nodes.address)
+    await_shard(work, driver)
+    driver.kill()
+    driver.communicate()
+    assert not what_is_left()
+    assert not store.exists()
+    report = succeed(work, "extract", "-c", "tiny.yaml", *SEVERAL_SHARDS)
+    assert 0 < report["encoded"] < 48
+    assert digests(store) == wanted
+
+
+def test_a_local_cluster_makes_the_bytes_and_a_request_to_stop_leaves_nothing_of_it(work: Path) -> None:
+    driver = start(work, "local")
+    await_shard(work, driver)
+    driver.send_signal(signal.SIGINT)
+    out, errors = driver.communicate(timeout=30)
+    assert driver.returncode == 130, errors
+    assert "the same command continues" in errors
+    assert "Traceback" not in errors
+    assert out == ""
+    assert not what_is_left()
+    driver = start(work, "local")
+    out, errors = driver.communicate(timeout=90)
+    assert driver.returncode == 0, errors
+    report = json.loads(out)
+    assert report["rows"] == 48
+    assert report["nodes"][0].keys() >= {"node", "workers", "images", "images_per_s", "busy_seconds", "waiting_seconds"}
+    got = digests(work / "features/demo.zarr")
+    remove(work / "features/demo.zarr")
+    succeed(work, "extract", "-c", "tiny.yaml", *SEVERAL_SHARDS)
+    assert got == digests(work / "features/demo.zarr")
+
+
+def test_ray_beside_torchrun_is_refused(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    said = complaint(work, "extract", "-c", "tiny.yaml", "--ray", "auto", status=2)
+    assert "--ray and torchrun both share the work out" in said
+
+
+def test_without_ray_the_command_names_the_extra(work: Path) -> None:
+    program = "import sys; sys.modules['ray'] = None; from pipeline.cli import main; main()"
+    done = warm.subprocess.run(
+        [sys.executable, "-c", program, "extract", "-c", "tiny.yaml", "--ray"],
+        cwd=work,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "needs the extra 'ray'" in done.stderr
+    assert "Traceback" not in done.stderr
