@@ -133,7 +133,7 @@ def connected(address: str | None = None) -> Iterator[Cluster]:
                     ray.init(address=LOCAL, include_dashboard=False, _temp_dir=folder, **quiet)
                 else:
                     ray.init(address=address, **quiet)
-            except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+            except Exception as error:  # some of ray's are bare ones
                 raise ClusterError(_unreachable(address, local, error)) from error
         with _hushed():
             yield Cluster(ray, local)

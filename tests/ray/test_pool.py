@@ -152,6 +152,16 @@ def test_an_address_where_nobody_answers_is_an_error_that_says_so() -> None:
         pass
 
 
+def test_a_machine_too_busy_to_start_a_cluster_is_an_error_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(**_: Any) -> None:
+        message = "The current node timed out during startup."
+        raise Exception(message)
+
+    monkeypatch.setattr("ray.init", late)
+    with pytest.raises(ClusterError, match="could be started on this machine: The current node timed out"), connected():
+        pass
+
+
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"needs the extra 'ray'.*slca-pipeline\[ray\]"), connected():
