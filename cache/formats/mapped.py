@@ -12,7 +12,7 @@ import mmap
 import os
 import stat
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -181,7 +181,7 @@ class Places:
 class RowFiles(Protocol):
     """Row bytes of one store, in whichever format."""
 
-    def fetch(self, tap: str, slots: Int64) -> None:
+    def fetch(self, taps: Sequence[str], slots: Int64) -> None:
         """Bring the rows of these slots to this machine, if they are elsewhere."""
 
     def forget(self, tap: str, slots: Int64) -> None:
@@ -278,7 +278,7 @@ class ZarrRows:
         self.shards = ShardFiles(folder, taps, shard_rows, present)
         self.file = lru_cache(MAX_MAPS)(partial(_open_shard, self.shards, weakref.proxy(self)))
 
-    def fetch(self, tap: str, slots: Int64) -> None:
+    def fetch(self, taps: Sequence[str], slots: Int64) -> None:
         """Nothing to do: the rows are here."""
 
     def forget(self, tap: str, slots: Int64) -> None:
@@ -329,7 +329,7 @@ class Hdf5Rows:
         self._taps = taps
         self._offsets = offsets
 
-    def fetch(self, tap: str, slots: Int64) -> None:
+    def fetch(self, taps: Sequence[str], slots: Int64) -> None:
         """Nothing to do: the rows are here."""
 
     def forget(self, tap: str, slots: Int64) -> None:

@@ -289,10 +289,15 @@ class Store:
         slots = self._slots(opened, rows)
         every = self.arrays if dtype == "stored" else self.taps
         names = tuple(every) if taps is None else tuple(taps)
-        filled: dict[str, npt.NDArray[Any]] = {}
+        filled = {name: self._buffer(name, len(slots), out, dtype) for name in names}
+        scaled = [
+            name + SCALE
+            for name in names
+            if self.arrays[name].dtype == "int8" and filled[name].dtype != self.arrays[name].array_dtype
+        ]
+        opened.rows.fetch([*names, *scaled], slots)  # all at once from where they lie
         damaged: set[int] = set()
         for name in names:
-            filled[name] = self._buffer(name, len(slots), out, dtype)
             if filled[name].dtype == self.arrays[name].array_dtype:
                 damaged |= self._fill(opened, name, slots, filled[name], verify)
             else:
@@ -350,7 +355,6 @@ class Store:
         spec = opened.description.taps[name]
         scales = np.empty((len(slots), spec.channels, 1, 1), np.float32) if spec.dtype == "int8" else None
         damaged: set[int] = set()
-        opened.rows.fetch(name, slots)  # all at once from where they lie, and not a few at a time
         if scales is not None:
             damaged |= self._fill(opened, name + SCALE, slots, scales, verify)
         step = max(1, _NUMBERS_AT_ONCE // math.prod(spec.shape))
@@ -368,7 +372,6 @@ class Store:
         self, opened: OpenedStore, name: str, slots: npt.NDArray[np.int64], buffer: npt.NDArray[Any], verify: bool
     ) -> set[int]:
         """Copy the rows of one tap; returns the positions of damaged ones."""
-        opened.rows.fetch(name, slots)
         size = opened.description.taps[name].row_bytes
         target = buffer.reshape(-1).view(np.uint8).reshape(len(slots), size)
         expected = opened.index.checksums(name)[slots] if verify else None

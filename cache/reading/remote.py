@@ -1,8 +1,8 @@
 """Reading a store where it lies, over http or from a bucket: only the rows that are asked for travel, and only once.
 
 Description and index are fetched when the store is opened. Rows go into sparse files of the same layout in a folder of
-this machine, from which they are read like any local store, checksums included. For one batch at most two ranges are
-requested of each shard: the missing rows are cut at their widest gap, and what lies between them comes along.
+this machine, from which they are read like any local store, checksums included. What a batch lacks is asked for at
+once, from all shards and taps; rows that lie near one another come in one piece, with what is between them.
 """
 
 from __future__ import annotations
@@ -34,15 +34,23 @@ _ROOT_BYTES = 1 << 20
 _FIRST_BYTES = 1 << 14
 _TRIES = 4
 
+_GAP_BYTES = 4 << 20
+"""What lies between two rows comes along if it is no more than this: what a line of 200 MB/s sends in 20 ms."""
+_PIECE_BYTES = 4 << 20
+"""A request is for no more than this, or one row: several lines are faster than one, and memory holds them all."""
+
 PUSHED_FILE = "store.h5"
 """Name of a store that is one file, in the folder that a push makes for it."""
 
 
-class _Asked(threading.local):
-    """What a thread has fetched last, to hand out no map without it: places by shard of one tap."""
+_Shard = tuple[str, int]
+"""Name of a tap and number of one of its shards."""
 
-    tap = ""
-    places: Mapping[int, Int64] = {}
+
+class _Asked(threading.local):
+    """What a thread has fetched last, to hand out no map without it: places by shard."""
+
+    places: Mapping[_Shard, Int64] = {}
 
 
 class RemoteRows:
@@ -76,19 +84,22 @@ class RemoteRows:
         with suppress(FileNotFoundError):  # deleted meanwhile, and made again when there is something to keep
             self._make_folder(folder)
 
-    def fetch(self, tap: str, slots: Int64) -> None:
-        """Make sure that the rows of these slots are here."""
+    def fetch(self, taps: Sequence[str], slots: Int64) -> None:
+        """Make sure that the rows of these slots are here; those of all shards and taps are asked for at once."""
         slots = np.unique(slots)
         numbers, first = np.unique(slots // self._description.shard_rows, return_index=True)
         places = np.split(slots % self._description.shard_rows, first[1:])
-        self._asked.tap, self._asked.places = tap, dict(zip(numbers.tolist(), places, strict=False))
-        for number, wanted in self._asked.places.items():
-            self._with_rows(tap, number, wanted)
+        shards = dict(zip(numbers.tolist(), places, strict=False))
+        self._asked.places = {(tap, number): wanted for tap in taps for number, wanted in shards.items()}
+        keys = list(self._asked.places)
+        for some in range(0, len(keys), MAX_MAPS):
+            self._bring({key: self._asked.places[key] for key in keys[some : some + MAX_MAPS]})
 
     def file(self, tap: str, number: int) -> MappedFile:
         """A sparse file, mapped; it has the rows that this thread has fetched last, even if others deleted it since."""
-        places = self._asked.places.get(number) if self._asked.tap == tap else None
-        return self._with_rows(tap, number, np.empty(0, np.int64) if places is None else places)
+        key = tap, number
+        (copy,) = self._bring({key: self._asked.places.get(key, np.empty(0, np.int64))})
+        return copy.file
 
     def forget(self, tap: str, slots: Int64) -> None:
         """Fetch the rows of these slots again when they are wanted next: what is here is damaged."""
@@ -103,23 +114,27 @@ class RemoteRows:
         files, within = np.divmod(slots, self._description.shard_rows)
         return Places(files, within * self._stride(tap))
 
-    def _with_rows(self, tap: str, number: int, places: Int64) -> MappedFile:
-        """The copy of a shard, with these rows in it."""
+    def _bring(self, wanted: Mapping[_Shard, Int64]) -> list[ShardCopy]:
+        """The copies of shards, each with the rows at the places that are wanted of it."""
         with self._fetching:
             for _ in range(_TRIES):
                 try:
-                    copy = self._copy(tap, number)
-                    if not copy.have[places].all():
-                        self._fetch_missing(copy, tap, number, places)
-                    return copy.file
+                    copies = {key: self._copy(*key) for key in wanted}
+                    if not all(copies[key].have[places].all() for key, places in wanted.items()):
+                        self._fetch_missing(copies, wanted)
+                    return list(copies.values())
                 except OSError as error:
                     if error.errno not in PASSING:
                         raise
                     reason = (error.strerror or str(error)).lower()
-                    self._copies.clear() if error.errno == errno.EMFILE else self._copies.pop((tap, number), None)
+                    for key in list(self._copies) if error.errno == errno.EMFILE else wanted:
+                        self._copies.pop(key, None)
+                    copies = {}
+        if len(wanted) > 1:  # fewer files at a time may do
+            return [self._bring({key: places})[0] for key, places in wanted.items()]
         message = (
-            f"{self._folder / tap}: {reason}, again and again; if too many files are open, close other stores or raise "
-            f"the limit with `ulimit -n`, else set $FEATURE_STORE_CACHE to another folder"
+            f"{self._folder / next(iter(wanted))[0]}: {reason}, again and again; if too many files are open, close "
+            f"other stores or raise the limit with `ulimit -n`, else set $FEATURE_STORE_CACHE to another folder"
         )
         raise StoreError(message)
 
@@ -146,18 +161,29 @@ class RemoteRows:
                     raise
                 raise gone(path) from error
 
-    def _fetch_missing(self, copy: ShardCopy, tap: str, number: int, places: Int64) -> None:
-        """Fetch rows of one shard that no process has fetched yet."""
-        stride, start, name = self._stride(tap), self._start(tap, number), self._name(tap, number)
-        with copy.opened() as handle:
-            copy.reload(handle)
+    def _fetch_missing(self, copies: Mapping[_Shard, ShardCopy], wanted: Mapping[_Shard, Int64]) -> None:
+        """Fetch rows that no process has fetched yet into the copies of their shards."""
+        parts: list[tuple[_Shard, int]] = []
+        spans: list[tuple[str, int, int]] = []
+        for key, places in wanted.items():
+            copy, stride, start, name = copies[key], self._stride(key[0]), self._start(*key), self._name(*key)
+            if copy.have[places].all():
+                continue
+            with copy.opened() as handle:
+                copy.reload(handle)
             missing = places[~copy.have[places]].tolist()
-            if not missing:
-                return
-            spans = [(start + first * stride, start + (last + 1) * stride) for first, last in _two_spans(missing)]
-            for (begin, end), data in zip(spans, self._remote.ranges(name, spans), strict=True):
-                copy.put(handle, (begin - start) // stride, data[: len(data) // stride * stride])
-                self._remote.check_end(name, end, begin + len(data))
+            for first, last in _spans(missing, _GAP_BYTES // stride, max(1, _PIECE_BYTES // stride)):
+                parts.append((key, first))
+                spans.append((name, start + first * stride, start + (last + 1) * stride))
+
+        def put(number: int, data: bytes) -> None:
+            (key, first), (name, begin, end) = parts[number], spans[number]
+            stride = self._stride(key[0])
+            with copies[key].opened() as handle:
+                copies[key].put(handle, first, data[: len(data) // stride * stride])
+            self._remote.check_end(name, end, begin + len(data))
+
+        self._remote.fetch(spans, put)
 
     def _stride(self, tap: str) -> int:
         return self._spec(tap).row_bytes + CHECKSUM_BYTES
@@ -175,13 +201,17 @@ class RemoteRows:
         return f"{tap}/{shard_name(number)}" if self._header is None else ""
 
 
-def _two_spans(places: Sequence[int]) -> list[tuple[int, int]]:
-    """At most two spans [first, last] that cover all places, without their widest gap."""
-    gaps = [after - before for before, after in pairwise(places)]
-    if not gaps or max(gaps) == 1:
-        return [(places[0], places[-1])]
-    cut = gaps.index(max(gaps))
-    return [(places[0], places[cut]), (places[cut + 1], places[-1])]
+def _spans(places: Sequence[int], gap: int, most: int) -> list[tuple[int, int]]:
+    """Spans [first, last] of at most `most` places that cover all places, and what lies between those next to another.
+
+    Args:
+        places: In order.
+        gap: So many places between two wanted ones come along.
+        most: Places in a span.
+    """
+    cuts = [i for i, (before, after) in enumerate(pairwise(places), start=1) if after - before - 1 > gap]
+    runs = [(places[i], places[j - 1]) for i, j in pairwise([0, *cuts, len(places)]) if j > i]
+    return [(at, min(at + most - 1, last)) for first, last in runs for at in range(first, last + 1, most)]
 
 
 def open_remote(url: str) -> OpenedStore:

@@ -1,4 +1,4 @@
-"""How fast the store is beside its peers, on the same data: `python -m tests.benchmarks.store [--json] [--cold]`."""
+"""How fast the store is beside its peers, on the same data: `python -m tests.benchmarks.store [--cold | --far]`."""
 
 from __future__ import annotations
 
@@ -355,6 +355,17 @@ def measure_cold(folder: Path, mib: int) -> dict[str, float]:
     return {name: round(value, 3) for name, value in store_far.cold(stores, BATCH).items()}
 
 
+def measure_far(folder: Path, mib: int) -> dict[str, Any]:
+    """First epochs over a network with a delay, beside others' on the same rows; see `store_far.far`."""
+    found: dict[str, Any] = {}
+    pythons = store_far.interpreters(folder)
+    for size, tap in (("2mib", LARGE), ("128kib", SMALL)):
+        count = mib * 2**20 // tap.row_bytes // BATCH * BATCH
+        with tempfile.TemporaryDirectory(dir=folder) as inner:
+            found |= store_far.far(Path(inner), size, count, tap.shape, pythons)
+    return {name: round(value, 3) if isinstance(value, float) else value for name, value in found.items()}
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -364,10 +375,19 @@ def main() -> None:
     parser.add_argument(
         "--cold", action="store_true", help="only reading from the disk; name a --folder on the disk that is meant"
     )
+    parser.add_argument(
+        "--far",
+        action="store_true",
+        help="only reading over a network with a delay, beside litdata and mosaicml-streaming",
+    )
     arguments = parser.parse_args()
-    if arguments.cold:
+    if arguments.cold or arguments.far:
+        found: dict[str, Any] = {}
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-            found = measure_cold(Path(folder), arguments.mib)
+            if arguments.cold:
+                found |= measure_cold(Path(folder), arguments.mib)
+            if arguments.far:
+                found |= measure_far(Path(folder), arguments.mib)
         print(json.dumps(found) if arguments.json else "\n".join(f"{name}: {value}" for name, value in found.items()))
         return
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:

@@ -1,11 +1,23 @@
-"""Reading a store that is not in memory: from a disk whose pages were dropped, beside plain sequential reading."""
+"""Reading a store that is not in memory: from a disk whose pages were dropped, and over a network with a delay.
+
+Both stand beside something of the same run: plain sequential reading of the same files, and litdata and
+mosaicml-streaming with their defaults on the same rows.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
+import shutil
 import statistics
-import time
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -13,7 +25,9 @@ import numpy as np
 import cache
 
 BLOCK_BYTES = 4 << 20
-TURNS = 5
+COLD_ROUNDS = 7
+FAR_ROUNDS = 3
+DELAY_MS = 20
 
 
 def drop(store: Path) -> None:
@@ -29,12 +43,12 @@ def drop(store: Path) -> None:
 
 def sequential(store: Path) -> float:
     """Seconds to read the files of all features from their first byte to their last, 4 MiB at a time."""
-    block, start = bytearray(BLOCK_BYTES), time.perf_counter()
+    block, start = bytearray(BLOCK_BYTES), perf_counter()
     for path in sorted(store.glob("neck*/c.*")):
         with path.open("rb", buffering=0) as file:
             while file.readinto(block):
                 pass
-    return time.perf_counter() - start
+    return perf_counter() - start
 
 
 def epoch(store: Path, seed: int, batch: int) -> float:
@@ -42,26 +56,188 @@ def epoch(store: Path, seed: int, batch: int) -> float:
     opened = cache.open_store(store)
     tap, order = opened.taps["neck"], np.random.default_rng(seed).permutation(len(opened))
     buffer: dict[str, np.ndarray[Any, Any]] = {"neck": np.zeros((batch, *tap.shape), tap.numbers)}
-    start = time.perf_counter()
+    start = perf_counter()
     for first in range(0, len(order) - batch + 1, batch):
         opened.read(order[first : first + batch], out=buffer)
-    return time.perf_counter() - start
+    return perf_counter() - start
+
+
+def _from_disk() -> int:
+    """Bytes that this process has made the disk send."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("read_bytes")).split()[1])
 
 
 def cold(stores: dict[str, Path], batch: int) -> dict[str, float]:
-    """Time of plain sequential reading over that of a shuffled epoch, both from the disk, by store; medians of turns.
+    """Time of plain sequential reading over that of a shuffled epoch, both from the disk, by store.
 
     A store larger than memory is read so in every epoch. One above 1 is read faster than its files from end to end.
+    Both take turns in going first; the ratio is that of each round, its median and its extremes over rounds.
     """
-    spent: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in stores}
-    for turn in range(TURNS):
+    ratios: dict[str, list[float]] = {name: [] for name in stores}
+    spent: dict[str, list[float]] = {name: [] for name in stores}
+    shares: list[float] = []
+    for turn in range(COLD_ROUNDS):
         for name, path in stores.items():
-            drop(path)
-            spent[name][0].append(sequential(path))
-            drop(path)
-            spent[name][1].append(epoch(path, turn, batch))
-    found = {}
-    for name, (plain, shuffled) in spent.items():
-        found[f"cold_{name}_of_sequential"] = statistics.median(plain) / statistics.median(shuffled)
-        found[f"cold_{name}_rows_per_second"] = len(cache.open_store(stores[name])) / statistics.median(shuffled)
+            found = {}
+            for what in ("plain", "shuffled")[:: 1 if turn % 2 else -1]:
+                drop(path)
+                before = _from_disk()
+                found[what] = sequential(path) if what == "plain" else epoch(path, turn, batch)
+                shares.append((_from_disk() - before) / sum(file.stat().st_size for file in path.glob("neck*/c.*")))
+            ratios[name].append(found["plain"] / found["shuffled"])
+            spent[name].append(found["shuffled"])
+    figures = {"cold_share_from_disk_least": min(shares)}
+    for name, values in ratios.items():
+        figures[f"cold_{name}_of_sequential"] = statistics.median(values)
+        figures[f"cold_{name}_of_sequential_least"], figures[f"cold_{name}_of_sequential_most"] = (
+            min(values),
+            max(values),
+        )
+        figures[f"cold_{name}_rows_per_second"] = len(cache.open_store(stores[name])) / statistics.median(spent[name])
+    return figures
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One way to read the rows.
+
+    Attributes:
+        name: What it is called in the result.
+        system: As `far_epoch` knows it.
+        scheme: Of the URL, http or s3.
+    """
+
+    name: str
+    system: str
+    scheme: str
+
+
+READERS = (
+    Reader("ours_http", "ours", "http"),
+    Reader("ours_s3", "ours", "s3"),
+    Reader("litdata_s3", "litdata", "s3"),
+    Reader("mosaicml_s3", "mosaicml-streaming", "s3"),
+)
+UNABLE = {
+    "litdata_http": "litdata has no reader for http",
+    "mosaicml_http": "mosaicml-streaming has no reader for http",
+}
+
+
+Pythons = dict[tuple[str, str], Path | str]
+
+
+class FarError(Exception):
+    """A system could not be run."""
+
+
+def interpreters(folder: Path) -> Pythons:
+    """A Python for each system and scheme, or why there is none; uv makes those of the others, which do not fit ours.
+
+    litdata and mosaicml-streaming ask for an older numpy and other packages than the project has.
+    """
+    here = Path(sys.executable)
+    peers = _environment(folder / "peers", ("litdata", "mosaicml-streaming", "boto3"))
+    ours = here if importlib.util.find_spec("s3fs") else _environment(folder / "ours", (".", "s3fs"))
+    return {
+        ("ours", "http"): here,
+        ("ours", "s3"): ours,
+        ("litdata", "s3"): peers,
+        ("mosaicml-streaming", "s3"): peers,
+    }
+
+
+def _environment(folder: Path, packages: tuple[str, ...]) -> Path | str:
+    """A Python with some packages, or why there is none."""
+    if shutil.which("uv") is None:
+        return f"{', '.join(packages)} need an environment of their own, and there is no uv to make it"
+    python, version = folder / "bin" / "python", f"{sys.version_info.major}.{sys.version_info.minor}"
+    for command in (
+        ["venv", "--python", version, str(folder)],
+        ["pip", "install", "--python", str(python), *packages],
+    ):
+        made = subprocess.run(["uv", *command, "-q"], capture_output=True, text=True)
+        if made.returncode:
+            return (made.stderr.strip().splitlines() or ["uv says nothing"])[-1]
+    return python
+
+
+def _run(python: Path | str, arguments: list[str], environment: dict[str, str]) -> dict[str, float]:
+    """What `far_epoch` prints.
+
+    Raises:
+        FarError: It could not be run.
+    """
+    if isinstance(python, str):
+        raise FarError(python)
+    command = [str(python), "-m", "tests.benchmarks.far_epoch", *arguments]
+    found = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
+    if found.returncode:
+        message = (found.stderr.strip().splitlines() or ["it says nothing"])[-1]
+        raise FarError(message)
+    result: dict[str, float] = json.loads(found.stdout.strip().splitlines()[-1])
+    return result
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[dict[str, str]]:
+    """A server of the folder with a delay; gives what an S3 client reads from its environment."""
+    command = [sys.executable, "-m", "tests.benchmarks.far_server", str(folder), "--delay-ms", str(DELAY_MS)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            endpoint = f"http://127.0.0.1:{int(server.stdout.readline())}"
+            yield {
+                "AWS_ENDPOINT_URL": endpoint,
+                "S3_ENDPOINT_URL": endpoint,  # mosaicml-streaming looks here
+                "AWS_ACCESS_KEY_ID": "nobody",
+                "AWS_SECRET_ACCESS_KEY": "nothing",
+                "AWS_DEFAULT_REGION": "us-east-1",
+                "AWS_EC2_METADATA_DISABLED": "true",
+                "DISABLE_S5CMD": "1",
+                "FAR_CACHES": str(folder),
+            }
+        finally:
+            server.terminate()
+
+
+def far(folder: Path, size: str, count: int, shape: tuple[int, int, int], pythons: Pythons) -> dict[str, Any]:
+    """Rows a second of a first epoch in another order, into an empty cache, and seconds until its first batch.
+
+    Each system reads what it has written itself of the same rows, in a process of its own. They take turns; the median
+    over rounds counts, and the spread is that of rows a second. A system that cannot be run says why.
+    """
+    numbers = [str(count), *map(str, shape)]
+    found: dict[str, Any] = {f"far_{size}_{name}_not_run": reason for name, reason in UNABLE.items()}
+    speeds: dict[str, list[float]] = {}
+    waits: dict[str, list[float]] = {}
+    with served(folder) as environment:
+        written: dict[str, dict[str, float]] = {}
+        for turn in range(FAR_ROUNDS):
+            for reader in READERS:
+                if f"far_{size}_{reader.name}_not_run" in found:
+                    continue
+                system, python = reader.system, pythons[reader.system, reader.scheme]
+                base = environment["AWS_ENDPOINT_URL"] if reader.scheme == "http" else "s3:/"
+                try:
+                    if system not in written:
+                        written[system] = _run(python, ["write", system, str(folder / system), *numbers], environment)
+                    read = _run(python, ["read", system, f"{base}/{system}"], environment)
+                    if any(read[key] != written[system][key] for key in ("rows", "mark")):
+                        message = f"in round {turn} it gave {read}, and not the rows of {written[system]}"
+                        raise FarError(message)
+                except FarError as error:
+                    found[f"far_{size}_{reader.name}_not_run"] = str(error)
+                    continue
+                speeds.setdefault(reader.name, []).append(count / read["seconds"])
+                waits.setdefault(reader.name, []).append(read["first"])
+    for name, values in speeds.items():
+        what = f"far_{size}_{name}_rows_per_second"
+        found |= {what: statistics.median(values), f"{what}_least": min(values), f"{what}_most": max(values)}
+        found[f"far_{size}_{name}_first_batch_seconds"] = statistics.median(waits[name])
+    peers = [statistics.median(values) for name, values in speeds.items() if not name.startswith("ours")]
+    for name in ("ours_http", "ours_s3"):
+        if name in speeds and peers:
+            found[f"far_{size}_{name}_over_best_peer"] = statistics.median(speeds[name]) / max(peers)
     return found

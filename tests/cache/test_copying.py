@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,7 +53,7 @@ class Pile:
         start = within * (self.size + 3)
         return self.path(number).read_bytes()[start : start + self.size]
 
-    def fetch(self, tap: str, slots: Int64) -> None:
+    def fetch(self, taps: Sequence[str], slots: Int64) -> None:
         """Nothing to do."""
 
     def forget(self, tap: str, slots: Int64) -> None:

@@ -88,9 +88,24 @@ def test_every_product_that_a_float16_store_can_have_is_read_as_ieee_rounds_it()
     scales = (largest / np.float32(127)).reshape(-1, 64, 1, 1)
     whole = np.broadcast_to(np.arange(-127, 128, dtype=np.int8).reshape(1, 1, 1, -1), (len(scales), 64, 1, 255)).copy()
     found = np.empty(whole.shape, np.float16)
-    for rows_, of, out in zip(whole, scales, found, strict=True):  # the fast way needs all scales of a row to be large
+    for rows_, of, out in zip(whole, scales, found, strict=True):  # in rows as a store has them
         packing.scale_up(rows_, of, out)
     np.testing.assert_array_equal(bits(found), bits((whole.astype(np.float32) * scales).astype(np.float16)))
+
+
+def test_channels_of_any_scale_lie_side_by_side_in_a_row() -> None:
+    """Tiny, none, not finite, beyond what float16 holds, as another program may write them, and plain ones."""
+    few = np.array([2.0**-14, 1e-5, 1e-30, 0, np.nan, np.inf, 515.7, 515.9, 600, 1e30, 0.01, 1], np.float32)
+    scales = np.resize(few, (7, 60, 1, 1))
+    whole = np.random.default_rng(0).integers(-127, 128, (7, 60, 16, 16), np.int8)
+    for kind in (np.float16, np.float32):
+        found = np.empty(whole.shape, kind)
+        packing.scale_up(whole, scales, found)
+        with np.errstate(all="ignore"):
+            expected = (whole.astype(np.float32) * scales).astype(kind)
+        np.testing.assert_array_equal(
+            bits(found) if kind is np.float16 else found, bits(expected) if kind is np.float16 else expected
+        )
 
 
 @given(arrays_of_numbers.arrays(np.float32, (1, 2, 2), elements=st.floats(width=32)))

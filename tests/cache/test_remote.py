@@ -11,15 +11,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import cache
 from cache.formats import mapped
-from cache.reading import remote
+from cache.reading import ranges, remote
 from tests.cache.making import FORMATS, ROWS_PER_SHARD, TAPS, assert_holds, build, feature, files, rows
 
 WANTED = rows(range(22))
@@ -33,10 +36,10 @@ class Mirrored:
         self.path = path
         self.url = f"file://{path}"
         self.mirror = mirror
-        self.requests: list[tuple[str, list[tuple[int, int]]]] = []
+        self.requests: list[tuple[str, int, int]] = []
 
     def rows_requested(self) -> int:
-        return len([name for name, _ in self.requests if "/c." in name and not name.startswith("index")])
+        return len([name for name, *_ in self.requests if "/c." in name and not name.startswith("index")])
 
 
 @pytest.fixture
@@ -44,13 +47,15 @@ def mirrored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mirrored:
     monkeypatch.setenv("FEATURE_STORE_CACHE", str(tmp_path / "mirror"))
     build(tmp_path / "store.zarr", WANTED)
     made = Mirrored(tmp_path / "store.zarr", tmp_path / "mirror")
-    ranges = remote.RemoteFile.ranges
+    fetch = remote.RemoteFile.fetch
 
-    def counted(self: remote.RemoteFile, name: str, spans: Sequence[tuple[int, int]]) -> list[bytes]:
-        made.requests.append((name, list(spans)))
-        return ranges(self, name, spans)
+    def counted(
+        self: remote.RemoteFile, spans: Sequence[tuple[str, int, int]], put: Callable[[int, bytes], None]
+    ) -> None:
+        made.requests += spans
+        fetch(self, spans, put)
 
-    monkeypatch.setattr(remote.RemoteFile, "ranges", counted)
+    monkeypatch.setattr(remote.RemoteFile, "fetch", counted)
     return made
 
 
@@ -76,9 +81,9 @@ def test_kept_rows_that_are_deleted_while_a_store_is_open_are_fetched_again(veri
 
 def test_rows_that_were_fetched_stay_whatever_other_threads_meet(mirrored: Mirrored) -> None:
     opened = remote.open_remote(mirrored.url)
-    opened.rows.fetch("neck", np.array([0, 1]))
+    opened.rows.fetch(["neck"], np.array([0, 1]))
     shutil.rmtree(mirrored.mirror)
-    other = threading.Thread(target=opened.rows.fetch, args=("neck", np.array([3])))
+    other = threading.Thread(target=opened.rows.fetch, args=(["neck"], np.array([3])))
     other.start()
     other.join()
     data = opened.rows.file("neck", 0).data
@@ -198,7 +203,7 @@ def test_maps_are_let_go_of_when_descriptors_are_used_up(mirrored: Mirrored, mon
     assert_reads(store, [12, 16, 20])
     monkeypatch.setattr(os, "open", lambda *a, **k: (_ for _ in ()).throw(OSError(errno.EMFILE, "Too many open files")))
     with pytest.raises(cache.StoreError, match="ulimit -n"):
-        rows_of.fetch("neck", np.array([5]))
+        rows_of.fetch(["neck"], np.array([5]))
 
 
 def test_kept_files_may_be_hollow_as_no_store_is(mirrored: Mirrored, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,9 +264,11 @@ def answering(answer: Callable[[str], tuple[int, dict[str, str], Iterator[bytes]
     with Hostile(answer) as running:
         thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        yield running
-        running.shutdown()
-        thread.join()
+        try:
+            yield running
+        finally:
+            running.shutdown()
+            thread.join()
 
 
 def endless() -> Iterator[bytes]:
@@ -366,13 +373,15 @@ def test_a_range_behind_the_end_is_empty_and_no_server_is_said(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_the_spans_of_a_batch_are_asked_for_at_once(
+def test_all_that_a_batch_lacks_is_asked_for_at_once(
     suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each of the two answers waits for the other request."""
+    """Each answer waits for the requests of both taps, both shards, and of two rows of one that lie far apart."""
     monkeypatch.setenv("FEATURE_STORE_CACHE", str(tmp_path / "mirror"))
+    monkeypatch.setattr(remote, "_GAP_BYTES", 0)
     content = files(build(tmp_path / f"store.{suffix}", WANTED)[0].path)
-    both, paired = threading.Barrier(2, timeout=20), [False]
+    wanted = [0, ROWS_PER_SHARD, ROWS_PER_SHARD + 3]
+    all_there, paired = threading.Barrier(len(wanted) * len(TAPS), timeout=20), [False]
 
     class Slow(Answer):
         def do_GET(self) -> None:
@@ -380,7 +389,7 @@ def test_the_spans_of_a_batch_are_asked_for_at_once(
             first, last = map(int, self.headers["Range"].removeprefix("bytes=").split("-"))
             part = content[name][first : last + 1] if name in content else b""
             if paired[0]:
-                both.wait()
+                all_there.wait()
             self.send_response(206 if part else 404)
             self.send_header("Content-Length", str(len(part)))
             self.end_headers()
@@ -390,8 +399,29 @@ def test_the_spans_of_a_batch_are_asked_for_at_once(
         server.RequestHandlerClass = Slow
         store = cache.open_store(f"{server.url}/store.{suffix}")
         _ = store.extents, store.slots
-        store._opened.index.checksums("neck")
+        for name in TAPS:
+            store._opened.index.checksums(name)
         paired[0] = True
-        first = ROWS_PER_SHARD
-        read = store.read([first, first + 3], ["neck"])["neck"]
-        assert read[1].tobytes() == feature(first + 3)["neck"].tobytes()
+        assert_reads(store, wanted)
+
+
+def test_a_failure_ends_the_requests_that_are_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranges, "AT_ONCE", 2)
+    with answering(lambda path: (500, {}, iter([]))) as server:
+        with pytest.raises(cache.StoreError, match="500"):
+            remote.RemoteFile(server.url).fetch([("y", 0, 10)] * 20, lambda number, data: None)
+        assert len(server.asked) <= 2
+
+
+@given(st.sets(st.integers(0, 60), min_size=1), st.integers(0, 5), st.integers(1, 8))
+def test_spans_cover_what_is_wanted_and_little_else(wanted: set[int], gap: int, most: int) -> None:
+    places = sorted(wanted)
+    spans = remote._spans(places, gap, most)
+    covered = [place for first, last in spans for place in range(first, last + 1)]
+    assert covered == sorted(set(covered)), "in order, and nothing twice"
+    assert wanted <= set(covered)
+    assert all(last - first < most for first, last in spans)
+    for place in set(covered) - wanted:
+        before, after = max(p for p in places if p < place), min(p for p in places if p > place)
+        assert after - before - 1 <= gap
+    assert all(a[1] + 1 in covered or b[0] - a[1] - 1 > gap for a, b in pairwise(spans))
