@@ -71,8 +71,7 @@ def extracted(report: Report) -> None:
     if report["encoded"] and seconds.get("encode"):
         took += f", {seconds['encode'] / report['encoded']:.3g} s an image for the encoder alone"
     say(f"time       {took}")
-    for node in report.get("nodes", ()):
-        say(f"node       {_of_node(node)}")
+    of_nodes(report)
     if report["advice"]:
         say(f"advice     {report['advice']}")
     aside = report["set_aside"]
@@ -85,14 +84,16 @@ def extracted(report: Report) -> None:
         say("           mend or remove the files and extract again, or train with train.allow_missing=true")
 
 
-def _of_node(node: Mapping[str, Any]) -> str:
-    """What a node of a cluster did, on a line."""
-    busy, waiting = node["busy_seconds"], node["waiting_seconds"]
-    died = f", {node['died']} of them died" if node["died"] else ""
-    return (
-        f"{node['node']}: {node['images']} images, {node['images_per_s']:.3g} images/s, "
-        f"{node['workers']} workers{died}, busy {busy:.0f} s, waiting {waiting:.0f} s"
-    )
+def of_nodes(report: Report) -> None:
+    """What each node of a cluster did, on a line."""
+    for node in report.get("nodes", ()):
+        died = f", {node['died']} of them died" if node["died"] else ""
+        did = f"{node['images']} images, {node['images_per_s']:.3g} images/s" if "images" in node else ""
+        did = did or f"{node['runs']} runs"
+        say(
+            f"node       {node['node']}: {did}, {node['workers']} workers{died}, busy {node['busy_seconds']:.0f} s, "
+            f"waiting {node['waiting_seconds']:.0f} s"
+        )
 
 
 def trained(report: Report) -> None:
@@ -190,6 +191,7 @@ def predicted(report: Report) -> None:
         say(f"set aside: {reason}")
     if len(reasons) > len(shown):
         say(f"set aside: {len(reasons) - len(shown)} more (--json has them, and a table beside the other)")
+    of_nodes(report)
     if "out" in report:
         say(f"written to {report['out']}")
 

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from pipeline.cli.options import on_ray
+from pipeline.cli.pages import of_nodes
 from pipeline.cli.terminal import DONE, INCOMPLETE, bars, examples, printable, say, show
 
 _NAMES = {"auc": "AUC", "ap": "average precision", "acc": "accuracy", "balanced_acc": "balanced accuracy",
@@ -117,6 +118,7 @@ def _show_study(report: Mapping[str, Any]) -> None:
     said = legend(report["baseline"], cross_validated="folds" in report)
     head, *lines = table_lines(report["table"], report["baseline"], brief=True)
     _print_table(head, lines, f"{said}\n{absence(report['missing'])}\n{report['study']}")
+    of_nodes(report)
     for name, reason in report["failed"].items():
         say(f"not made: {name}: {reason}", err=True)
 

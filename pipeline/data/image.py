@@ -43,6 +43,7 @@ from pipeline.url import AnyPath, Url, any_path
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", *dicom.SUFFIXES)
 MAX_PIXELS = 1 << 26  # 8192 x 8192; below the size at which Pillow itself warns of a decompression bomb
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
+UNREADABLE = "cannot be read as an image"
 _ORIENTATION = 0x0112
 
 
@@ -85,7 +86,7 @@ def read_image(path: AnyPath, reading: Reading = DEFAULT_READING) -> Image:
     except MemoryError:
         raise
     except Exception as error:  # parsers raise what the damage happens to hit: OSError, SyntaxError, struct.error, ...
-        message = f"{path}: cannot be read as an image ({_reason(error)}); replace the file, or leave it out"
+        message = f"{path}: {UNREADABLE} ({_reason(error)}); replace the file, or leave it out"
         raise DataError(message) from error
     return np.ascontiguousarray(pixels)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import cast
 
-from pipeline.cluster import Need, connected
+from pipeline.cluster import connected
 from pipeline.config.schema import Config
 from pipeline.encoders import Encoder, family_of
 from pipeline.errors import ConfigError
@@ -15,6 +15,7 @@ from pipeline.extract.on_ray import OnRay
 from pipeline.progress import Progress
 from pipeline.stages import clocks
 from pipeline.stages.inputs import behind_url, build_encoder, plain_encoder, workers
+from pipeline.stages.nodes import need_of
 
 
 @contextmanager
@@ -46,14 +47,13 @@ def at_work(
     plain = plain_encoder(config)
     knows_masks = family_of(config.encoder.name).reads == "mask"  # this process reads them all, for their digest
     told = build_encoder(config, new_images=False) if knows_masks else cast("Encoder", plain)
-    asked = config.resources.ray
     with connected(ray) as cluster:
         yield (
             told,
             OnRay(
                 cluster,
                 plain,
-                Need(asked.gpus, asked.cpus, asked.min, asked.max),
+                need_of(config),
                 threads=config.resources.workers or (workers(config) if behind_url(config) else None),
                 batch_size=config.resources.batch_size,
                 strict=strict,

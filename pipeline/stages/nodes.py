@@ -1,4 +1,4 @@
-"""What a worker of a cluster sees on its node."""
+"""Workers of a cluster on their nodes: what they take, what they see there, and what each node has done."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cache import StoreError
+from pipeline.cluster import Need
+from pipeline.config.schema import Config
 from pipeline.errors import PipelineError
+
+
+def need_of(config: Config) -> Need:
+    """What a worker takes of a node, as configured."""
+    asked = config.resources.ray
+    gpus = 0.0 if config.resources.device == "cpu" else asked.gpus
+    return Need(gpus, asked.cpus, asked.min, asked.max)
 
 
 @contextmanager

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import os
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from dataclasses import replace as changed
@@ -14,8 +15,9 @@ from typing import Any, ClassVar
 import torch
 
 from pipeline import data
-from pipeline.cluster import Lost, Need, Share, connected
+from pipeline.cluster import Lost, Need, connected
 from pipeline.config.schema import Config
+from pipeline.data.image import UNREADABLE
 from pipeline.errors import DataError
 from pipeline.evaluate.in_parts import Part, making
 from pipeline.evaluate.predict import BATCH, FilePredictor, Predictor
@@ -23,8 +25,9 @@ from pipeline.progress import Progress
 from pipeline.report import export
 from pipeline.stages.commands import Report
 from pipeline.stages.inputs import build_encoder, contents, device, reading, workers
-from pipeline.stages.nodes import on_this_node
+from pipeline.stages.nodes import need_of, on_this_node
 from pipeline.train import run_folder
+from pipeline.url import is_url
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class OfRun:
     @property
     def need(self) -> Need:
         """What it takes of a node."""
-        return Need()
+        return need_of(self.config)
 
     def __call__(self) -> FilePredictor:
         """Load it on this machine."""
@@ -130,7 +133,7 @@ def predict_into(
     description = run_folder.load_description(model.folder)
     about = {"model": description.weights_sha256, "reading": data.reading_rules(model.reading)}
     names = data.images_named(arguments)
-    nodes: list[Share] = []
+    nodes: list[Report] = []
     with making(path, names, description.class_names, about, replace=replace) as table:
         progress("predict", 0, len(names))
         parts = table.pending()
@@ -140,7 +143,7 @@ def predict_into(
             progress("predict", table.done, len(names))
         summary = table.join()
     report = {model.kind: str(model.folder), "out": str(path), **asdict(summary)}
-    return {**report, **({"nodes": [asdict(node) for node in nodes]} if ray else {})}
+    return {**report, **({"nodes": nodes} if nodes else {})}
 
 
 Answers = Iterator[tuple[Part, Mapping[str, Any]]]
@@ -169,7 +172,7 @@ class _OnNode:
 
 
 def _on_cluster(
-    model: OfRun | OfExport, parts: Iterator[Part], address: str, progress: Progress, nodes: list[Share]
+    model: OfRun | OfExport, parts: Iterator[Part], address: str, progress: Progress, nodes: list[Report]
 ) -> Answers:
     """Ask workers of a cluster; an image that kills its worker is set aside."""
     first = next(parts, None)
@@ -180,26 +183,38 @@ def _on_cluster(
         progress("ray", 1, 1, note=said)
 
     make = _OnNode(model, Path.cwd())
+    images: Counter[str] = Counter()
+    began = time.monotonic()
     with connected(address) as cluster, cluster.pool(make, need=model.need, name="predict", tell=tell) as pool:
         for done in pool.map(chain([first], parts), split=Part.halves, named=lambda part: f"part {part.number}"):
             if isinstance(done, Lost):
                 yield done.item, {"predictions": [], "set_aside": {str(name): done.reason for name in done.item.names}}
                 continue
             for name, reason in done.result["set_aside"].items():
-                _check_seen(name, reason, done.node)
+                _check_seen(name, model.reading, reason, done.node)
+            images[done.node] += len(done.item.names)
             yield done.item, done.result
-        nodes.extend(pool.shares)
+        seconds = time.monotonic() - began
+        nodes += [
+            {**asdict(share), "images": images[share.node], "images_per_s": images[share.node] / seconds}
+            for share in pool.shares
+        ]
 
 
-def _check_seen(name: str, reason: str, node: str) -> None:
-    """Refuse to set an image aside only because a node does not see it.
+def _check_seen(name: str, rules: data.Reading, reason: str, node: str) -> None:
+    """Refuse to set an image aside that a node cannot read, and this machine can.
 
     Raises:
-        DataError: The image is here.
+        DataError: It is one.
     """
-    if os.strerror(errno.ENOENT).lower() in reason and Path(name).exists():
-        message = (
-            f"{name}: the node {node!r} does not see this file, which is here: have every node see it at the same "
-            f"path, or name the images by URL"
-        )
-        raise DataError(message)
+    if is_url(name) or UNREADABLE not in reason:
+        return
+    try:
+        data.read_image(Path(name), rules)
+    except DataError:
+        return
+    message = (
+        f"{name}: the node {node!r} cannot read this file, and this machine can ({reason}): have every node see it at "
+        f"the same path, or name the images by URL"
+    )
+    raise DataError(message)

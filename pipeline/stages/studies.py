@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
-from pipeline.cluster import Need, Share
 from pipeline.config.schema import Config
 from pipeline.errors import ConfigError, RunError
 from pipeline.progress import Progress
@@ -55,7 +53,7 @@ def study(
         raise ConfigError(message)
     summary = Summary(plan.runs, plan.baseline, plan.scores)
     failed: dict[str, str] = {}
-    nodes: list[Share] = []
+    nodes: list[Report] = []
     if not tables_only:
         failed = _make_runs(plan, summary, progress, replace=replace, ray=ray, nodes=nodes)
     table = _write(plan, summary)
@@ -77,7 +75,7 @@ def study(
         "baseline": plan.baseline,
         "table": table,
         **({"folds": summary.folds()} if summary.cross_validated else {}),
-        **({"nodes": [asdict(node) for node in nodes]} if ray else {}),
+        **({"nodes": nodes} if nodes else {}),
     }
 
 
@@ -110,7 +108,7 @@ def _distinct(plan: Study) -> Iterator[tuple[Config, bool]]:
 
 
 def _make_runs(
-    plan: Study, summary: Summary, progress: Progress, *, replace: bool, ray: str | None, nodes: list[Share]
+    plan: Study, summary: Summary, progress: Progress, *, replace: bool, ray: str | None, nodes: list[Report]
 ) -> dict[str, str]:
     shared, written = Shared(), time.monotonic()
 
@@ -133,15 +131,10 @@ def _make_runs(
         crew = one_by_one(make, progress)
         if ray is not None:
             bench = Bench(plan, shared.stores, Path.cwd(), replace)
-            crew = on_cluster(bench, ray, _need(plan), lambda said: progress("ray", 1, 1, note=said), nodes)
+            crew = on_cluster(bench, ray, nodes, progress)
         return work_through(plan.runs, crew, after_each=tidy, progress=progress)
     finally:
         shared.close()
-
-
-def _need(plan: Study) -> Need:
-    """What a worker takes of a node; all runs of a study say the same."""
-    return Need()
 
 
 def _look_for_stale(plan: Study, shared: Shared, *, replace: bool) -> None:

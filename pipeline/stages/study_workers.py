@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from dataclasses import replace as changed
 from pathlib import Path
 from typing import Any
 
 import cache
-from pipeline.cluster import Lost, Need, connected
+from pipeline.cluster import Lost, connected
 from pipeline.errors import DataError, RunError
 from pipeline.progress import Progress, silent
 from pipeline.stages import commands
 from pipeline.stages.arguments import model_options
 from pipeline.stages.loaded import Shared
-from pipeline.stages.nodes import on_this_node
+from pipeline.stages.nodes import need_of, on_this_node
 from pipeline.stages.store_check import check_store
 from pipeline.stages.study_plan import Study
 from pipeline.study.runs import Crew, Planned, Row, claim_of, result_from
@@ -130,22 +130,26 @@ class Bench:
             return str(error)
 
 
-def on_cluster(bench: Bench, address: str, need: Need, tell: Callable[[str], None], nodes: list[Any]) -> Crew:
+def on_cluster(bench: Bench, address: str, nodes: list[dict[str, Any]], progress: Progress) -> Crew:
     """The crew of a cluster.
 
     Args:
         bench: What makes the runs.
         address: Of the cluster, see `pipeline.cluster.connected`.
-        need: What a worker takes of a node.
-        tell: Told when no node has room for a worker.
         nodes: Is given what each node has done.
+        progress: Told when no node has room for a worker.
     """
+    plan = bench.plan
+    need = need_of(plan.configs[plan.runs[0].name])  # all runs of a study say the same
+
+    def tell(said: str) -> None:
+        progress("ray", 1, 1, note=said)
 
     def crew(runs: Iterator[Planned]) -> Iterator[tuple[Planned, Row | str]]:
         first = next(runs, None)
         if first is None:
             return  # no cluster is asked for nothing
-        with connected(address) as cluster, cluster.pool(bench, need=need, name=bench.plan.name, tell=tell) as pool:
+        with connected(address) as cluster, cluster.pool(bench, need=need, name=plan.name, tell=tell) as pool:
 
             def assignments() -> Iterator[Assignment]:
                 yield Assignment(first, claim_of(first))
@@ -162,7 +166,9 @@ def on_cluster(bench: Bench, address: str, need: Need, tell: Callable[[str], Non
                     with run_folder.replacing(planned.folder / name) as file:
                         file.write(content)
                 yield planned, done.result.said
-            nodes.extend(pool.shares)
+            for share in pool.shares:
+                said = asdict(share)
+                nodes.append({"runs": said.pop("items"), **said})
 
     return crew
 

@@ -110,7 +110,7 @@ def test_a_worker_is_killed_in_a_run_and_the_tables_are_those_of_one_process(
     assert {path.name for path in Path("studies/tiny").iterdir()} == {
         path.name for path in (alone / "studies/tiny").iterdir()
     }
-    assert sum(node["items"] for node in report["nodes"]) == 4
+    assert sum(node["runs"] for node in report["nodes"]) == 4
     assert sum(node["died"] for node in report["nodes"]) >= 1
     assert result_of(first) is not None
     before = (first.folder / "result.json").stat().st_mtime_ns
