@@ -1,6 +1,6 @@
 """Every key of the configuration: its type, its default and what it does, read from the schema.
 
-What a key does is the text below it in `schema.py`. `pipeline config --explain KEY` shows it, and
+What a key does is the text below it in `schema`. `pipeline config --explain KEY` shows it, and
 `python -m pipeline.config.reference` writes the page that is `docs/configuration.md`.
 """
 
@@ -28,7 +28,7 @@ An experiment is one file of YAML 1.2, read strictly: an unknown key or a wrong 
 valid one. `--set section.key=value` overrides a key, and `configs/default.yaml` is an example that runs. A key without
 a default has to be given.
 
-<!-- Generated from pipeline/config/schema.py: uv run python -m pipeline.config.reference > docs/configuration.md -->
+<!-- Generated from pipeline/config/schema: uv run python -m pipeline.config.reference > docs/configuration.md -->
 """
 
 
@@ -201,7 +201,7 @@ def _bound(mark: Any) -> str:
 def _default(field: FieldInfo, section: bool) -> str:
     if field.is_required():
         return "required"
-    value = field.default
+    value = field.get_default(call_default_factory=True)
     if section:
         return "`[]`" if value == () else "as below"
     if value is None or isinstance(value, bool):
