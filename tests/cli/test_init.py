@@ -206,6 +206,9 @@ def test_the_demo_and_medmnist_need_no_data_yet(tmp_path: Path, monkeypatch: pyt
         propose("nothing", Given())
     with pytest.raises(ConfigError, match=r"s3://b/x is a URL, .* data: {layout: folder, path: s3://b/x}"):
         propose("s3://b/x", Given())
+    config = load_config(Path(propose("demo", Given(encoder="clip:demo"), Path("clip.yaml"))["config"]))
+    assert (config.model.gates, config.model.fuse) == ((), ("embedding",))
+    assert str(config.encoder.checkpoint) == "weights/clip_demo.safetensors"
     with pytest.raises(ConfigError, match="--encoder: there is no encoder 'sam'"):
         propose("pathmnist", Given(encoder="sam"))
 

@@ -92,6 +92,18 @@ def test_a_stopped_run_ends_with_the_same_bytes(made: Path, weights: Path, tmp_p
     assert whole == again
 
 
+def test_a_stopped_run_into_one_file_ends_with_the_same_bytes(
+    made: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.extract.extract._MASKED_ROWS", 1)  # then a shard is a batch of 2
+    whole, path = tmp_path / "whole.h5", tmp_path / "stopped.h5"
+    run(made.parent / "demo", whole, weights)
+    stop(made.parent / "demo", path, weights, after=5)
+    assert cache.info(path).shards_done
+    run(made.parent / "demo", path, weights)
+    assert path.read_bytes() == whole.read_bytes()
+
+
 def test_a_stop_loses_the_masks_of_few_images(
     made: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipeline import encoders
+from pipeline.clip import is_clip
 from pipeline.config.schema import Config
 from pipeline.data.count import Counts
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.model.backbones import STAGES
 from pipeline.stages.first_config.draft import Draft, Given
 
 
@@ -34,13 +37,9 @@ def choose_method(given: Given, draft: Draft) -> None:
     draft.values["store"] = {"path": f"features/{draft.name}.zarr", "license": "unknown", "citation": "unknown"}
     draft.beside["store.license"] = "of your data; it stands on the card of the store"
     draft.beside["store.citation"] = "how to cite your data"
-    taps = ("patch", "early", "middle", "late", "neck")
-    stages = ("stem", "stage1", "stage2", "stage3", "stage4")
-    gates = [{"tap": tap, "stage": stage} for tap, stage in zip(taps, stages, strict=True)]
-    backbone = given.backbone or "resnet18"
-    draft.values["model"] = {"backbone": backbone, "weights": "none", "image_px": 224, "gates": gates}
+    draft.values["model"] = {"backbone": given.backbone or "resnet18", "weights": "none", "image_px": 224}
     draft.beside["model.weights"] = "`imagenet` is better where it can be downloaded"
-    draft.beside["model.gates"] = "which depth of the encoder gates which stage; [] is the plain classifier"
+    _use_taps(encoders.family_of(name).taps, draft)
     draft.values["train"] = {
         "epochs": 30,
         "batch_size": 32,
@@ -51,6 +50,16 @@ def choose_method(given: Given, draft: Draft) -> None:
     }
     draft.beside["train.augment.flip_horizontal"] = "0 where left and right matter"
     draft.values["run"] = f"runs/{draft.name}"
+
+
+def _use_taps(taps: Sequence[str], draft: Draft) -> None:
+    """SLCA where the encoder has a tap for each stage, and late fusion of what it has where not."""
+    if len(taps) == len(STAGES):
+        draft.values["model"]["gates"] = [{"tap": tap, "stage": stage} for tap, stage in zip(taps, STAGES, strict=True)]
+        draft.beside["model.gates"] = "which depth of the encoder gates which stage; [] is the plain classifier"
+    else:
+        draft.values["model"]["fuse"] = list(taps)
+        draft.beside["model.fuse"] = "taps that the last layer reads beside the image; [] is the plain classifier"
 
 
 def _fitting_encoder(draft: Draft, known: list[str]) -> str:
@@ -70,7 +79,8 @@ def _fitting_encoder(draft: Draft, known: list[str]) -> str:
 def _weights_of(name: str) -> str:
     """The weights that go with an encoder: published ones, or a file that `prepare` makes."""
     stands_for_a_file = encoders.weights_file(name, Path(name)) != Path(name)
-    return name if stands_for_a_file else f"weights/{name}.pth"
+    made = f"{name.replace(':', '_')}.safetensors" if is_clip(name) else f"{name}.pth"
+    return name if stands_for_a_file else f"weights/{made}"
 
 
 def note_weights(config: Config, draft: Draft) -> None:
