@@ -405,3 +405,11 @@ def test_tables_that_are_none_are_told_in_one_line(given: str) -> None:
     assert said.startswith("x.yaml: path: got ")
     assert said.endswith(", expected a path or a URL, or a mapping with one for train, val and test each")
     assert "\n" not in said
+
+
+@pytest.mark.parametrize("column", ["image", "mask"])
+def test_a_table_reaches_no_file_of_this_machine_outside_its_folder(folder: Path, column: str) -> None:
+    rows = rows_of(folder)
+    rows[2] = {**rows[2], column: f"file://{folder}/{rows[2][column]}"}
+    with pytest.raises(DataError, match=r"1 paths leave .*: 'file://.*use paths relative to it"):
+        load_csv(write_table(folder / "table.csv", rows), **COLUMNS)  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from pipeline.data.dataset import Image, Mask, listing
 from pipeline.data.depth import DEFAULT_READING, Reading
 from pipeline.data.image import read_image, reading_rules
 from pipeline.errors import DataError
-from pipeline.url import AnyPath, Url, is_url, join
+from pipeline.url import AnyPath, Url, any_path, is_url, join
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,8 @@ class Files:
         Raises:
             DataError: Some file is missing, or a name is absolute or climbs out with `..`.
         """
-        everything = [n for n in (*self.names, *(name for files in self.masks for name in files)) if not is_url(n)]
+        every = (*self.names, *(name for files in self.masks for name in files))
+        everything = [name for name in every if not (is_url(name) and isinstance(any_path(name), Url))]
         outside = [name for name in everything if _leaves(name)]
         if outside:
             message = f"{what}: {len(outside)} paths leave {self.root}: {listing(outside)}; use paths relative to it"
@@ -130,4 +131,4 @@ class Files:
 
 
 def _leaves(name: str) -> bool:
-    return name.startswith("/") or ".." in name.split("/")
+    return name.startswith("/") or is_url(name) or ".." in name.split("/")
