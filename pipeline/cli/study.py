@@ -98,7 +98,7 @@ def study(
     plan = load_study(config_path, overrides)
     with bars() as progress:
         if prepare_first or prepare_only:
-            prepared = studies.prepare(plan, progress)
+            prepared = studies.prepare(plan, progress, ray=ray)
             if prepare_only:
                 return show({"study": str(plan.folder), "stores": prepared}, as_json)
         report = studies.study(plan, progress, tables_only=tables_only, replace=replace, ray=ray)

@@ -12,6 +12,7 @@ from pipeline.errors import ConfigError, RunError
 from pipeline.progress import Progress
 from pipeline.stages import commands
 from pipeline.stages.commands import Report
+from pipeline.stages.inputs import finished
 from pipeline.stages.loaded import Shared
 from pipeline.stages.study_plan import Study
 from pipeline.stages.study_workers import Bench, check_inputs, make_run, on_cluster
@@ -79,10 +80,15 @@ def study(
     }
 
 
-def prepare(plan: Study, progress: Progress) -> Report:
+def prepare(plan: Study, progress: Progress, *, ray: str | None = None) -> Report:
     """Have everything that the runs read: data, weights of encoders and backbones, and complete stores.
 
     Several processes may ask for it at once: one works, the others wait and find it done.
+
+    Args:
+        plan: The study.
+        progress: Called as it goes on.
+        ray: Have stores made on the cluster at this address.
     """
     report: Report = {}
     plan.folder.mkdir(parents=True, exist_ok=True)
@@ -90,7 +96,8 @@ def prepare(plan: Study, progress: Progress) -> Report:
         for config, reads_store in _distinct(plan):
             commands.prepare(config, progress, encoder=reads_store)
             if reads_store:
-                made = commands.extract(config, progress)
+                made = finished(config, progress) if ray else None  # no cluster is asked for nothing
+                made = made or commands.extract(config, progress, ray=ray)
                 report[made["store"]] = {key: made[key] for key in ("rows", "encoded", "reused")}
     return report
 

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import prepared, work
+from tests.ray.studied import alone, extracted
 
-__all__ = ["prepared", "work"]
+__all__ = ["alone", "extracted", "prepared", "work"]
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"  # read when ray is imported

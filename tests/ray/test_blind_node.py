@@ -21,9 +21,9 @@ from pipeline.stages.study_plan import load_study
 from tests.cli.conftest import ROOT
 
 from .conftest import Nodes
-from .test_study import alone, extracted, tables, work
+from .test_study import tables, work
 
-__all__ = ["alone", "extracted", "work"]
+__all__ = ["work"]
 HIDDEN = ("studies", "scans")
 
 

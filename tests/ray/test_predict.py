@@ -15,9 +15,7 @@ from pipeline.stages.predictions import OfRun, predict_into
 from tests.cli.conftest import copy_of
 
 from .conftest import Nodes
-from .test_study import extracted
 
-__all__ = ["extracted"]
 GATED = ("train.epochs=1", "model.image_px=32", "resources.workers=1")
 
 

@@ -6,55 +6,18 @@ import csv
 import os
 import signal
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.config.schema import load_config
 from pipeline.progress import silent
-from pipeline.stages import commands, studies
+from pipeline.stages import studies
 from pipeline.stages.study_plan import load_study
 from pipeline.study.runs import result_of
-from tests.cli.conftest import TINY, copy_of
+from tests.cli.conftest import copy_of
 
 from .conftest import Nodes, descendants
-
-STUDY = """\
-base: tiny.yaml
-folder: studies/tiny
-baseline: plain
-set: {train.epochs: 2, model.image_px: 32}
-variants:
-  plain: {model.gates: []}
-  slca: {model.gates: [{tap: neck, stage: stage4}]}
-grid: {train.seed: [0, 1]}
-"""
-
-
-@pytest.fixture(scope="session")
-def extracted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with data, random weights and a store, and a study that nobody has made."""
-    folder = tmp_path_factory.mktemp("extracted")
-    (folder / "tiny.yaml").write_text(TINY.replace("steps: 4", "steps: 0"))
-    (folder / "study.yaml").write_text(STUDY)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        config = load_config(Path("tiny.yaml"))
-        commands.prepare(config, silent)
-        commands.extract(config, silent)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def alone(extracted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with the study made by this process."""
-    folder = copy_of(extracted, tmp_path_factory.mktemp("alone"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        studies.study(load_study(Path("study.yaml")), silent)
-    return folder
 
 
 @pytest.fixture
@@ -92,18 +55,23 @@ def test_a_worker_is_killed_in_a_run_and_the_tables_are_those_of_one_process(
     plan = load_study(Path("study.yaml"))
     first = plan.runs[0]
     killed = []
+    ended = threading.Event()
 
     def kill() -> None:
         while not list(work.glob("studies/tiny/runs/*/last.pt")):
-            time.sleep(0.02)
+            if ended.wait(0.02):
+                return
         for process in workers_of(work):
             os.kill(process, signal.SIGKILL)
             killed.append(process)
 
     thread = threading.Thread(target=kill)
     thread.start()
-    report = studies.study(plan, silent, ray=nodes.address)
-    thread.join()
+    try:
+        report = studies.study(plan, silent, ray=nodes.address)
+    finally:
+        ended.set()
+        thread.join()
     assert killed
     assert (report["done"], report["missing"], report["failed"]) == (4, 0, {})
     assert tables(work) == tables(alone)
