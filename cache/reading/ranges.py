@@ -20,8 +20,8 @@ from cache.errors import FormatError, StoreError, StoreNotFoundError
 PATIENCE_SECONDS, LEAST_BYTES = 60.0, 64 << 10
 """An http server has so long to answer, and must then send at least so much in each such time: 1 KiB a second."""
 
-AT_ONCE = 32
-"""Requests under way: with an answer after 20 ms each, 1,600 a second."""
+AT_ONCE = 16
+"""Requests under way: with an answer after 20 ms each, 800 a second."""
 
 _AGAIN = "check the URL and the connection, and try again"
 

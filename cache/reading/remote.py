@@ -34,10 +34,10 @@ _ROOT_BYTES = 1 << 20
 _FIRST_BYTES = 1 << 14
 _TRIES = 4
 
-_GAP_BYTES = 4 << 20
-"""What lies between two rows comes along if it is no more than this: what a line of 200 MB/s sends in 20 ms."""
-_PIECE_BYTES = 4 << 20
-"""A request is for no more than this, or one row: several lines are faster than one, and memory holds them all."""
+_GAP_BYTES = 8 << 20
+"""What lies between two rows comes along if it is no more than this: a request costs as much, and an epoch wants it."""
+_PIECE_BYTES = 8 << 20
+"""A request is for no more than this, or one row: several at once are faster than one, and memory holds them all."""
 
 PUSHED_FILE = "store.h5"
 """Name of a store that is one file, in the folder that a push makes for it."""

@@ -1,12 +1,13 @@
-"""One system writes features, or reads them once over a network in another order; each in a process of its own.
+"""One system writes features, or reads them once over a network in another order, in a process of its own.
 
-`python -m tests.benchmarks.far_epoch write SYSTEM FOLDER ROWS C H W` writes noise, and `read SYSTEM URL` reads it into
-an empty cache; each prints a JSON object. Only what SYSTEM needs is imported, for the packages that are compared do not
-fit into one environment with ours.
+`python -m tests.benchmarks.far_epoch SYSTEM http|s3` takes lines of JSON: `["write", FOLDER, ROWS, C, H, W]` writes
+noise, and `["read", URL]` reads it into an empty cache; each is answered by an object. Only what SYSTEM needs is
+imported, and once, for that takes longer than reading; the packages that are compared do not fit into one environment.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import hashlib
 import importlib
 import json
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 
 BATCH = 32
+PATIENCE_SECONDS = 120
 Array = np.ndarray[Any, Any]
 
 
@@ -128,8 +130,6 @@ IMPORTS = {
 
 def read(system: str, url: str) -> dict[str, float]:
     """Seconds to the first batch and to the last, from the moment the data set is opened, imports not counted."""
-    for module in IMPORTS[system, url.partition(":")[0]]:
-        importlib.import_module(module)
     with tempfile.TemporaryDirectory(dir=os.environ.get("FAR_CACHES")) as local:
         os.environ["FEATURE_STORE_CACHE"] = local
         start, first, rows, marks = time.perf_counter(), 0.0, 0, 0
@@ -139,15 +139,29 @@ def read(system: str, url: str) -> dict[str, float]:
         return {"seconds": time.perf_counter() - start, "first": first, "rows": rows, "mark": marks}
 
 
+def write(system: str, folder: str, count: int, c: int, h: int, w: int) -> dict[str, float]:
+    """What every reader must find of the rows that are written."""
+    shape = (c, h, w)
+    WRITE[system](Path(folder), features(count, shape), count, shape)
+    return {"rows": count, "mark": sum(mark(row[None]) for row in features(count, shape))}
+
+
 def main() -> None:
-    """Do what the arguments say."""
-    action, system, place, *numbers = sys.argv[1:]
-    if action == "read":
-        print(json.dumps(read(system, place)))
-        return
-    count, c, h, w = map(int, numbers)
-    WRITE[system](Path(place), features(count, (c, h, w)), count, (c, h, w))
-    print(json.dumps({"rows": count, "mark": sum(mark(row[None]) for row in features(count, (c, h, w)))}))
+    """Do what standard input says."""
+    system, scheme = sys.argv[1:]
+    with os.fdopen(os.dup(1), "w") as answers:
+        os.dup2(2, 1)  # what else is printed is none
+        for module in IMPORTS[system, scheme]:
+            importlib.import_module(module)
+        for line in sys.stdin:
+            action, *arguments = json.loads(line)
+            faulthandler.dump_traceback_later(PATIENCE_SECONDS, exit=True)
+            try:
+                answer = {"write": write, "read": read}[action](system, *arguments)
+            except Exception as error:
+                answer = {"error": f"{type(error).__name__}: {error}"}
+            faulthandler.cancel_dump_traceback_later()
+            print(json.dumps(answer), file=answers, flush=True)
 
 
 if __name__ == "__main__":

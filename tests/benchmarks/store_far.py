@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -163,21 +163,51 @@ def _environment(folder: Path, packages: tuple[str, ...]) -> Path | str:
     return python
 
 
-def _run(python: Path | str, arguments: list[str], environment: dict[str, str]) -> dict[str, float]:
-    """What `far_epoch` prints.
+class _System:
+    """A process that writes and reads for one system."""
 
-    Raises:
-        FarError: It could not be run.
-    """
-    if isinstance(python, str):
-        raise FarError(python)
-    command = [str(python), "-m", "tests.benchmarks.far_epoch", *arguments]
-    found = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
-    if found.returncode:
-        message = (found.stderr.strip().splitlines() or ["it says nothing"])[-1]
-        raise FarError(message)
-    result: dict[str, float] = json.loads(found.stdout.strip().splitlines()[-1])
-    return result
+    def __init__(self, reader: Reader, python: Path | str, folder: Path, environment: dict[str, str]) -> None:
+        self._started = None
+        self._reason = python if isinstance(python, str) else ""
+        self._said = folder / f"{reader.name}.stderr"
+        if isinstance(python, Path):
+            self._started = subprocess.Popen(
+                [str(python), "-m", "tests.benchmarks.far_epoch", reader.system, reader.scheme],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._said.open("w"),
+                text=True,
+                env={**os.environ, **environment},
+            )
+
+    def ask(self, *question: str | int) -> dict[str, float]:
+        """What `far_epoch` answers.
+
+        Raises:
+            FarError: It could not be run.
+        """
+        if self._started is None:
+            raise FarError(self._reason)
+        assert self._started.stdin is not None
+        assert self._started.stdout is not None
+        try:
+            print(json.dumps(question), file=self._started.stdin, flush=True)
+        except BrokenPipeError:
+            line = ""
+        else:
+            line = self._started.stdout.readline()
+        answer = json.loads(line or "{}")
+        if not line or "error" in answer:
+            said = (self._said.read_text().strip().splitlines() or ["it says nothing"])[-1]
+            raise FarError(answer.get("error", said))
+        result: dict[str, float] = answer
+        return result
+
+    def close(self) -> None:
+        """End the process."""
+        if self._started is not None:
+            self._started.kill()
+            self._started.communicate()
 
 
 @contextmanager
@@ -208,30 +238,29 @@ def far(folder: Path, size: str, count: int, shape: tuple[int, int, int], python
     Each system reads what it has written itself of the same rows, in a process of its own. They take turns; the median
     over rounds counts, and the spread is that of rows a second. A system that cannot be run says why.
     """
-    numbers = [str(count), *map(str, shape)]
-    found: dict[str, Any] = {f"far_{size}_{name}_not_run": reason for name, reason in UNABLE.items()}
+    failed = dict(UNABLE)
     speeds: dict[str, list[float]] = {}
     waits: dict[str, list[float]] = {}
-    with served(folder) as environment:
-        written: dict[str, dict[str, float]] = {}
-        for turn in range(FAR_ROUNDS):
-            for reader in READERS:
-                if f"far_{size}_{reader.name}_not_run" in found:
-                    continue
-                system, python = reader.system, pythons[reader.system, reader.scheme]
+    with served(folder) as environment, ExitStack() as stack:
+        running, written = {}, {}
+        for reader in READERS:
+            python = pythons[reader.system, reader.scheme]
+            running[reader] = system = _System(reader, python, folder, environment)
+            stack.callback(system.close)
+            with _noted(failed, reader.name):
+                if reader.system not in written:
+                    written[reader.system] = system.ask("write", str(folder / reader.system), count, *shape)
+        for _ in range(FAR_ROUNDS):
+            for reader in (reader for reader in READERS if reader.name not in failed):
                 base = environment["AWS_ENDPOINT_URL"] if reader.scheme == "http" else "s3:/"
-                try:
-                    if system not in written:
-                        written[system] = _run(python, ["write", system, str(folder / system), *numbers], environment)
-                    read = _run(python, ["read", system, f"{base}/{system}"], environment)
-                    if any(read[key] != written[system][key] for key in ("rows", "mark")):
-                        message = f"in round {turn} it gave {read}, and not the rows of {written[system]}"
+                with _noted(failed, reader.name):
+                    read = running[reader].ask("read", f"{base}/{reader.system}")
+                    if any(read[key] != expected for key, expected in written[reader.system].items()):
+                        message = f"it gave {read}, and not the rows of {written[reader.system]}"
                         raise FarError(message)
-                except FarError as error:
-                    found[f"far_{size}_{reader.name}_not_run"] = str(error)
-                    continue
-                speeds.setdefault(reader.name, []).append(count / read["seconds"])
-                waits.setdefault(reader.name, []).append(read["first"])
+                    speeds.setdefault(reader.name, []).append(count / read["seconds"])
+                    waits.setdefault(reader.name, []).append(read["first"])
+    found: dict[str, Any] = {f"far_{size}_{name}_not_run": reason for name, reason in failed.items()}
     for name, values in speeds.items():
         what = f"far_{size}_{name}_rows_per_second"
         found |= {what: statistics.median(values), f"{what}_least": min(values), f"{what}_most": max(values)}
@@ -241,3 +270,12 @@ def far(folder: Path, size: str, count: int, shape: tuple[int, int, int], python
         if name in speeds and peers:
             found[f"far_{size}_{name}_over_best_peer"] = statistics.median(speeds[name]) / max(peers)
     return found
+
+
+@contextmanager
+def _noted(failed: dict[str, str], name: str) -> Iterator[None]:
+    """Note why a reader cannot be run, and go on."""
+    try:
+        yield
+    except FarError as error:
+        failed[name] = str(error)
