@@ -92,6 +92,25 @@ def of_int8(store: cache.Store, dtype: str) -> Reader:
     return read
 
 
+def of_bfloat16(store: cache.Store) -> Reader:
+    """Batches out of a bfloat16 store, verified, as float32."""
+    wide = {"neck": np.zeros((BATCH, *store.arrays["neck"].shape), np.float32)}
+    return lambda batch, buffer: store.read(batch, out=wide)
+
+
+def by_torch(store: cache.Store) -> Reader:
+    """Batches as stage two and the probe take them from a store, verified: new tensors of float16."""
+    from pipeline.train.feeding.packed import read_tensors
+
+    return lambda batch, buffer: read_tensors(store, batch, ["neck"])
+
+
+def memcpy(shape: tuple[int, ...], dtype: str) -> Reader:
+    """No reading at all: the bytes of a batch, from memory to memory."""
+    source, target = np.ones(shape, dtype), np.zeros(shape, dtype)
+    return lambda batch, buffer: np.copyto(target, source)
+
+
 def ours(store: cache.Store, verify: bool) -> Reader:
     """Batches out of a store."""
     return lambda batch, buffer: store.read(batch, out={"neck": buffer}, verify=verify)
@@ -125,6 +144,15 @@ def readers(folder: Path, data: np.ndarray[Any, Any], tap: cache.TapSpec) -> Ite
             of_int8(whole, dtype),
             True,
         )
+    yield "store, int8, verified, to float16 by torch", by_torch(whole), True
+    yield "store, float16, verified, by torch", by_torch(folded), True
+    yield (
+        "store, bfloat16, verified, to float32",
+        of_bfloat16(make_store(folder / "bfloat16.zarr", data.astype(np.float32), tap, "bfloat16")),
+        True,
+    )
+    for dtype in ("float16", "float32"):
+        yield f"memcpy of the same rows in {dtype}", memcpy((BATCH, *tap.shape), dtype), True
     packed_rows = h5py.File(folder / "store.h5", "r")["neck"]
     yield "h5py, read_direct by row", direct, True
     (folder / "npy").mkdir()
@@ -328,6 +356,17 @@ def measure(folder: Path, mib: int) -> tuple[dict[str, float], Mapping[str, Mapp
             for size, table in (("2mib", large), ("128kib", small))
             for dtype, kind in (("float16", "to float16"), ("float32", "to float32"), ("stored", "as stored"))
         },
+        **{
+            f"{name}_{size}_of_float16": table[reader] / table["store, zarr, verified"]
+            for size, table in (("2mib", large), ("128kib", small))
+            for name, reader in (
+                ("int8_by_torch", "store, int8, verified, to float16 by torch"),
+                ("float16_by_torch", "store, float16, verified, by torch"),
+                ("bfloat16_to_float32", "store, bfloat16, verified, to float32"),
+                ("memcpy_float16", "memcpy of the same rows in float16"),
+                ("memcpy_float32", "memcpy of the same rows in float32"),
+            )
+        },
         "over_zarr_oindex": large["store, zarr, verified"] / large["zarr, oindex"],
         "threads_2_over_1": scaling,
         "write_cost": cost,
@@ -357,12 +396,12 @@ def measure_cold(folder: Path, mib: int) -> dict[str, float]:
 
 def measure_far(folder: Path, mib: int) -> dict[str, Any]:
     """First epochs over a network with a delay, beside others' on the same rows; see `store_far.far`."""
-    found: dict[str, Any] = {}
+    sizes = {
+        name: (mib * 2**20 // tap.row_bytes // BATCH * BATCH, tap.shape)
+        for name, tap in (("2mib", LARGE), ("128kib", SMALL))
+    }
     pythons = store_far.interpreters(folder)
-    for size, tap in (("2mib", LARGE), ("128kib", SMALL)):
-        count = mib * 2**20 // tap.row_bytes // BATCH * BATCH
-        with tempfile.TemporaryDirectory(dir=folder) as inner:
-            found |= store_far.far(Path(inner), size, count, tap.shape, pythons)
+    found = store_far.far(folder, sizes, pythons, lambda line: print(line, file=sys.stderr, flush=True))
     return {name: round(value, 3) if isinstance(value, float) else value for name, value in found.items()}
 
 

@@ -13,7 +13,7 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,6 +126,7 @@ UNABLE = {
 
 
 Pythons = dict[tuple[str, str], Path | str]
+Progress = Callable[[str], None]
 
 
 class FarError(Exception):
@@ -232,43 +233,63 @@ def served(folder: Path) -> Iterator[dict[str, str]]:
             server.terminate()
 
 
-def far(folder: Path, size: str, count: int, shape: tuple[int, int, int], pythons: Pythons) -> dict[str, Any]:
+def far(
+    folder: Path, sizes: Mapping[str, tuple[int, tuple[int, int, int]]], pythons: Pythons, progress: Progress
+) -> dict[str, Any]:
     """Rows a second of a first epoch in another order, into an empty cache, and seconds until its first batch.
 
     Each system reads what it has written itself of the same rows, in a process of its own. They take turns; the median
     over rounds counts, and the spread is that of rows a second. A system that cannot be run says why.
+
+    Args:
+        folder: Where to write.
+        sizes: Number and shape of rows by name.
+        pythons: See `interpreters`.
+        progress: Told of each reading.
     """
     failed = dict(UNABLE)
-    speeds: dict[str, list[float]] = {}
-    waits: dict[str, list[float]] = {}
+    found: dict[str, Any] = {}
     with served(folder) as environment, ExitStack() as stack:
-        running, written = {}, {}
-        for reader in READERS:
-            python = pythons[reader.system, reader.scheme]
-            running[reader] = system = _System(reader, python, folder, environment)
+        running = {r: _System(r, pythons[r.system, r.scheme], folder, environment) for r in READERS}
+        for system in running.values():
             stack.callback(system.close)
-            with _noted(failed, reader.name):
-                if reader.system not in written:
-                    written[reader.system] = system.ask("write", str(folder / reader.system), count, *shape)
-        for _ in range(FAR_ROUNDS):
-            for reader in (reader for reader in READERS if reader.name not in failed):
-                base = environment["AWS_ENDPOINT_URL"] if reader.scheme == "http" else "s3:/"
+        for size, (count, shape) in sizes.items():
+            written: dict[str, dict[str, float]] = {}
+            epochs: dict[str, list[dict[str, float]]] = {}
+            for reader, system in running.items():
                 with _noted(failed, reader.name):
-                    read = running[reader].ask("read", f"{base}/{reader.system}")
-                    if any(read[key] != expected for key, expected in written[reader.system].items()):
-                        message = f"it gave {read}, and not the rows of {written[reader.system]}"
-                        raise FarError(message)
-                    speeds.setdefault(reader.name, []).append(count / read["seconds"])
-                    waits.setdefault(reader.name, []).append(read["first"])
-    found: dict[str, Any] = {f"far_{size}_{name}_not_run": reason for name, reason in failed.items()}
-    for name, values in speeds.items():
-        what = f"far_{size}_{name}_rows_per_second"
-        found |= {what: statistics.median(values), f"{what}_least": min(values), f"{what}_most": max(values)}
-        found[f"far_{size}_{name}_first_batch_seconds"] = statistics.median(waits[name])
-    peers = [statistics.median(values) for name, values in speeds.items() if not name.startswith("ours")]
+                    if reader.system not in written:
+                        written[reader.system] = system.ask("write", str(folder / size / reader.system), count, *shape)
+            for _ in range(FAR_ROUNDS):
+                for reader in (reader for reader in READERS if reader.name not in failed):
+                    base = environment["AWS_ENDPOINT_URL"] if reader.scheme == "http" else "s3:/"
+                    with _noted(failed, reader.name):
+                        read = running[reader].ask("read", f"{base}/{size}/{reader.system}")
+                        if any(read[key] != expected for key, expected in written[reader.system].items()):
+                            message = f"it gave {read}, and not the rows of {written[reader.system]}"
+                            raise FarError(message)
+                        epochs.setdefault(reader.name, []).append(read)
+                        progress(f"{size} {reader.name}: {read['seconds']:.2f} s, first {read['first']:.2f} s")
+            found |= _summary(size, count, epochs)
+            shutil.rmtree(folder / size)
+    return found | {f"far_{name}_not_run": reason for name, reason in failed.items()}
+
+
+def _summary(size: str, count: int, epochs: Mapping[str, list[dict[str, float]]]) -> dict[str, float]:
+    """The figures of one size."""
+    found: dict[str, float] = {}
+    speeds: dict[str, float] = {}
+    for name, read in epochs.items():
+        what, seconds = f"far_{size}_{name}", [one["seconds"] for one in read]
+        speeds[name] = count / statistics.median(seconds)
+        found[f"{what}_rows_per_second"] = speeds[name]
+        found[f"{what}_rows_per_second_least"] = count / max(seconds)
+        found[f"{what}_rows_per_second_most"] = count / min(seconds)
+        found[f"{what}_first_batch_seconds"] = statistics.median(one["first"] for one in read)
+    peers = [speed for name, speed in speeds.items() if not name.startswith("ours")]
     for name in ("ours_http", "ours_s3"):
         if name in speeds and peers:
-            found[f"far_{size}_{name}_over_best_peer"] = statistics.median(speeds[name]) / max(peers)
+            found[f"far_{size}_{name}_over_best_peer"] = speeds[name] / max(peers)
     return found
 
 
