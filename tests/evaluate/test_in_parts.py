@@ -12,7 +12,7 @@ import pytest
 from cache import StoreLockedError
 from pipeline.errors import DataError, RunError
 from pipeline.evaluate import in_parts
-from pipeline.evaluate.in_parts import making
+from pipeline.evaluate.in_parts import Part, making
 from pipeline.train.run_folder import read_csv
 
 CLASSES = ("a", "=b")
@@ -82,6 +82,21 @@ def test_a_part_whose_image_has_changed_is_made_again() -> None:
     run(Path("p.csv"), stop_after=2)
     os.utime(NAMES[4], (1, 1))
     assert run(Path("p.csv"))[0] == [1, 0]
+
+
+def test_a_part_that_was_taken_apart_is_put_together_in_order() -> None:
+    run(Path("whole.csv"))
+    with making(Path("p.csv"), NAMES, CLASSES, ABOUT) as table:
+        for part in table.pending():
+            left, right = part.halves()
+            for piece in (right, *reversed(left.halves() or (left,))):
+                assert not (Path("p.csv.partial") / f"{part.number:07d}.json").exists()
+                table.put(piece, said_of(piece.names))
+            assert (Path("p.csv.partial") / f"{part.number:07d}.json").exists()
+            assert Part(0, ("one",), "").halves() == ()
+        assert table.done == 11
+        table.join()
+    assert Path("p.csv").read_bytes() == Path("whole.csv").read_bytes()
 
 
 def test_parts_of_other_predictions_are_neither_taken_nor_lost() -> None:

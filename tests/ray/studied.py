@@ -16,7 +16,7 @@ STUDY = """\
 base: tiny.yaml
 folder: studies/tiny
 baseline: plain
-set: {train.epochs: 2, model.image_px: 32}
+set: {train.epochs: 2, model.image_px: 32, resources.ray.max: 2}
 variants:
   plain: {model.gates: []}
   slca: {model.gates: [{tap: neck, stage: stage4}]}
