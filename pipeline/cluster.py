@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import os
 import reprlib
+import secrets
 import shutil
 import signal
 import socket
@@ -20,7 +21,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -128,10 +129,11 @@ def connected(address: str | None = None) -> Iterator[Cluster]:
     try:
         with _said_to_ray(), _signals_kept():
             try:
-                _knock(address)
                 if local:
-                    ray.init(address=LOCAL, include_dashboard=False, _temp_dir=folder, **quiet)
+                    with _environment(RAY_AUTH_TOKEN=secrets.token_hex(32)):  # else it leaves one in the home folder
+                        ray.init(address=LOCAL, include_dashboard=False, _temp_dir=folder, **quiet)
                 else:
+                    _knock(address)
                     ray.init(address=address, **quiet)
             except Exception as error:  # some of ray's are bare ones
                 raise ClusterError(_unreachable(address, local, error)) from error
@@ -378,10 +380,10 @@ class Pool(Generic[T, R]):
                 ready, _ = self._ray.wait(awaited, timeout=_LOOK_SECONDS)
                 for reference in ready:
                     worker = next(worker for worker in self._workers if reference in worker.references)
-                    if reference is worker.begun:
+                    if reference == worker.begun:
                         self._welcome(worker)
                         continue
-                    if reference is worker.verdict:
+                    if reference == worker.verdict:
                         self._hear(worker)
                         continue
                     outcome = self._take(worker, reference, queue, named)
@@ -591,8 +593,8 @@ def _unreachable(address: str | None, local: bool, error: Exception) -> str:
     if local:
         return f"no Ray cluster could be started on this machine: {reason}"
     return (
-        f"there is no Ray cluster at {address!r}: {reason.rstrip('.')}. Start one (`ray start --head`), or leave the "
-        f"address out for one on this machine alone"
+        f"there is no Ray cluster at {address!r} that lets us in: {reason.rstrip('.')}. Start one (`ray start "
+        f"--head`), set RAY_AUTH_MODE=token if it asks for one, or leave the address out for one on this machine"
     )
 
 
@@ -615,16 +617,23 @@ def _import_ray() -> Any:
     return ray
 
 
-@contextmanager
-def _said_to_ray() -> Iterator[None]:
+def _said_to_ray() -> AbstractContextManager[None]:
     """Settings that Ray reads from the environment, where nobody has chosen others.
 
     It reports to nobody, leaves GPUs visible to workers that ask for none, and does not copy the folder of a driver
     that `uv run` has started to every node: data and stores lie there.
     """
-    names = ("RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "RAY_ENABLE_UV_RUN_RUNTIME_ENV")
-    ours = dict.fromkeys(names, "0")
-    added = {key: value for key, value in ours.items() if key not in os.environ}
+    return _environment(
+        RAY_USAGE_STATS_ENABLED="0",
+        RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
+        RAY_ENABLE_UV_RUN_RUNTIME_ENV="0",
+    )
+
+
+@contextmanager
+def _environment(**settings: str) -> Iterator[None]:
+    """Set variables that are not set, for as long as the block lasts."""
+    added = {key: value for key, value in settings.items() if key not in os.environ}
     os.environ.update(added)
     try:
         yield
