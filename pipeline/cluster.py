@@ -37,6 +37,7 @@ LOCAL = "local"
 
 _LOOK_SECONDS = 2.0  # between two looks at which nodes there are
 _STILLBORN = 3  # workers that may die one after another before they begin
+_GONE = 5  # times that the result of an item may be lost
 _ANSWER_SECONDS = 10.0  # that a cluster has to let us in
 _LONGEST_REASON = 300
 _DISTRIBUTION = "slca-pipeline"
@@ -233,6 +234,7 @@ class _Task(Generic[T]):
     deaths: int = 0
     suspect: bool = False
     turn: int = 0  # in which it was handed out
+    gone: int = 0  # how often its result could not be fetched
 
 
 class _Queue(Generic[T]):
@@ -452,7 +454,7 @@ class Pool(Generic[T, R]):
             raise _of_worker(error, f"{self._name}: a worker could not begin") from error
         except self._ray.exceptions.RayError as error:
             self._dismiss(worker)
-            self._stillborn += 1
+            self._stillborn += "node has died" not in str(error)
             if self._stillborn >= _STILLBORN:
                 message = f"{self._name}: {_STILLBORN} workers died before they began: {_how(error)}"
                 raise ClusterError(message) from error
@@ -464,6 +466,7 @@ class Pool(Generic[T, R]):
                 f"install the same version on every node"
             )
             raise ClusterError(message)
+        self._stillborn = 0
         worker.begun, worker.node_id, worker.since = None, node_id, time.monotonic()
         worker.share = self._shares.setdefault(name, Share(name))
         worker.share.workers += 1
@@ -497,10 +500,13 @@ class Pool(Generic[T, R]):
         except exceptions.RayActorError as error:
             worker.died_of = worker.died_of or error
             worker.unfinished.append(task)
-        except exceptions.RayError:  # its result is gone with an object store, and nobody is to blame
+        except exceptions.RayError as error:  # its result is gone, as a rule with an object store: nobody is to blame
+            task.gone += 1
+            if task.gone > _GONE:
+                message = f"the result of {named(task.item)} was lost {_GONE + 1} times: {_how(error)}"
+                raise ClusterError(message) from error
             queue.put_back([task])
         else:
-            self._stillborn = 0
             worker.busy_seconds += seconds
             worker.share.items += 1
             worker.share.busy_seconds += seconds

@@ -197,6 +197,25 @@ def look_here(dataset: Dataset, workers: int, indices: Sequence[int]) -> Iterato
         yield from ahead(partial(look_at, dataset.source), indices, pool, depth=2 * workers)
 
 
+class Looker:
+    """Looks at a slice of images at a time, for whoever keeps no images."""
+
+    def __init__(self, source: Source) -> None:
+        """Where the pixels are."""
+        self._source = source
+
+    def __call__(self, indices: tuple[int, ...]) -> tuple[Digests, dict[int, str]]:
+        """Digests uint8 (n, 32), and the reason by index for those that cannot be read."""
+        digests, reasons = np.zeros((len(indices), 32), np.uint8), {}
+        for place, index in enumerate(indices):
+            seen = look_at(self._source, index)
+            if seen.error is not None:
+                reasons[index] = str(seen.error)
+            else:
+                digests[place] = np.frombuffer(seen.digest, np.uint8)
+        return digests, reasons
+
+
 def memory_of(store: Path) -> Path:
     """The file beside a store that remembers the digests of its images."""
     return store.with_name(store.name + ".seen.npz")

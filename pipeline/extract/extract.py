@@ -189,7 +189,7 @@ def extract(
         reused=reused,
         set_aside=bad,
         seconds=clock.seconds,
-        advice=_advice(clock.seconds, workers),
+        advice=_advice(clock.seconds, encoding.workers),
         device=encoding.device,
         nodes=encoding.nodes,
     )

@@ -27,7 +27,7 @@ from pipeline import encoders
 from pipeline.cluster import Cluster, Lost, Need, Pool
 from pipeline.data import Dataset
 from pipeline.data.dataset import Source
-from pipeline.data.scan import Looked, look_at, read_again
+from pipeline.data.scan import Looked, Looker, read_again
 from pipeline.encoders.known_mask.encoder import KnownMask
 from pipeline.encoders.weight_files import user_folder
 from pipeline.errors import ClusterError, DataError, naming
@@ -117,7 +117,7 @@ class OnRay:
         cpus = min(1.0, self.need.cpus or 1.0)
         most = None if self.need.max is None else math.ceil(self.need.max * (self.need.cpus or 1.0) / cpus)
         need = Need(0.0, cpus, 1, most)
-        with self.cluster.pool(partial(_Looker, dataset.source), need=need, name="scan", tell=self.tell) as pool:
+        with self.cluster.pool(partial(Looker, dataset.source), need=need, name="scan", tell=self.tell) as pool:
             for outcome in pool.map(slices, split=_halves, named=lambda part: f"images {part[0]} to {part[-1]}"):
                 if isinstance(outcome, Lost):
                     (index,) = outcome.item
@@ -246,24 +246,6 @@ class _Encoded:
     extents: npt.NDArray[np.float32]
     bad: Mapping[int, str]
     seconds: Mapping[str, float]
-
-
-class _Looker:
-    """Digests of images, on a node."""
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-
-    def __call__(self, indices: tuple[int, ...]) -> tuple[npt.NDArray[np.uint8], dict[int, str]]:
-        """Digests uint8 (n, 32), and the reason by index for those that cannot be read."""
-        digests, reasons = np.zeros((len(indices), 32), np.uint8), {}
-        for place, index in enumerate(indices):
-            seen = look_at(self._source, index)
-            if seen.error is not None:
-                reasons[index] = str(seen.error)
-            else:
-                digests[place] = np.frombuffer(seen.digest, np.uint8)
-        return digests, reasons
 
 
 class _Encoder:
@@ -407,6 +389,11 @@ class RayEncoding:
         self._pool: Pool[_Part | _SizeFor, _Encoded | _Size] | None = None
         self._images: dict[str, int] = {}
         self._gathering: dict[int, _Gathering] = {}
+
+    @property
+    def workers(self) -> int:
+        """Decoding threads of a worker."""
+        return self._job.threads
 
     @property
     def device(self) -> str:

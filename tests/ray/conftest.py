@@ -21,6 +21,7 @@ __all__ = ["alone", "extracted", "prepared", "work"]
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"  # read when ray is imported
 os.environ["RAY_memory_monitor_refresh_ms"] = "0"  # noqa: SIM112  Ray's own name; other programs on this machine may fill its memory
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  on a busy machine the tests would wait for their workers
 _SUBREAPER = 36  # of prctl: orphans of our children become ours, so that they can be found
 _STORE_BYTES = 80 * 2**20
 

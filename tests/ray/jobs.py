@@ -1,20 +1,12 @@
-"""What works in other processes, where it is found by the name of this module: workers, encoders, images."""
+"""Workers in other processes, where they are found by the name of this module; without torch, they begin sooner."""
 
 from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
-import numpy as np
-import numpy.typing as npt
-
-from pipeline.data import Image
-from pipeline.encoders.preprocessing import Prepared
 from pipeline.errors import DataError
-from tests.extract.fakes import CountingEncoder, Pictures, picture
 
 
 class Squares:
@@ -50,62 +42,3 @@ class Dying:
 
     def __init__(self) -> None:
         os._exit(7)
-
-
-@dataclass(frozen=True)
-class Paint:
-    """An encoder in plain words, as `on_ray.Plain` is: it takes its time, and dies of one colour or refuses it."""
-
-    seconds: float = 0.0
-    deadly: int = -1
-    refused: int = -1
-    reason: str = ""
-    limit: int = 1000
-    weights: None = None
-    device: str = "cpu"
-
-    reads = "image"
-    taps: ClassVar = {"neck": (256, 16, 16)}  # 8 rows of 128 KiB in a shard of 1 MiB
-
-    def fingerprint(self) -> dict[str, object]:
-        return {"encoder": "counting"}
-
-    def build(self, weights: Path | None, device: str) -> Painted:
-        return Painted(self)
-
-
-class Painted(CountingEncoder):
-    """What `Paint` describes."""
-
-    def __init__(self, paint: Paint) -> None:
-        super().__init__(limit=paint.limit)
-        self.paint, self.taps = paint, dict(paint.taps)
-
-    def prepare(self, image: npt.NDArray[np.uint8]) -> Prepared:
-        colour = int(image[0, 0, 0])
-        if colour == self.paint.deadly:
-            os._exit(7)
-        if colour == self.paint.refused:
-            raise DataError(self.paint.reason)
-        return super().prepare(image)
-
-    def encode(self, *batch):  # type: ignore[no-untyped-def]
-        time.sleep(self.paint.seconds)
-        return super().encode(*batch)
-
-
-class OnlyHere(Pictures):
-    """Images that lie on one machine: other processes do not see one of them, or die of it."""
-
-    def __init__(self, count: int, *, unseen: int = -1, deadly: int = -1) -> None:
-        super().__init__({f"{i:03d}.png": picture(i) for i in range(count)})
-        self.home, self.unseen, self.deadly = os.getpid(), unseen, deadly
-
-    def read(self, index: int) -> Image:
-        if os.getpid() != self.home:
-            if index == self.deadly:
-                os._exit(7)
-            if index == self.unseen:
-                message = f"/mnt/scans/{index:03d}.png: there is no such file"
-                raise DataError(message)
-        return super().read(index)

@@ -20,7 +20,8 @@ from pipeline.config.schema import load_config
 from pipeline.encoders import Encoder
 from pipeline.errors import DataError
 from pipeline.extract.extract import ExtractReport, extract
-from pipeline.extract.on_ray import OnRay, Plain
+from pipeline.extract.on_ray import OnRay, Plain, _files_of, _Job, _weights_here
+from pipeline.extract.plan import Contents
 from pipeline.progress import Progress, silent
 from pipeline.stages import commands
 from tests import warm
@@ -30,9 +31,10 @@ from tests.extract.fakes import Pictures, as_encoder, pictures
 from tests.extract.test_ranks import files
 
 from .conftest import Nodes, what_is_left, workers
-from .jobs import OnlyHere, Paint
+from .paint import OnlyHere, Paint
 
 COUNT = 64  # in shards of 8
+ONE = Need(max=1)  # a worker's start takes longer than its work
 
 
 def alone(store: Path, paint: Paint, source: Pictures, **options: Any) -> dict[str, bytes]:
@@ -49,13 +51,13 @@ def on_ray(
     paint: Paint,
     source: Pictures,
     *,
-    need: Need | None = None,
+    need: Need = ONE,
     strict: bool = False,
     batch_size: int = 2,
     progress: Progress = silent,
 ) -> ExtractReport:
     with connected(nodes.address) as cluster:
-        on = OnRay(cluster, cast("Plain", paint), need or Need(), batch_size=batch_size, strict=strict)
+        on = OnRay(cluster, cast("Plain", paint), need, batch_size=batch_size, strict=strict)
         return extract(
             source.dataset(),
             cast("Encoder", paint),
@@ -82,7 +84,7 @@ def test_a_killed_node_a_killed_worker_and_a_new_node_change_no_byte(nodes: Node
             nodes.standing[0] = nodes.add()
 
     store = tmp_path / "s.zarr"
-    report = on_ray(nodes, store, Paint(0.25), pictures(COUNT), progress=kill)
+    report = on_ray(nodes, store, Paint(0.25), pictures(COUNT), need=Need(), progress=kill)
     assert len(happened) == 2
     assert files(store) == wanted
     assert report.encoded == COUNT
@@ -159,7 +161,7 @@ def test_whatever_a_store_holds_has_the_bytes_of_one_process(
     nodes: Nodes, work: Path, kind: str, monkeypatch: Any
 ) -> None:
     monkeypatch.chdir(work)
-    config = load_config(Path("tiny.yaml"), KINDS[kind])
+    config = load_config(Path("tiny.yaml"), [*KINDS[kind], "resources.ray.max=1"])
     commands.extract(config, silent)
     wanted = digests(config.store.path)
     remove(config.store.path)
@@ -219,6 +221,25 @@ def test_a_local_cluster_makes_the_bytes_and_a_request_to_stop_leaves_nothing_of
     remove(work / "features/demo.zarr")
     succeed(work, "extract", "-c", "tiny.yaml", *SEVERAL_SHARDS)
     assert got == digests(work / "features/demo.zarr")
+
+
+def test_weights_that_a_node_lacks_come_from_the_driver_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIPELINE_HOME", str(tmp_path / "home"))
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"numbers")
+    weights.with_name("config.json").write_text("{}")
+    contents = Contents({"weights_sha256": "0123"}, {}, {})
+    job = _Job(pictures(1), Plain({}, weights), contents, _files_of(weights), 1, "cpu", None, False)
+    assert _weights_here(job) == weights
+    weights.unlink()
+    found = _weights_here(job)
+    assert found == tmp_path / "home/weights/from_driver/0123/model.safetensors"
+    assert found.read_bytes() == b"numbers"
+    assert found.with_name("config.json").read_text() == "{}"
+    written = found.stat().st_mtime_ns
+    assert _weights_here(job) == found
+    assert found.stat().st_mtime_ns == written
+    assert len(list(found.parent.iterdir())) == 2
 
 
 def test_ray_beside_torchrun_is_refused(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,7 +71,7 @@ def test_every_item_comes_back_once_and_none_is_drawn_far_ahead(nodes: Nodes) ->
 
 def test_a_worker_that_dies_costs_nothing_but_time(nodes: Nodes, tmp_path: Path) -> None:
     (tmp_path / "5").touch()
-    with pool_on(nodes, partial(Squares, 0.0, tmp_path), need=Need(max=2)) as pool:
+    with pool_on(nodes, partial(Squares, 0.0, tmp_path), need=Need(max=1)) as pool:
         outcomes = list(pool.map(single(10)))
         died = sum(share.died for share in pool.shares)
     assert squares(outcomes) == {(n,): [n**2] for n in range(10)}
@@ -80,7 +80,7 @@ def test_a_worker_that_dies_costs_nothing_but_time(nodes: Nodes, tmp_path: Path)
 
 def test_an_item_that_kills_its_workers_is_found_among_its_company_and_given_up_alone(nodes: Nodes) -> None:
     items = [(0, 1, 2, 3), (4, 5, -6, 7)]
-    with pool_on(nodes, Squares, need=Need(max=2)) as pool:
+    with pool_on(nodes, Squares, need=Need(max=1)) as pool:
         outcomes = list(pool.map(items, split=halves))
         (again,) = pool.map([(9,)])  # the pool is as good as before
     (lost,) = [outcome for outcome in outcomes if isinstance(outcome, Lost)]
@@ -94,6 +94,7 @@ def test_an_item_that_kills_its_workers_is_found_among_its_company_and_given_up_
 
 def test_killed_nodes_and_new_ones_change_no_result_and_blame_no_item(nodes: Nodes) -> None:
     outcomes: list[Any] = []
+    killed = False
     with pool_on(nodes, partial(Squares, 0.1)) as pool:
 
         def items() -> Iterator[Numbers]:
@@ -104,7 +105,8 @@ def test_killed_nodes_and_new_ones_change_no_result_and_blame_no_item(nodes: Nod
 
         for outcome in pool.map(items(), tries=1):  # a single death that is blamed on an item would lose it
             outcomes.append(outcome)
-            if len(outcomes) == 6:
+            if not killed and len(pool.shares) == 3 and all(share.items for share in pool.shares):
+                killed = True
                 nodes.kill(nodes.standing[0])
                 nodes.standing[0] = nodes.add()
         shares = pool.shares
@@ -127,7 +129,7 @@ def test_what_a_worker_raises_is_raised_here_and_says_where(nodes: Nodes) -> Non
     ("make", "error", "said"), [(Refusing, DataError, "no such mount"), (Dying, ClusterError, "died before they began")]
 )
 def test_workers_that_cannot_begin_end_the_run(nodes: Nodes, make: Any, error: type[Exception], said: str) -> None:
-    with pool_on(nodes, make) as pool, pytest.raises(error, match=said):
+    with pool_on(nodes, make, need=Need(max=1)) as pool, pytest.raises(error, match=said):
         list(pool.map(single(3)))
 
 
