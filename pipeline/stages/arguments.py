@@ -1,11 +1,10 @@
-"""What a configuration says of stage two, as the plain arguments that classifiers and loops take, and of a cluster."""
+"""What a configuration says of stage two, as the plain arguments that classifiers and loops take."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from pipeline.clip import is_clip
-from pipeline.cluster import Need
 from pipeline.config.schema import Config, to_dict
 from pipeline.model.classifier import ModelOptions
 from pipeline.model.clip_backbone import ClipOptions
@@ -59,9 +58,3 @@ def augmentation(config: Config) -> Augmentation:
     """What its training images go through."""
     values = to_dict(config.train.augment)
     return Augmentation(**{**values, "scale": tuple(values["scale"]), "views": tuple(values["views"])})
-
-
-def need_of(config: Config) -> Need:
-    """What a worker takes of a node of a cluster."""
-    asked = config.resources.ray
-    return Need(asked.gpus, asked.cpus, asked.min, asked.max)

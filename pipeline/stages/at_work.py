@@ -14,7 +14,6 @@ from pipeline.errors import ConfigError
 from pipeline.extract.on_ray import OnRay
 from pipeline.progress import Progress
 from pipeline.stages import clocks
-from pipeline.stages.arguments import need_of
 from pipeline.stages.inputs import behind_url, build_encoder, plain_encoder, workers
 from pipeline.stages.nodes import need_of
 
