@@ -149,9 +149,10 @@ def test_a_url_is_no_place_to_write_a_store(folder: Path) -> None:
     for command in (
         ("store", "convert", "features/demo.zarr", "s3://bucket/demo.zarr"),
         ("store", "pull", "share/demo.zarr", "s3://bucket/demo.zarr"),
-        ("extract", "-c", "tiny.yaml", "--set", "store.path=s3://bucket/demo.zarr"),
     ):
         said = complaint(folder, *command, status=1)
         assert "s3://bucket/demo.zarr is a URL" in said
         assert "name a local path, and push that store" in said
+    said = complaint(folder, "extract", "-c", "tiny.yaml", "--set", "store.path=s3://bucket/demo.zarr", status=2)
+    assert "store.path: got 's3://bucket/demo.zarr', expected a path of this machine, and this is a URL" in said
     assert not (folder / "s3:").exists()
