@@ -21,7 +21,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -138,8 +138,8 @@ def connected(address: str | None = None) -> Iterator[Cluster]:
                     ray.init(address=address, **quiet)
             except Exception as error:  # some of ray's are bare ones
                 raise ClusterError(_unreachable(address, local, error)) from error
-        with _hushed():
-            yield Cluster(ray, local)
+        with _hushed(), closing(Cluster(ray, local)) as cluster:
+            yield cluster
     finally:
         ray.shutdown()
         if local:
@@ -153,6 +153,12 @@ class Cluster:
         """Take over a connection."""
         self._ray, self.local = ray, local
         self._names: dict[str, str] = {}
+        self._pools: list[Pool[Any, Any]] = []
+
+    def close(self) -> None:
+        """Dismiss whoever still works; a pool that is closed later finds nobody, and asks Ray for nothing."""
+        for pool in list(self._pools):
+            pool.close()
 
     @contextmanager
     def pool(
@@ -173,10 +179,12 @@ class Cluster:
             tell: Told when no node has room for a single worker.
         """
         pool = Pool(self, make, self.settled(need or Need()), name, tell)
+        self._pools.append(pool)
         try:
             yield pool
         finally:
             pool.close()
+            self._pools.remove(pool)
 
     def nodes(self) -> Sequence[Mapping[str, Any]]:
         """The nodes that live, as Ray describes them."""
