@@ -24,7 +24,7 @@ import torch
 
 import cache
 from pipeline import encoders
-from pipeline.cluster import Cluster, Lost, Need, Pool
+from pipeline.cluster import Cluster, Lost, Need, Pool, hired
 from pipeline.data import Dataset
 from pipeline.data.dataset import Source
 from pipeline.data.scan import Looked, Looker, read_again
@@ -117,7 +117,7 @@ class OnRay:
         cpus = min(1.0, self.need.cpus or 1.0)
         most = None if self.need.max is None else math.ceil(self.need.max * (self.need.cpus or 1.0) / cpus)
         need = Need(0.0, cpus, 1, most)
-        with self.cluster.pool(partial(Looker, dataset.source), need=need, name="scan", tell=self.tell) as pool:
+        with hired(self.cluster, partial(Looker, dataset.source), need=need, name="scan", tell=self.tell) as pool:
             for outcome in pool.map(slices, split=_halves, named=lambda part: f"images {part[0]} to {part[-1]}"):
                 if isinstance(outcome, Lost):
                     (index,) = outcome.item
@@ -493,7 +493,7 @@ class RayEncoding:
         if self._pool is None:
             on = self._on
             self._pool = self._open.enter_context(
-                on.cluster.pool(partial(_Encoder, self._job), need=self._need, name="encode", tell=on.tell)
+                hired(on.cluster, partial(_Encoder, self._job), need=self._need, name="encode", tell=on.tell)
             )
         return self._pool
 

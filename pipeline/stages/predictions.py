@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 
 from pipeline import data
-from pipeline.cluster import Lost, Need, connected
+from pipeline.cluster import Lost, Need, connected, hired
 from pipeline.config.schema import Config
 from pipeline.data.image import UNREADABLE
 from pipeline.errors import DataError
@@ -185,7 +185,7 @@ def _on_cluster(
     make = _OnNode(model, Path.cwd())
     images: Counter[str] = Counter()
     began = time.monotonic()
-    with connected(address) as cluster, cluster.pool(make, need=model.need, name="predict", tell=tell) as pool:
+    with connected(address) as cluster, hired(cluster, make, need=model.need, name="predict", tell=tell) as pool:
         for done in pool.map(chain([first], parts), split=Part.halves, named=lambda part: f"part {part.number}"):
             if isinstance(done, Lost):
                 yield done.item, {"predictions": [], "set_aside": {str(name): done.reason for name in done.item.names}}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import cache
-from pipeline.cluster import Lost, connected
+from pipeline.cluster import Lost, connected, hired
 from pipeline.errors import DataError, RunError
 from pipeline.progress import Progress, silent
 from pipeline.stages import commands
@@ -149,7 +149,7 @@ def on_cluster(bench: Bench, address: str, nodes: list[dict[str, Any]], progress
         first = next(runs, None)
         if first is None:
             return  # no cluster is asked for nothing
-        with connected(address) as cluster, cluster.pool(bench, need=need, name=plan.name, tell=tell) as pool:
+        with connected(address) as cluster, hired(cluster, bench, need=need, name=plan.name, tell=tell) as pool:
 
             def assignments() -> Iterator[Assignment]:
                 yield Assignment(first, claim_of(first))

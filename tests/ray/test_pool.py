@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.cluster import Done, Lost, Need, Pool, connected
+from pipeline.cluster import Done, Lost, Need, Pool, connected, hired
 from pipeline.errors import ClusterError, ConfigError, DataError
 from tests.cli.conftest import ROOT, environment
 
@@ -27,7 +27,7 @@ Numbers = tuple[int, ...]
 
 @contextmanager
 def pool_on(nodes: Nodes, make: Any, **options: Any) -> Iterator[Pool[Numbers, tuple[int, list[int]]]]:
-    with connected(nodes.address) as cluster, cluster.pool(make, name="squares", **options) as pool:
+    with connected(nodes.address) as cluster, hired(cluster, make, name="squares", **options) as pool:
         yield pool
 
 
@@ -137,7 +137,7 @@ def test_fractions_share_a_gpu_and_without_a_word_each_worker_gets_one(nodes: No
     node = nodes.add(num_cpus=4, num_gpus=2)
     with connected(nodes.address) as cluster:
         assert cluster.settled(Need()) == Need(1.0, 2.0, 1, None)
-        with cluster.pool(partial(Squares, 0.2), need=Need(gpus=0.5, cpus=0.5), name="halves") as pool:
+        with hired(cluster, partial(Squares, 0.2), need=Need(gpus=0.5, cpus=0.5), name="halves") as pool:
             processes: set[int] = set()
             give_up = time.monotonic() + 60
             items = iter(lambda: len(processes) == 4 or time.monotonic() > give_up, True)
@@ -172,9 +172,9 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 
 LOCAL = """
 from functools import partial
-from pipeline.cluster import connected
+from pipeline.cluster import connected, hired
 from tests.ray.jobs import Squares
-with connected() as cluster, cluster.pool(partial(Squares, 30.0), name="slow") as pool:
+with connected() as cluster, hired(cluster, partial(Squares, 30.0), name="slow") as pool:
     handed = pool.map([(1,), (2,)])
     import threading
     threading.Timer(0.5, lambda: print("at work", flush=True)).start()
