@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import reprlib
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -20,7 +21,7 @@ from pipeline.errors import ClusterError
 T = TypeVar("T")
 R = TypeVar("R")
 
-_LOOK_SECONDS = 2.0  # between two looks at which nodes there are
+_LOOK_SECONDS = 2.0  # between two looks at which nodes there are, and whether a worker's own is
 _STILLBORN = 3  # workers that may die one after another before they begin
 _GONE = 5  # times that the result of an item may be lost
 _LONGEST_REASON = 300
@@ -363,6 +364,7 @@ class _Seat:
         """Make the worker in the driver's folder, where the node has that; the node's id, and our version there."""
         import ray
 
+        threading.Thread(target=_die_with_parent, args=(os.getppid(),), daemon=True).start()
         version = _version()
         with suppress(OSError):  # relative paths then lead nowhere, and what reads them says so
             os.chdir(folder)
@@ -377,6 +379,13 @@ class _Seat:
         began = time.perf_counter()
         result = self._work(item)
         return result, time.perf_counter() - began
+
+
+def _die_with_parent(parent: int) -> None:
+    """End this process once its node's raylet is gone: at work, Ray's own look does not see that everywhere."""
+    while os.getppid() == parent:
+        time.sleep(_LOOK_SECONDS)
+    os._exit(1)
 
 
 def _fitting(need: Need, resources: Mapping[str, float]) -> int:
