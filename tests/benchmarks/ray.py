@@ -209,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.ray", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=2000, help="for the comparison with torchrun; 0 leaves it out")
+    parser.add_argument("--images", type=int, default=6000, help="for the comparison with torchrun; 0 leaves it out")
     parser.add_argument("--gib", type=float, default=4.0, help="that the driver takes in; 0 leaves it out")
     parser.add_argument("--million", type=int, default=1_000_000, help="null rows; 0 leaves them out")
     options = parser.parse_args(arguments)
