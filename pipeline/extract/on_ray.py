@@ -1,86 +1,38 @@
 """Stage one on a Ray cluster: nodes look at images and encode shards, this process plans, writes and commits.
 
-A node reads the images itself and sends back whole shards in the store's own types, so it needs no place to write to.
 Two shards a worker are on their way at most; that bounds what waits here. Each image is decoded twice, by the scan and
-by the encoder: the pixels of a cluster's data sets fit into nobody's memory. The bytes are those of one process.
+by the encoder: the pixels of a cluster's data sets fit into nobody's memory. The bytes are those of one process. What
+happens on a node is `on_node`.
 """
 
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 import cache
-from pipeline import encoders
 from pipeline.cluster import Cluster, Lost, Need, Pool, hired
 from pipeline.data import Dataset
-from pipeline.data.dataset import Source
-from pipeline.data.scan import Looked, Looker, read_again
-from pipeline.encoders.known_mask.encoder import KnownMask
-from pipeline.encoders.weight_files import user_folder
+from pipeline.data.scan import Looked, Looker
 from pipeline.errors import ClusterError, DataError, naming
-from pipeline.extract.batch_size import BatchSize, Told, out_of_memory
-from pipeline.extract.encode import Clock, Encoding, report_encoding
+from pipeline.extract.encode import Clock, report_encoding
+from pipeline.extract.on_node import SAME_PATH, Encoded, Job, NodeEncoder, Part, Plain, Size, SizeFor, files_of
 from pipeline.extract.plan import Contents, Rows
 from pipeline.overlap import threads
 from pipeline.progress import Progress
 
-if TYPE_CHECKING:
-    from pipeline.encoders.family import Reads, Shape
-
 _SLICE = 256  # images that a worker looks at before it reports, at most
 _SLICES = 64  # that a scan has at least, so that many workers share it
-_SAME_PATH = "every node reads the images itself, and must see them under the path that they have on this machine"
-
-
-@dataclass(frozen=True)
-class Plain:
-    """An encoder that is loaded elsewhere: the words to build it from, and what this process must know of it.
-
-    Attributes:
-        arguments: Of `encoders.build_encoder`, without `checkpoint` and `device`.
-        weights: Its file; None where it has none.
-        device: `cpu`, or anything else for the GPU of whoever has one.
-    """
-
-    arguments: Mapping[str, Any]
-    weights: Path | None
-    device: str = "auto"
-
-    @property
-    def reads(self) -> Reads:
-        """What it encodes of a sample."""
-        return encoders.family_of(self.arguments["name"]).reads
-
-    @property
-    def taps(self) -> Mapping[str, Shape]:
-        """Shape of each tap's map."""
-        return self._recipe.shapes
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Everything that its features depend on, apart from the pixels."""
-        assert self.weights is not None
-        return dict(self._recipe.fingerprint(encoders.weights_sha256(self.weights)))
-
-    def build(self, weights: Path | None, device: str) -> encoders.Encoder:
-        """Load it."""
-        return encoders.build_encoder(**self.arguments, checkpoint=weights, device=device)
-
-    @property
-    def _recipe(self) -> encoders.Recipe:
-        return encoders.make_recipe(**self.arguments)
 
 
 @dataclass(frozen=True)
@@ -144,11 +96,11 @@ class OnRay:
             progress: Called after each shard.
         """
         need = self.cluster.settled(replace(self.need, gpus=0.0) if self.plain.device == "cpu" else self.need)
-        job = _Job(
+        job = Job(
             source=dataset.source,
             plain=self.plain,
             contents=replace(contents, encoder=dict(contents.encoder), shapes=dict(contents.shapes)),
-            files=() if self.cluster.local else _files_of(self.plain.weights),
+            files=() if self.cluster.local else files_of(self.plain.weights),
             threads=self.threads or max(1, min(16, round(need.cpus or 1.0))),
             device="cuda" if need.gpus else "cpu",
             batch_size=self.batch_size,
@@ -157,169 +109,10 @@ class OnRay:
         return RayEncoding(self, job, need, rows, memory, clock, progress)
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What a worker is made from: the same for all."""
-
-    source: Source
-    plain: Plain
-    contents: Contents
-    files: tuple[tuple[str, npt.NDArray[np.uint8]], ...]
-    threads: int
-    device: str
-    batch_size: int | None
-    strict: bool
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Rows of a shard, all of them at first, with what a worker must know to encode them.
-
-    Attributes:
-        shard: Number of the shard.
-        start: Place of the first row in the shard.
-        indices: Of the samples in the source.
-        names: Of the samples.
-        digests: uint8 (n, 32), sha256 of their pixels.
-        images: In a batch.
-    """
-
-    shard: int
-    start: int
-    indices: tuple[int, ...]
-    names: tuple[str, ...]
-    digests: npt.NDArray[np.uint8]
-    images: int
-
-    def halves(self) -> Sequence[_Part]:
-        """Two parts, or none of a single row."""
-        middle = len(self.indices) // 2
-        return [self._some(0, middle), self._some(middle, len(self.indices))] if middle else []
-
-    def _some(self, start: int, stop: int) -> _Part:
-        of = slice(start, stop)
-        return replace(
-            self,
-            start=self.start + start,
-            indices=self.indices[of],
-            names=self.names[of],
-            digests=self.digests[of],
-        )
-
-    def __str__(self) -> str:
-        return f"shard {self.shard}" + (f" from row {self.start}" if self.start else "")
-
-
-@dataclass(frozen=True)
-class _SizeFor:
-    """Asks a worker how many images to encode at once.
-
-    Attributes:
-        rows: Images to encode, about.
-        memory: What earlier runs remember; see `BatchSize`.
-    """
-
-    rows: int
-    memory: str
-
-
-@dataclass(frozen=True)
-class _Size:
-    """Images to encode at once, as a worker has found out; also in place of a shard that did not fit into its memory.
-
-    Attributes:
-        images: In a batch.
-        memory: To remember.
-        device: Where, as people call it.
-    """
-
-    images: int
-    memory: str
-    device: str
-
-
-@dataclass(frozen=True)
-class _Encoded:
-    """Rows of a shard as the store has them; see `encode.Shard`. Reasons are by place in the part."""
-
-    features: Mapping[str, npt.NDArray[Any]]
-    extents: npt.NDArray[np.float32]
-    bad: Mapping[int, str]
-    seconds: Mapping[str, float]
-
-
-class _Encoder:
-    """Encodes parts of shards, on a node."""
-
-    def __init__(self, job: _Job) -> None:
-        self._job = job
-        wants_gpu = job.device == "cuda" and torch.cuda.is_available()
-        self._encoder = job.plain.build(_weights_here(job), "cuda" if wants_gpu else "cpu")
-        if isinstance(self._encoder, KnownMask):
-            self._encoder.know(str(job.contents.encoder["masks_sha256"]))
-        ours = replace(job.contents, encoder=self._encoder.fingerprint()).fingerprint
-        differences = job.contents.fingerprint.differences(ours)
-        if differences:
-            listed = "; ".join(f"{d.field} is {d.ours!r}, and {d.theirs!r} there" for d in differences)
-            message = f"the encoder of a node would make other features ({listed}): give all nodes the same weights"
-            raise ClusterError(message)
-        self._decoders = ThreadPoolExecutor(job.threads, "decode")
-
-    def __call__(self, asked: _Part | _SizeFor) -> _Encoded | _Size:
-        """Encode a part, or choose the size of a batch."""
-        if isinstance(asked, _SizeFor):
-            return self._size(asked.memory, lambda sizes: sizes.search(asked.rows))
-        job, clock = self._job, Clock()
-        plan = cache.ShardPlan(asked.shard, tuple(range(len(asked.indices))))
-        encoding = Encoding(
-            self._encoder,
-            partial(self._read, asked),
-            asked.names,
-            job.contents,
-            Told(asked.images),
-            job.threads,
-            strict=job.strict,
-            clock=clock,
-        )
-        try:
-            shard = encoding.encode(plan, self._decoders)
-        except RuntimeError as error:
-            if not out_of_memory(error) or asked.images == 1:
-                raise
-            return self._size("", lambda sizes: _halve(sizes, asked.images))
-        return _Encoded(shard.features, shard.extents, shard.bad, clock.seconds)
-
-    def _read(self, part: _Part, place: int) -> npt.NDArray[Any]:
-        """What the encoder reads of a row."""
-        index, sample = part.indices[place], part.names[place]
-        try:
-            if self._encoder.reads == "image":
-                return read_again(self._job.source, index, part.digests[place].tobytes(), sample)
-            mask = self._job.source.mask(index)
-        except DataError as error:
-            error.add_note(_SAME_PATH)
-            raise
-        if mask is None:
-            message = f"sample {sample!r} has no mask: give it one, or leave it out of the data set"
-            raise DataError(message)
-        return mask
-
-    def _size(self, memory: str, change: Callable[[BatchSize], object]) -> _Size:
-        """The size of a batch after a change to it; the memory lies in a file for as long as that takes."""
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder, "batch.json")
-            file.write_text(memory)
-            sizes = BatchSize(self._encoder, self._job.batch_size, file)
-            change(sizes)
-            device = self._encoder.device
-            name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-            return _Size(sizes.images, file.read_text(), name)
-
-
 class _Sizes:
     """How many images the encoder takes at once, as a worker chooses and everyone then does."""
 
-    def __init__(self, ask: Callable[[_SizeFor], _Size], memory: Path) -> None:
+    def __init__(self, ask: Callable[[SizeFor], Size], memory: Path) -> None:
         self._ask, self._memory = ask, memory
         self.images, self.device = 0, ""
 
@@ -329,9 +122,9 @@ class _Sizes:
             known = self._memory.read_text()
         except OSError:
             known = ""
-        self.take(self._ask(_SizeFor(rows, known)), known)
+        self.take(self._ask(SizeFor(rows, known)), known)
 
-    def take(self, size: _Size, known: str = "") -> None:
+    def take(self, size: Size, known: str = "") -> None:
         """Do as a worker says, and remember it; never more at once than another one had room for."""
         self.images, self.device = min(size.images, self.images or size.images), size.device
         if size.memory and size.memory != known:
@@ -345,7 +138,7 @@ class _Gathering:
     """The parts of a shard that have come back."""
 
     plan: cache.ShardPlan
-    parts: list[tuple[int, _Encoded]] = field(default_factory=list)
+    parts: list[tuple[int, Encoded]] = field(default_factory=list)
     bad: dict[int, str] = field(default_factory=dict)
     rows: int = 0
 
@@ -377,7 +170,7 @@ class RayEncoding:
     """
 
     def __init__(
-        self, on: OnRay, job: _Job, need: Need, rows: Rows, memory: Path, clock: Clock, progress: Progress
+        self, on: OnRay, job: Job, need: Need, rows: Rows, memory: Path, clock: Clock, progress: Progress
     ) -> None:
         """Prepare; the first worker is asked for when the size of a batch is."""
         self._on, self._job, self._need, self._rows = on, job, need, rows
@@ -386,7 +179,7 @@ class RayEncoding:
         self.encoded = 0
         self.nodes: list[dict[str, Any]] = []
         self._open = ExitStack()
-        self._pool: Pool[_Part | _SizeFor, _Encoded | _Size] | None = None
+        self._pool: Pool[Part | SizeFor, Encoded | Size] | None = None
         self._images: dict[str, int] = {}
         self._gathering: dict[int, _Gathering] = {}
 
@@ -407,13 +200,13 @@ class RayEncoding:
         began = time.perf_counter()
         report = partial(report_encoding, self.progress, self._job.contents, total, began)
         report(0)
-        todo: Iterable[_Part] = map(self._whole, writer.pending)
+        todo: Iterable[Part] = map(self._whole, writer.pending)
         plans = {plan.number: plan for plan in writer.pending}
         done = 0
         with self._open, threads(1, "write") as writers:
             writing: Future[None] | None = None
             while True:
-                too_large: list[_Part] = []
+                too_large: list[Part] = []
                 for part, encoded in self._outcomes(todo, too_large):
                     done += len(part.indices)
                     gathered = self._gather(plans[part.shard], part, encoded)
@@ -434,14 +227,14 @@ class RayEncoding:
                     writing.result()
             self._settle(time.perf_counter() - began)
 
-    def _outcomes(self, parts: Iterable[_Part], too_large: list[_Part]) -> Iterator[tuple[_Part, _Encoded | str]]:
+    def _outcomes(self, parts: Iterable[Part], too_large: list[Part]) -> Iterator[tuple[Part, Encoded | str]]:
         """Parts with what came of each; those that did not fit into a worker's memory are collected instead."""
         for outcome in self._workers.map(parts, split=_split, named=str):
             part = outcome.item
-            assert isinstance(part, _Part)
+            assert isinstance(part, Part)
             if isinstance(outcome, Lost):
                 yield part, outcome.reason
-            elif isinstance(outcome.result, _Size):
+            elif isinstance(outcome.result, Size):
                 self.sizes.take(outcome.result)
                 too_large.append(part)
             else:
@@ -451,7 +244,7 @@ class RayEncoding:
                     self.clock.add(what, seconds)
                 yield part, outcome.result
 
-    def _gather(self, plan: cache.ShardPlan, part: _Part, encoded: _Encoded | str) -> _Gathering | None:
+    def _gather(self, plan: cache.ShardPlan, part: Part, encoded: Encoded | str) -> _Gathering | None:
         """Put a part to the others of its shard; the shard once it is whole.
 
         Raises:
@@ -474,26 +267,26 @@ class RayEncoding:
             features, extents = shard.whole(self._job.contents)
             writer.write(shard.plan, features, extents, shard.bad)
 
-    def _whole(self, plan: cache.ShardPlan) -> _Part:
+    def _whole(self, plan: cache.ShardPlan) -> Part:
         """A shard as a single part."""
         indices, names, digests = self._rows.samples_of(plan.rows)
-        return _Part(plan.number, 0, indices, names, digests, self.sizes.images)
+        return Part(plan.number, 0, indices, names, digests, self.sizes.images)
 
-    def _ask(self, question: _SizeFor) -> _Size:
+    def _ask(self, question: SizeFor) -> Size:
         (outcome,) = self._workers.map([question], named=lambda item: "the size of a batch")
-        if isinstance(outcome, Lost) or not isinstance(outcome.result, _Size):
+        if isinstance(outcome, Lost) or not isinstance(outcome.result, Size):
             reason = outcome.reason if isinstance(outcome, Lost) else "it gave no answer"
             message = f"no worker could say how many images fit into a batch: {reason}; set resources.batch_size"
             raise ClusterError(message)
         return outcome.result
 
     @property
-    def _workers(self) -> Pool[_Part | _SizeFor, _Encoded | _Size]:
+    def _workers(self) -> Pool[Part | SizeFor, Encoded | Size]:
         """The pool, hired when it is first asked for."""
         if self._pool is None:
             on = self._on
             self._pool = self._open.enter_context(
-                hired(on.cluster, partial(_Encoder, self._job), need=self._need, name="encode", tell=on.tell)
+                hired(on.cluster, partial(NodeEncoder, self._job), need=self._need, name="encode", tell=on.tell)
             )
         return self._pool
 
@@ -514,14 +307,8 @@ class RayEncoding:
             )
 
 
-def _halve(sizes: BatchSize, images: int) -> None:
-    """Have it remembered that so many images at once are too many."""
-    sizes.images = images
-    sizes.halve()
-
-
-def _split(item: _Part | _SizeFor) -> Sequence[_Part | _SizeFor]:
-    return item.halves() if isinstance(item, _Part) else []
+def _split(item: Part | SizeFor) -> Sequence[Part | SizeFor]:
+    return item.halves() if isinstance(item, Part) else []
 
 
 def _halves(indices: tuple[int, ...]) -> Sequence[tuple[int, ...]]:
@@ -541,31 +328,5 @@ def _read_here(dataset: Dataset, index: int, reason: str, node: str) -> DataErro
         return error
     message = f"node {node} cannot read an image that this machine can: {reason}"
     of_node = DataError(message)
-    of_node.add_note(_SAME_PATH)
+    of_node.add_note(SAME_PATH)
     raise of_node
-
-
-def _files_of(weights: Path | None) -> tuple[tuple[str, npt.NDArray[np.uint8]], ...]:
-    """A file of weights, and the description that some have beside them, as a node takes them over."""
-    if weights is None:
-        return ()
-    files = [weights, *(file for file in [weights.with_name("config.json")] if file.is_file())]
-    return tuple((file.name, np.fromfile(file, np.uint8)) for file in files)
-
-
-def _weights_here(job: _Job) -> Path | None:
-    """The file of weights on this node: where the driver has it, else a copy of what came from there."""
-    weights = job.plain.weights
-    if weights is None or not job.files:
-        return weights
-    if weights.is_file() and weights.stat().st_size == len(job.files[0][1]):
-        return weights
-    digest = str(job.contents.encoder.get("weights_sha256", "weights"))
-    folder = user_folder() / "weights" / "from_driver" / digest
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in job.files:
-        if not (folder / name).is_file():
-            with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-                file.write(content.data)
-            Path(file.name).replace(folder / name)
-    return folder / job.files[0][0]

@@ -20,7 +20,7 @@ from pipeline.url import Url
 
 if TYPE_CHECKING:
     from pipeline.evaluate.adapt import Texts
-    from pipeline.extract.on_ray import Plain
+    from pipeline.extract.on_node import Plain
 
 
 def check_encoder(config: Config, where: str) -> None:
@@ -125,7 +125,7 @@ def plain_encoder(config: Config) -> Plain:
     Raises:
         ConfigError: See `build_encoder`.
     """
-    from pipeline.extract.on_ray import Plain
+    from pipeline.extract.on_node import Plain
 
     weights = _checked_weights(config, new_images=False)
     return Plain(_encoder_arguments(config), weights, config.resources.device)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from cache import StoreError
@@ -22,15 +21,12 @@ def need_of(config: Config) -> Need:
 
 
 @contextmanager
-def on_this_node(home: Path, needed: str) -> Iterator[None]:
-    """Begin in the folder that the driver's relative paths start from; errors inside name the node.
+def on_this_node(needed: str) -> Iterator[None]:
+    """Errors inside name the node.
 
     Args:
-        home: That folder; a node without it goes on where it is, and says what it lacks.
         needed: What every node has to see.
     """
-    with suppress(OSError):
-        os.chdir(home)
     try:
         yield
     except (PipelineError, StoreError) as error:

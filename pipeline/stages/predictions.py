@@ -163,10 +163,9 @@ class _OnNode:
     """The model on a node that sees it at the same path; a call loads it there."""
 
     model: OfRun | OfExport
-    home: Path
 
     def __call__(self) -> Callable[[Part], Mapping[str, Any]]:
-        with on_this_node(self.home, "the model and the weights of its encoder"):
+        with on_this_node("the model and the weights of its encoder"):
             predictor = self.model()
         return lambda part: predictor(part.names)
 
@@ -182,7 +181,7 @@ def _on_cluster(
     def tell(said: str) -> None:
         progress("ray", 1, 1, note=said)
 
-    make = _OnNode(model, Path.cwd())
+    make = _OnNode(model)
     images: Counter[str] = Counter()
     began = time.monotonic()
     with connected(address) as cluster, hired(cluster, make, need=model.need, name="predict", tell=tell) as pool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 from pipeline.config.schema import Config
 from pipeline.errors import ConfigError, RunError
@@ -137,7 +136,7 @@ def _make_runs(
             _look_for_stale(plan, shared, replace=replace)
         crew = one_by_one(make, progress)
         if ray is not None:
-            bench = Bench(plan, shared.stores, Path.cwd(), replace)
+            bench = Bench(plan, shared.stores, replace)
             crew = on_cluster(bench, ray, nodes, progress)
         return work_through(plan.runs, crew, after_each=tidy, progress=progress)
     finally:

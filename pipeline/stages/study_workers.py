@@ -93,13 +93,11 @@ class Bench:
     Attributes:
         plan: The study.
         stores: Those that it reads, by path, of the very version that they have here.
-        home: The folder that its relative paths start from.
         replace: See `make_run`.
     """
 
     plan: Study
     stores: Mapping[Path, cache.Store]
-    home: Path
     replace: bool
 
     def __call__(self) -> Callable[[Assignment], Outcome]:
@@ -110,7 +108,7 @@ class Bench:
             cache.StoreError: A store is not there, or another version of it.
         """
         shared = Shared(self.stores)
-        with on_this_node(self.home, "the data and the stores of a study"):
+        with on_this_node("the data and the stores of a study"):
             check_inputs(self.plan, shared)
         return lambda assignment: self._do(assignment, shared)
 

@@ -30,7 +30,8 @@ from pipeline.cluster import Need, connected
 from pipeline.data import Dataset, Sample
 from pipeline.encoders import Encoder
 from pipeline.extract.extract import extract
-from pipeline.extract.on_ray import OnRay, Plain
+from pipeline.extract.on_node import Plain
+from pipeline.extract.on_ray import OnRay
 from tests.benchmarks.extract import READING, ROOT, Made, Null, child, seeded_encoder, small_images
 
 WORKERS = 2

@@ -20,7 +20,8 @@ from pipeline.config.schema import load_config
 from pipeline.encoders import Encoder
 from pipeline.errors import DataError
 from pipeline.extract.extract import ExtractReport, extract
-from pipeline.extract.on_ray import OnRay, Plain, _files_of, _Job, _weights_here
+from pipeline.extract.on_node import Job, Plain, files_of, weights_here
+from pipeline.extract.on_ray import OnRay
 from pipeline.extract.plan import Contents
 from pipeline.progress import Progress, silent
 from pipeline.stages import commands
@@ -229,15 +230,15 @@ def test_weights_that_a_node_lacks_come_from_the_driver_once(tmp_path: Path, mon
     weights.write_bytes(b"numbers")
     weights.with_name("config.json").write_text("{}")
     contents = Contents({"weights_sha256": "0123"}, {}, {})
-    job = _Job(pictures(1), Plain({}, weights), contents, _files_of(weights), 1, "cpu", None, False)
-    assert _weights_here(job) == weights
+    job = Job(pictures(1), Plain({}, weights), contents, files_of(weights), 1, "cpu", None, False)
+    assert weights_here(job) == weights
     weights.unlink()
-    found = _weights_here(job)
+    found = weights_here(job)
     assert found == tmp_path / "home/weights/from_driver/0123/model.safetensors"
     assert found.read_bytes() == b"numbers"
     assert found.with_name("config.json").read_text() == "{}"
     written = found.stat().st_mtime_ns
-    assert _weights_here(job) == found
+    assert weights_here(job) == found
     assert found.stat().st_mtime_ns == written
     assert len(list(found.parent.iterdir())) == 2
 
