@@ -1,4 +1,7 @@
-"""How fast the store is beside its peers, on the same data: `python -m tests.benchmarks.store [--cold | --far]`."""
+"""How fast the store is beside its peers, on the same data: `python -m tests.benchmarks.store`.
+
+From memory, from a disk whose pages were dropped, and over a network with a delay; `--only` takes a part of it.
+"""
 
 from __future__ import annotations
 
@@ -334,8 +337,13 @@ def tiny_stores(folder: Path) -> None:
             make_store(folder / f"{count}.{suffix}", data, TINY)
 
 
-def measure(folder: Path, mib: int) -> tuple[dict[str, float], Mapping[str, Mapping[str, float]]]:
-    """The figures, and the tables of GiB/s they come from."""
+Tables = Mapping[str, Mapping[str, float]]
+"""GiB/s by size of the rows and reader."""
+Figures = dict[str, Any]
+
+
+def measure_memory(folder: Path, mib: int) -> tuple[Figures, Tables]:
+    """The figures of reading from memory, of writing and of opening, and the tables that some come from."""
     tables = {}
     for name, tap in (("2 MiB", LARGE), ("128 KiB", SMALL)):
         with tempfile.TemporaryDirectory(dir=folder) as inner:
@@ -349,7 +357,7 @@ def measure(folder: Path, mib: int) -> tuple[dict[str, float], Mapping[str, Mapp
         tiny_stores(Path(inner))
         million = {suffix: opening(Path(inner) / f"{COUNTS[1]}.{suffix}") for suffix in ("zarr", "h5")}
         batch = batches(Path(inner))
-    figures = {
+    return {
         "read_2mib": large["store, zarr"],
         "read_2mib_verified": large["store, zarr, verified"],
         "read_128kib": small["store, zarr"],
@@ -387,11 +395,19 @@ def measure(folder: Path, mib: int) -> tuple[dict[str, float], Mapping[str, Mapp
             f"batch_{name}_1m_over_1k": batch[name, COUNTS[1]] / batch[name, COUNTS[0]]
             for name in ("zarr", "h5", "memmap")
         },
-    }
-    return {name: round(value, 3) for name, value in figures.items()}, tables
+    }, tables
 
 
-def measure_cold(folder: Path, mib: int) -> dict[str, float]:
+def measure_busy(folder: Path | None, mib: int) -> Tables:
+    """The tables alone, by the processor's time."""
+    tables = {}
+    for name, tap in (("2 MiB", LARGE), ("128 KiB", SMALL)):
+        with tempfile.TemporaryDirectory(dir=folder) as inner:
+            tables[name] = reading(Path(inner), tap, mib, time.process_time)
+    return tables
+
+
+def measure_cold(folder: Path, mib: int) -> tuple[Figures, Tables]:
     """Shuffled epochs over stores whose pages were dropped, as float16 and as int8; see `store_far.cold`."""
     stores = {}
     for size, tap in (("2mib", LARGE), ("128kib", SMALL)):
@@ -399,18 +415,20 @@ def measure_cold(folder: Path, mib: int) -> dict[str, float]:
         for dtype in ("float16", "int8"):
             stores[f"{size}_{dtype}"] = folder / f"{size}-{dtype}.zarr"
             make_store(stores[f"{size}_{dtype}"], data, tap, dtype).close()
-    return {name: round(value, 3) for name, value in store_far.cold(stores, BATCH).items()}
+    return store_far.cold(stores, BATCH), {}
 
 
-def measure_far(folder: Path, mib: int) -> dict[str, Any]:
+def measure_far(folder: Path, mib: int) -> tuple[Figures, Tables]:
     """First epochs over a network with a delay, beside others' on the same rows; see `store_far.far`."""
     sizes = {
         name: (mib * 2**20 // tap.row_bytes // BATCH * BATCH, tap.shape)
         for name, tap in (("2mib", LARGE), ("128kib", SMALL))
     }
     pythons = store_far.interpreters(folder)
-    found = store_far.far(folder, sizes, pythons, lambda line: print(line, file=sys.stderr, flush=True))
-    return {name: round(value, 3) if isinstance(value, float) else value for name, value in found.items()}
+    return store_far.far(folder, sizes, pythons, lambda line: print(line, file=sys.stderr, flush=True)), {}
+
+
+PARTS = {"memory": measure_memory, "cold": measure_cold, "far": measure_far}
 
 
 def main() -> None:
@@ -418,46 +436,38 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the tables")
     parser.add_argument("--mib", type=int, default=512, help="size of the data set, MiB")
-    parser.add_argument("--folder", type=Path, help="where to write, a temporary folder by default")
     parser.add_argument(
-        "--cold", action="store_true", help="only reading from the disk; name a --folder on the disk that is meant"
+        "--folder", type=Path, help="where to write, a temporary folder by default; `cold` reads its disk"
     )
     parser.add_argument(
-        "--far",
-        action="store_true",
-        help="only reading over a network with a delay, beside litdata and mosaicml-streaming",
+        "--only",
+        action="append",
+        choices=tuple(PARTS),
+        help="a part, may be repeated: from memory, a cold disk, or afar beside litdata and mosaicml-streaming",
     )
     parser.add_argument("--busy", action="store_true", help="only the readers from memory, by the processor's time")
     arguments = parser.parse_args()
     keep_freed_memory()  # as commands do
-    if arguments.cold or arguments.far:
-        found: dict[str, Any] = {}
-        with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-            if arguments.cold:
-                found |= measure_cold(Path(folder), arguments.mib)
-            if arguments.far:
-                found |= measure_far(Path(folder), arguments.mib)
-        print(json.dumps(found) if arguments.json else "\n".join(f"{name}: {value}" for name, value in found.items()))
-        return
     if arguments.busy:
-        tables = {}
-        for name, tap in (("2 MiB", LARGE), ("128 KiB", SMALL)):
-            with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-                tables[name] = reading(Path(folder), tap, arguments.mib, time.process_time)
+        tables = measure_busy(arguments.folder, arguments.mib)
         print(json.dumps(tables)) if arguments.json else print_tables(tables, arguments.mib)
         return
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        figures, found_tables = measure(Path(folder), arguments.mib)
+    figures: dict[str, Any] = {}
+    for part in arguments.only or PARTS:
+        with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+            found, tables = PARTS[part](Path(folder), arguments.mib)
+        figures |= {name: round(value, 3) if isinstance(value, float) else value for name, value in found.items()}
+        if tables and not arguments.json:
+            print_tables(tables, arguments.mib)
     if arguments.json:
         print(json.dumps(figures))
         return
-    print_tables(found_tables, arguments.mib)
     print("\n| figure | value |\n| --- | --- |")
     for name, value in figures.items():
         print(f"| `{name}` | {value} |")
 
 
-def print_tables(tables: Mapping[str, Mapping[str, float]], mib: int) -> None:
+def print_tables(tables: Tables, mib: int) -> None:
     """Print what `reading` has found of both sizes of rows."""
     print(f"shuffled batches of {BATCH}, warm page cache, {mib} MiB, {os.cpu_count()} cores\n")
     print(
