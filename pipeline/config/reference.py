@@ -1,7 +1,8 @@
 """Every key of the configuration: its type, its default and what it does, read from the schema.
 
-What a key does is the text below it in `schema`. `pipeline config --explain KEY` shows it, and
-`python -m pipeline.config.reference` writes the page that is `docs/configuration.md`.
+What a key does is the text below it in `schema`, or comes with its type where several sections have it.
+`pipeline config --explain KEY` shows it, and `python -m pipeline.config.reference` writes the page that is
+`docs/configuration.md`.
 """
 
 from __future__ import annotations
@@ -127,10 +128,10 @@ def _tables(place: str, layout: str, section: type[Section]) -> Iterator[_Table]
 
 @cache
 def _descriptions(section: type[Section]) -> dict[str, str]:
-    """The text below each key in the source of its section; read when asked for, because a run needs none of it."""
+    """What each key does: the description of its type, or the text below it in the source, which no run has to read."""
     (body,) = ast.parse(textwrap.dedent(inspect.getsource(section))).body
     assert isinstance(body, ast.ClassDef)
-    says: dict[str, str] = {}
+    says = {name: field.description for name, field in section.model_fields.items() if field.description}
     for key, text in zip(body.body, body.body[1:], strict=False):
         if isinstance(key, ast.AnnAssign) and isinstance(key.target, ast.Name):
             match text:

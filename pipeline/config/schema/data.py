@@ -8,7 +8,22 @@ from pydantic import Field
 
 from pipeline.config.schema.section import Anywhere, Fraction, Local, Positive, Section, Tables
 
-Expected = dict[Literal["train", "val", "test", "all"], Positive]
+LookedFor = Annotated[
+    str | None,
+    Field(
+        description="Name of the class that is looked for, which sensitivity, predictive values and the report speak "
+        "of first; null takes the last of two classes, and none of more. It changes no training and no order of "
+        "classes."
+    ),
+]
+Expected = Annotated[
+    dict[Literal["train", "val", "test", "all"], Positive] | None,
+    Field(
+        description="How many images there should be, such as `{train: 251, test: 66}` in splits that the data set "
+        "comes with (before val is drawn from train), or `{all: 780}`; other numbers stop every command at once. Null "
+        "checks nothing."
+    ),
+]
 
 
 class SplitRule(Section):
@@ -72,14 +87,8 @@ class DemoData(Section):
     """Another seed, other images."""
     difficulty: DifficultyConfig = DifficultyConfig()
     """How hard they are."""
-    positive: str | None = None
-    """Name of the class that is looked for, which sensitivity, predictive values and the report speak of first; null
-    takes the last of two classes, and none of more. It changes no training and no order of classes.
-    """
-    expect: Expected | None = None
-    """How many images there should be, such as `{train: 251, test: 66}` in splits that the data set comes with (before
-    val is drawn from train), or `{all: 780}`; other numbers stop every command at once. Null checks nothing.
-    """
+    positive: LookedFor = None
+    expect: Expected = None
 
 
 class MedMnistData(Section):
@@ -97,14 +106,8 @@ class MedMnistData(Section):
     """An `.npz` file, or its URL, with masks of the findings, `{train,val,test}_masks` (n, H, W), for
     `encoder.name: mask` and `explain`; MedMNIST has none of its own.
     """
-    positive: str | None = None
-    """Name of the class that is looked for, which sensitivity, predictive values and the report speak of first; null
-    takes the last of two classes, and none of more. It changes no training and no order of classes.
-    """
-    expect: Expected | None = None
-    """How many images there should be, such as `{train: 251, test: 66}` in splits that the data set comes with (before
-    val is drawn from train), or `{all: 780}`; other numbers stop every command at once. Null checks nothing.
-    """
+    positive: LookedFor = None
+    expect: Expected = None
 
 
 class FolderData(Section):
@@ -132,14 +135,8 @@ class FolderData(Section):
     """How splits are drawn where the folder has none, and val where it has train and test alone."""
     reading: ReadingConfig = ReadingConfig()
     """How files become 8 bits."""
-    positive: str | None = None
-    """Name of the class that is looked for, which sensitivity, predictive values and the report speak of first; null
-    takes the last of two classes, and none of more. It changes no training and no order of classes.
-    """
-    expect: Expected | None = None
-    """How many images there should be, such as `{train: 251, test: 66}` in splits that the data set comes with (before
-    val is drawn from train), or `{all: 780}`; other numbers stop every command at once. Null checks nothing.
-    """
+    positive: LookedFor = None
+    expect: Expected = None
 
 
 class CsvData(Section):
@@ -179,14 +176,8 @@ class CsvData(Section):
     """Columns whose values `evaluate` scores by themselves, such as `[sex, age]`; cells may be empty."""
     subgroup_bands: dict[str, tuple[float, ...]] = Field(default_factory=dict)
     """For columns of numbers among `subgroup_columns`, the limits between bands, such as `{age: [40, 60]}`."""
-    positive: str | None = None
-    """Name of the class that is looked for, which sensitivity, predictive values and the report speak of first; null
-    takes the last of two classes, and none of more. It changes no training and no order of classes.
-    """
-    expect: Expected | None = None
-    """How many images there should be, such as `{train: 251, test: 66}` in splits that the data set comes with (before
-    val is drawn from train), or `{all: 780}`; other numbers stop every command at once. Null checks nothing.
-    """
+    positive: LookedFor = None
+    expect: Expected = None
 
 
 class StoreData(Section):
@@ -201,12 +192,8 @@ class StoreData(Section):
     """The store, sent with its labels (`pipeline store push --with-labels`)."""
     task: Literal["multiclass", "binary", "ordinal", "multilabel"] | None = None
     """What the labels mean; null takes what travels with them, or what they look like."""
-    positive: str | None = None
-    """Name of the class that is looked for; see the other layouts."""
-    expect: Expected | None = None
-    """How many images there should be, such as `{train: 251, test: 66}` in splits that the data set comes with (before
-    val is drawn from train), or `{all: 780}`; other numbers stop every command at once. Null checks nothing.
-    """
+    positive: LookedFor = None
+    expect: Expected = None
 
 
 DataConfig = Annotated[DemoData | MedMnistData | FolderData | CsvData | StoreData, Field(discriminator="layout")]
