@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pipeline.encoders.clip.demo import ClipDemoReport, train_demo_clip
     from pipeline.encoders.family import (
         FAMILIES,
+        Described,
         Encoder,
         Family,
         Prepared,
@@ -40,6 +41,7 @@ _MODULES = {
     "Architecture": "sam.recipe",
     "ClipDemoReport": "clip.demo",
     "DemoReport": "sam.demo",
+    "Described": "family",
     "Encoder": "family",
     "FAMILIES": "family",
     "Family": "family",
@@ -74,6 +76,7 @@ __all__ = [
     "Architecture",
     "ClipDemoReport",
     "DemoReport",
+    "Described",
     "Encoder",
     "Family",
     "Prepared",

@@ -13,7 +13,7 @@ import importlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from pipeline import mask_tap
 from pipeline.encoders.pooling import Pool
@@ -59,27 +59,34 @@ class Recipe(Protocol):
         """
 
 
-class Encoder(Protocol):
+class Described(Protocol):
+    """What its features are, of an encoder that encodes here or elsewhere."""
+
+    @property
+    def taps(self) -> Mapping[str, Shape]:
+        """Shape (C, h, w) of each tap's map as it is stored."""
+
+    @property
+    def reads(self) -> Reads:
+        """What it encodes of a sample."""
+
+    def fingerprint(self) -> dict[str, JSON]:
+        """Everything that its features depend on, apart from the pixels."""
+
+
+@runtime_checkable
+class Encoder(Described, Protocol):
     """A frozen encoder on its device.
 
     Attributes:
-        name: What configurations call it.
         input_px: Side S of the square input, px.
-        taps: Shape (C, h, w) of each tap's map as it is stored.
-        reads: What it encodes of a sample.
     """
 
-    name: str
     input_px: int
-    taps: Mapping[str, Shape]
-    reads: Reads
 
     @property
     def device(self) -> torch.device:
         """Where it computes."""
-
-    def fingerprint(self) -> dict[str, JSON]:
-        """Everything that its features depend on, apart from the pixels."""
 
     def prepare(self, image: npt.NDArray[np.uint8]) -> Prepared:
         """Make one sample ready for a batch, on the CPU; safe to call from many threads.

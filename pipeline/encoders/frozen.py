@@ -21,7 +21,6 @@ class FrozenEncoder(nn.Module):
     """What all families do with images; one adds the computation of its maps.
 
     Attributes:
-        name: Of the architecture.
         input_px: Side S of the square input, px.
         taps: Shape (C, g, g) of each tap's map after its pool, in the order asked for.
         reads: Images.
@@ -38,7 +37,6 @@ class FrozenEncoder(nn.Module):
             everything: What finds masks, where they are asked for.
         """
         super().__init__()
-        self.name = recipe.architecture.name
         self.input_px = recipe.input_px
         self.taps = recipe.shapes
         self._recipe = recipe

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import cache
 from pipeline.data import Dataset
 from pipeline.data.scan import memory_of, scan
+from pipeline.encoders.family import Encoder
 from pipeline.encoders.known_mask.encoder import KnownMask
 from pipeline.extract.batch_size import BatchSize
 from pipeline.extract.encode import Clock, Encoding
@@ -27,7 +28,7 @@ from pipeline.mask_tap import is_masks
 from pipeline.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from pipeline.encoders import Encoder
+    from pipeline.encoders import Described
     from pipeline.extract.on_ray import OnRay, RayEncoding
 
 _POLL_SECONDS = 0.2
@@ -85,7 +86,7 @@ ALONE = Ranks()
 
 def extract(
     dataset: Dataset,
-    encoder: Encoder,
+    encoder: Described,
     path: Path,
     *,
     reading: Mapping[str, JSON],
@@ -107,7 +108,7 @@ def extract(
 
     Args:
         dataset: The images; their order becomes the row order.
-        encoder: The frozen encoder; on a cluster it need only say what it is (see `on_ray.Plain`).
+        encoder: The frozen encoder; where a cluster encodes it need only say what it is (see `on_node.Plain`).
         path: `NAME.zarr` or `NAME.h5`.
         reading: See `Contents`.
         dtype: Type of the stored numbers.
@@ -162,6 +163,7 @@ def extract(
         if on is not None:
             encoding = on.encoding(dataset, store.rows, wanted, memory, clock, progress)
         else:
+            assert isinstance(encoder, Encoder)
             encoding = Encoding(
                 encoder,
                 store.rows.mask if encoder.reads == "mask" else store.rows.image,

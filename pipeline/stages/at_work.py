@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import cast
 
 from pipeline.cluster import connected
 from pipeline.config.schema import Config
-from pipeline.encoders import Encoder, family_of
+from pipeline.encoders import Described, family_of
 from pipeline.errors import ConfigError
 from pipeline.extract.on_ray import OnRay
 from pipeline.progress import Progress
@@ -21,8 +20,8 @@ from pipeline.stages.nodes import need_of
 @contextmanager
 def at_work(
     config: Config, progress: Progress, *, strict: bool, ray: str | None
-) -> Iterator[tuple[Encoder, OnRay | None]]:
-    """The encoder, and the cluster that encodes with it; None where this process does.
+) -> Iterator[tuple[Described, OnRay | None]]:
+    """The encoder, and the cluster that encodes with one like it; None where this process does.
 
     Args:
         config: The configuration.
@@ -46,7 +45,7 @@ def at_work(
         raise ConfigError(message)
     plain = plain_encoder(config)
     knows_masks = family_of(config.encoder.name).reads == "mask"  # this process reads them all, for their digest
-    told = build_encoder(config, new_images=False) if knows_masks else cast("Encoder", plain)
+    told = build_encoder(config, new_images=False) if knows_masks else plain
     with connected(ray) as cluster:
         yield (
             told,

@@ -94,10 +94,10 @@ def prepare(plan: Study, progress: Progress, *, ray: str | None = None) -> Repor
     with alone(plan.folder / "preparing", plan.folder):
         for config, reads_store in _distinct(plan):
             commands.prepare(config, progress, encoder=reads_store)
-            if reads_store:
-                made = finished(config, progress) if ray else None  # no cluster is asked for nothing
-                made = made or commands.extract(config, progress, ray=ray)
-                report[made["store"]] = {key: made[key] for key in ("rows", "encoded", "reused")}
+            store = str(config.store.path)  # runs that name the same one mean the same features (see `load_study`)
+            if reads_store and store not in report:
+                made = finished(config, progress) or commands.extract(config, progress, ray=ray)
+                report[store] = {key: made[key] for key in ("rows", "encoded", "reused")}
     return report
 
 

@@ -139,7 +139,9 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
         configs[named] = checked.model_copy(update={"run": plan.folder / "runs" / named})
         commands[named] = command
         number = None if fold is None else fold["number"]
-        runs.append(Planned(named, configs[named].run, _cell(variant, labels, checked), checked.train.seed, number))
+        at = {axis: choice.label for axis, choice in point.items() if set(choice.overrides) != {_SEED}}
+        cell = _cell(variant, labels, checked)
+        runs.append(Planned(named, configs[named].run, cell, at, checked.train.seed, number))
     if all(run.cell["shots"] == _EVERY for run in runs):
         runs = [replace(run, cell={key: said for key, said in run.cell.items() if key != "shots"}) for run in runs]
     _check_names(path, runs)
@@ -283,9 +285,10 @@ def _is_word(label: object) -> bool:
 def _short(axis: str, grid: Mapping[str, Any]) -> str:
     """The last part of an axis' key, or the whole of it where two end alike or the tables have such a column."""
     last = axis.rsplit(".", 1)[-1]
+    if axis == _SEED:
+        return "seed"  # a column of its own, whatever else is called so
     alike = sum(other.rsplit(".", 1)[-1] == last for other in grid) > 1
-    taken = last in {"variant", "run", "seconds"} or (last == "seed" and axis != _SEED)
-    return axis if alike or taken else last
+    return axis if alike or last in {"variant", "run", "seconds", "seed"} else last
 
 
 def _text(value: object) -> str:

@@ -34,6 +34,8 @@ class Planned:
         name: Of the run, unique in its study.
         folder: Where it is made.
         cell: What its row of the table is about, by column: variant, backbone, other axes, fraction, and any shots.
+        point: Where it is in the grid, seed and fold apart. Variants are compared at the same point, whatever each sets
+            of its own, such as another backbone.
         seed: What the runs of a cell differ in.
         fold: Of a cross-validation, from 0; None without one. The runs of a cell and seed are its folds.
     """
@@ -41,6 +43,7 @@ class Planned:
     name: str
     folder: Path
     cell: Mapping[str, Any]
+    point: Mapping[str, Any]
     seed: int
     fold: int | None = None
 

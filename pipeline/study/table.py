@@ -97,15 +97,19 @@ class Summary:
 
         Returns:
             The columns of the cell; `score`; `seeds` done and runs `missing`; `mean`, `sd`, and `low` and `high` of the
-            95 % interval of the mean over seeds (Student's t; None for a single seed); `difference` to the baseline,
-            the mean over the seeds that both have, with `difference_low` and `difference_high` (see `paired_interval`),
-            None for the baseline itself, where it has no such run, or where the two were tested on other samples.
+            95 % interval of the mean over seeds (Student's t; None for a single seed); `difference` to the baseline at
+            the same point of the grid, the mean over the seeds that both have, with `difference_low` and
+            `difference_high` (see `paired_interval`), None for the baseline itself, where it has no such run, or where
+            the two were tested on other samples.
         """
-        cells = self._cells()
         rows = []
-        for key, members in cells.items():
+        for key, members in self._cells().items():
             done = self._done(members)
-            baseline = cells.get(tuple((dict(key) | {"variant": self.baseline}).items()), [])
+            baseline = [
+                planned
+                for planned in self.runs
+                if planned.cell["variant"] == self.baseline and planned.point == members[0].point
+            ]
             rivals = {seed: trial for seed, trial in self._done(baseline).items() if seed in done}
             missing = sum(result_of(planned) is None for planned in members)
             for score in self.scores:

@@ -147,7 +147,11 @@ def test_features_alone_are_trained_without_images_and_studied(sent: Path) -> No
         "grid: {train.seed: [0, 1]}",
     )
     (sent / "study.yaml").write_text("\n".join(lines))
-    assert succeed(sent, "study", "-c", "study.yaml")["done"] == 4
+    made = succeed(sent, "study", "-c", "study.yaml")
+    assert made["done"] == 4
+    late = [row for row in made["table"] if row["variant"] == "late"]
+    assert late
+    assert all(row["difference_low"] <= row["difference"] <= row["difference_high"] for row in late)
 
 
 @pytest.mark.parametrize(

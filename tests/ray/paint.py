@@ -19,7 +19,7 @@ from tests.extract.fakes import CountingEncoder, Pictures, picture
 
 @dataclass(frozen=True)
 class Paint:
-    """An encoder in plain words, as `on_ray.Plain` is: it takes its time, and dies of one colour or refuses it."""
+    """An encoder in plain words, as `on_node.Plain` is: it takes its time, and dies of one colour or refuses it."""
 
     seconds: float = 0.0
     deadly: int = -1

@@ -53,6 +53,7 @@ def test_every_variant_meets_every_point_of_the_grid_seed_by_seed(folder):
     assert [run.seed for run in study.runs] == [0] * 8 + [1] * 8
     first = study.runs[0]
     assert first.cell == {"variant": "plain", "backbone": "resnet18", "size": "small", "fraction": 0.5}
+    assert first.point == {"size": "small", "train.fraction": 0.5}
     assert first.name.startswith("plain-small-fraction0.5-seed0-")
     assert first.folder == Path("studies/s/runs") / first.name
     config = study.configs[first.name]
@@ -62,6 +63,13 @@ def test_every_variant_meets_every_point_of_the_grid_seed_by_seed(folder):
     last = study.configs[study.runs[-1].name]
     assert (last.model.slca.mix, last.model.image_px, last.train.lr) == ("multiply", 64, 1e-3)
     assert len(last.model.gates) == 2
+
+
+def test_runs_of_a_cell_differ_in_the_seed_beside_another_axis_of_that_name(folder):
+    text = STUDY.replace("gated: {model.slca: {mix: multiply}}", "other: {model.gates: [], train.weight_decay: 0.1}")
+    study = load(text.replace("train.fraction: [0.5, 1]", "data.seed: [4, 5]"))
+    assert {tuple(run.cell) for run in study.runs} == {("variant", "backbone", "size", "data.seed", "fraction")}
+    assert {run.seed for run in study.runs} == {0, 1}
 
 
 def test_shots_stand_beside_the_fraction_where_any_run_has_them(folder):

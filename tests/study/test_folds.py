@@ -46,6 +46,7 @@ def make(folder: Path, *, variants=("plain", "other"), seeds=(0,), folds=3, each
                     f"{variant}-{seed}-{fold}",
                     folder / f"{variant}-{seed}-{fold}",
                     {"variant": variant, "backbone": "tiny", "fraction": 1.0},
+                    {},
                     seed,
                     fold,
                 )

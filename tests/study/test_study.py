@@ -24,7 +24,7 @@ from pipeline.stages import commands, studies
 from pipeline.stages.study_plan import load_study
 from pipeline.study.runs import Planned, one_by_one, result_of, work_through
 from pipeline.train import run_folder
-from tests.cli.conftest import copy_of, run_pipeline, start_pipeline, succeed
+from tests.cli.conftest import TINY, copy_of, run_pipeline, start_pipeline, succeed
 
 STUDY = """\
 base: tiny.yaml
@@ -63,6 +63,13 @@ def fresh(studied, tmp_path):
     shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("studies"))
     (copy / "study.yaml").write_text(OF_ONE_SEED)
     return copy
+
+
+@pytest.fixture
+def only_configured(tmp_path, monkeypatch):
+    """A folder with nothing but the experiment that studies change."""
+    monkeypatch.chdir(tmp_path)
+    Path("tiny.yaml").write_text(TINY)
 
 
 def wait_for(process, there):
@@ -177,7 +184,7 @@ def test_processes_share_a_study_and_take_over_from_the_dead(studied, fresh):
 
 
 def test_a_run_that_cannot_be_made_does_not_stop_the_others(tmp_path):
-    runs = [Planned(str(k), tmp_path / str(k), {"variant": "plain", "fraction": 1.0}, k) for k in range(3)]
+    runs = [Planned(str(k), tmp_path / str(k), {"variant": "plain", "fraction": 1.0}, {}, k) for k in range(3)]
 
     def make(planned, progress):
         if planned.seed == 1:
@@ -238,6 +245,20 @@ def test_runs_on_images_that_have_changed_since_do_not_count_as_done(studied, fr
         again = planned.name.startswith("mask")
         assert (result_of(planned)["seconds"] != before[planned.name]["seconds"]) == again
     assert studies.study(plan, silent)["missing"] == 0
+
+
+def test_a_store_is_prepared_once_whatever_backbones_read_it(only_configured, monkeypatch):
+    Path("study.yaml").write_text(OF_ONE_SEED.replace("[0.5, 1]", "[1]\n  model.backbone: [resnet18, resnet34]"))
+    asked = []
+    monkeypatch.setattr(commands, "prepare", lambda config, progress, encoder: asked.append(config.model.backbone))
+
+    def extract(config, progress, ray):
+        asked.append(str(config.store.path))
+        return {"rows": 1, "encoded": 1, "reused": 0}
+
+    monkeypatch.setattr(commands, "extract", extract)
+    assert list(studies.prepare(load_study(Path("study.yaml")), silent)) == ["features/mask.zarr"]
+    assert sorted(asked) == ["features/mask.zarr", *["resnet18"] * 2, *["resnet34"] * 2]
 
 
 def test_features_of_other_settings_are_refused(fresh, monkeypatch):

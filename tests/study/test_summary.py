@@ -92,6 +92,7 @@ def plan(folder):
             f"{variant}{fraction}{seed}",
             folder / f"{variant}{fraction}{seed}",
             {"variant": variant, "backbone": "tiny", "fraction": fraction},
+            {"train.fraction": fraction},
             seed,
         )
         for seed in SEEDS
@@ -156,6 +157,21 @@ def test_what_is_not_there_is_counted_and_left_out_of_the_pairs(done):
     assert (gated["seeds"], gated["missing"]) == (2, 1)
     assert gated["difference"] == pytest.approx(scores["gated_x0.50"]["auc"] - scores["plain0.50"]["auc"])
     assert rows["gated_x", 1.0]["difference"] is None  # its baseline is not there at all
+
+
+def test_a_variant_with_a_backbone_of_its_own_is_compared_at_the_same_point(done):
+    runs, _, _ = done
+    alike = Summary(runs, "plain", ("auc",), resamples=50).table()
+    runs = [
+        planned
+        if planned.cell["variant"] == "plain"
+        else dataclasses.replace(planned, cell={**planned.cell, "backbone": "none"})
+        for planned in runs
+    ]
+    own = Summary(runs, "plain", ("auc",), resamples=50).table()
+    assert [row["backbone"] for row in own] == ["tiny", "none"] * 2
+    assert [{**row, "backbone": "tiny"} for row in own] == alike
+    assert [row["difference"] is None for row in own] == [True, False] * 2
 
 
 def test_one_seed_has_no_spread(done):

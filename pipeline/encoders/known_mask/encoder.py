@@ -36,7 +36,6 @@ def build(recipe: MaskRecipe, checkpoint: Path | None, device: str) -> KnownMask
 class KnownMask:
     """Masks in, their maps out: an encoder that has nothing to compute once a mask is read (see `family.Encoder`)."""
 
-    name = NAME
     reads: Reads = "mask"
     device = torch.device("cpu")
 
