@@ -17,7 +17,8 @@ from PIL import Image
 from pipeline.data import Sample
 from pipeline.errors import ConfigError, DataError, RunError
 from pipeline.evaluate.evaluate import evaluate
-from pipeline.explain.explain import explain, file_name
+from pipeline.explain.explain import explain
+from pipeline.explain.gallery import file_name
 from pipeline.explain.pictures import varies
 from pipeline.train import run_folder
 from pipeline.train.train import train

@@ -22,20 +22,19 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cache import Store, are_pseudonyms
+from cache import Store
 from pipeline.data import Dataset, Image, Split, pixel_digest
 from pipeline.data.resize import squared
-from pipeline.errors import DataError, RunError
+from pipeline.errors import RunError
 from pipeline.image_tap import IMAGE, stored_px
 from pipeline.mask_tap import features_of, is_masks, others_of
 from pipeline.overlap import ahead
 from pipeline.progress import Progress, silent
 from pipeline.train.feeding.in_memory import Held, Holdings, free_host_bytes
-from pipeline.train.feeding.matching import NOWHERE, match_rows
+from pipeline.train.feeding.matching import NOWHERE, match_rows, why_missing
 from pipeline.train.feeding.packed import arrays_read, as_numpy, unpacked
 
 Place = Literal["auto", "device", "host", "stream"]
-_TRIED = 1000  # missing samples whose images are read to say why they are missing
 _AHEAD = 2  # batches read before they are asked for
 _SHARE = 0.6  # of free memory that one split may take; the rest is for the step itself
 
@@ -255,47 +254,11 @@ class Feed:
         if missing and (not allow_missing or len(missing) == len(indices)):
             msg = (
                 f"{str(self._store.path)!r} lacks {len(missing)} of {len(indices)} samples of split {self.split!r}: "
-                f"{self._why_missing(missing)}"
+                f"{why_missing(self._dataset, missing, self._store)}"
             )
             raise RunError(msg)
         kept = np.flatnonzero(rows != NOWHERE)
         return [indices[i] for i in kept], rows[kept]
-
-    def _why_missing(self, indices: Sequence[int]) -> str:
-        """Say which samples cannot be encoded and which never were, and what to do about each."""
-        reasons = {index: reason for index in indices[:_TRIED] if (reason := self._why_refused(index))}
-        unseen = [repr(self._dataset.samples[index].id) for index in indices if index not in reasons]
-        said = []
-        if unseen and are_pseudonyms(self._store.ids if self._store is not None else ()):
-            return (
-                f"its ids are pseudonyms, so only the key's owner knows whose its rows are. Use the labels that travel "
-                f"with it: `data: {{layout: store, path: {self._store.path if self._store is not None else ''}}}`."
-            )
-        if reasons:
-            index, reason = next(iter(reasons.items()))
-            first = self._dataset.samples[index].id
-            said.append(
-                f"{len(reasons)} were set aside, as {first!r} ({reason}): leave them out with "
-                f"`--set train.allow_missing=true`, or mend the files and run `pipeline extract`."
-            )
-        if unseen:
-            said.append(
-                f"{len(unseen)} were never encoded ({', '.join(unseen[:3])}{', ...' if len(unseen) > 3 else ''}): run "
-                f"`pipeline extract`, or leave them out with `--set train.allow_missing=true`."
-            )
-        return " ".join(said)
-
-    def _why_refused(self, index: int) -> str:
-        """Why stage one has set a sample aside, or would; empty where it has not."""
-        assert self._store is not None
-        recorded = self._store.set_aside.get(self._dataset.samples[index].id, "")  # what the encoder refused
-        if recorded:
-            return recorded
-        try:
-            self._dataset.read(index)
-        except DataError as error:
-            return str(error)
-        return ""
 
     def _store_has_images(self) -> bool:
         """Say whether the store holds images of the side that is wanted, and of which pixels they are."""
