@@ -52,7 +52,11 @@ def parse_root(data: bytes, where: str) -> Description:
     Raises:
         FormatError: They are no store's or damaged; `where` names the file.
     """
-    value = load_json(data, where)
+    try:
+        value = load_json(data, where)
+    except FormatError as error:
+        error.add_note("'store repair' writes it again from its second copy; else fetch or extract the store again")
+        raise
     try:
         stored = value["attributes"][KEY]
     except (KeyError, TypeError, IndexError) as error:

@@ -103,6 +103,7 @@ def push_store(path: str | os.PathLike[str], url: str, progress: Progress = sile
 
     Raises:
         StoreError: The place cannot be written, is or holds the store itself, or holds what no push put there.
+        FormatError: The store is damaged, so nobody could pull it; nothing is sent.
         UntrustedStoreError: There is something in the store's folder that is no part of it; nothing is sent.
     """
     fs, root = file_system(url)
@@ -110,6 +111,10 @@ def push_store(path: str | os.PathLike[str], url: str, progress: Progress = sile
     if here is not None:
         _refuse_overlap(Path(os.path.realpath(path)), here)
     manifest = make_manifest(path, progress)
+    damage = verify(path, progress)
+    if damage:
+        message = f"{path} is damaged ({damage[0]}); nothing is sent: run 'store repair', and push it again"
+        raise FormatError(message)
     if len(manifest.to_bytes()) > MAX_MANIFEST_BYTES:
         message = f"{path} has {len(manifest.files)} files, which is too many to share; write it with larger shards"
         raise StoreError(message)

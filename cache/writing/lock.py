@@ -13,6 +13,7 @@ import os
 import time
 from pathlib import Path
 
+from cache.durable import space_errors
 from cache.errors import StoreLockedError
 
 
@@ -28,12 +29,18 @@ class WriterLock:
 
         Raises:
             StoreLockedError: Another process holds it; the message says which and for how long.
+            NoSpaceError: The disk is full.
         """
         self._path = path
         self._handle = _acquire(path, subject)
         holder = {"pid": os.getpid(), "since": time.time()}
-        os.ftruncate(self._handle, 0)
-        os.pwrite(self._handle, json.dumps(holder).encode(), 0)
+        try:
+            with space_errors(path):
+                os.ftruncate(self._handle, 0)
+                os.pwrite(self._handle, json.dumps(holder).encode(), 0)
+        except BaseException:
+            self.release()
+            raise
 
     @property
     def folder(self) -> Path:

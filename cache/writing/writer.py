@@ -315,7 +315,7 @@ def _begin(
     sources = [source for opened in stores if (source := store_source(opened))]
     if work.exists():
         before, plan, known_bad = work.load()
-        if not replace:
+        if not replace and (work.finished() or work.retired()):  # else nothing would be lost
             identity.require(before.fingerprint, before.taps, work.path, REPLACE)
         if identity.differences(before.fingerprint, before.taps):
             work.clear()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -33,8 +34,17 @@ def validate(
     try:
         return kind.model_validate_json(json.dumps(fill(values)), strict=True)
     except ValidationError as error:
-        problems = (_problem(kind, problem) for problem in error.errors(include_url=False))
-        raise ConfigError("\n".join(_placed(where, overridden, *problem) for problem in problems)) from None
+        problems = _gathered(_problem(kind, problem) for problem in error.errors(include_url=False))
+        raise ConfigError("\n".join(_placed(where, overridden, *problem) for problem in problems.items())) from None
+
+
+def _gathered(problems: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """One problem for each key, where a value may be of several kinds: what each of them expects."""
+    gathered: dict[str, str] = {}
+    for key, problem in problems:
+        expected = problem.rpartition(", expected ")[2]
+        gathered[key] = f"{gathered[key]}, or {expected}" if key in gathered else problem
+    return {key: said for key, said in gathered.items() if not any(other.startswith(f"{key}.") for other in gathered)}
 
 
 def _placed(where: str, overridden: Sequence[str], key: str, problem: str) -> str:
@@ -47,7 +57,12 @@ def _placed(where: str, overridden: Sequence[str], key: str, problem: str) -> st
 
 def _problem(kind: type[BaseModel], problem: Mapping[str, Any]) -> tuple[str, str]:
     """The key that a problem is about, and what is wrong."""
-    location = [str(part) for i, part in enumerate(problem["loc"]) if not (i == 1 and part in _LAYOUTS)]
+    kinds = kind.model_json_schema().get("$defs", {})  # a value that may be of several kinds has each in its location
+    location = [
+        str(part)
+        for i, part in enumerate(problem["loc"])
+        if not (i == 1 and part in _LAYOUTS) and part not in kinds and not re.match(r"constrained-|\w*\[", str(part))
+    ]
     key = ".".join(location)
     what, value = problem["type"], problem["input"]
     if what == "extra_forbidden":
@@ -62,6 +77,7 @@ def _problem(kind: type[BaseModel], problem: Mapping[str, Any]) -> tuple[str, st
     if what == "value_error":  # about several keys of a section, which it names
         return key, problem["msg"].removeprefix("Value error, ")
     expected = problem["msg"].removeprefix("Input should be ")
+    expected = {"an object": "a mapping", "a valid array": "a list"}.get(expected, expected)
     return key, f"got {value!r}, expected {expected}"
 
 

@@ -17,12 +17,15 @@ from pipeline.errors import ConfigError
 _MOST_BYTES, _MOST_VALUES, _DEEPEST = 2**20, 5000, 30
 
 
-def read_yaml(path: Path, like: str = "configs/*.yaml") -> dict[str, Any]:
+def read_yaml(
+    path: Path, like: str = "configs/*.yaml", instead: str = "and `pipeline init` writes one"
+) -> dict[str, Any]:
     """Read a mapping of plain values from YAML 1.2.
 
     Args:
         path: The file.
         like: Where such files are found, for the message.
+        instead: Where else to get one, for the message.
 
     Raises:
         ConfigError: It cannot be read, or is something else.
@@ -32,7 +35,7 @@ def read_yaml(path: Path, like: str = "configs/*.yaml") -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text in UTF-8"
         there = ", ".join(sorted(str(p) for p in Path().glob(like)))
-        such = f", such as {there}" if there else f"; there is no {like} here, and `pipeline init` writes one"
+        such = f", such as {there}" if there else f"; there is no {like} here, {instead}"
         message = f"{path}: cannot be read ({reason}); name a configuration with -c{such}"
         raise ConfigError(message) from None
     try:

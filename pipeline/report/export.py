@@ -125,11 +125,11 @@ def export(
         JSON values: `folder`, `files`, whether it was `unchanged`, and `onnx` (see `write_onnx`).
 
     Raises:
-        RunError: The run is not evaluated or without its weights, reads masks that no new image has, or `target` holds
-            something else.
+        RunError: The run is not evaluated, its weights are not there or damaged, it reads masks that no new image has,
+            or `target` holds something else.
     """
     description = run_folder.load_description(folder)
-    figures, weights = read_figures(folder, description), run_folder.weights_file(folder)
+    figures, weights = read_figures(folder, description), run_folder.read_weights(folder, description)
     if description.fingerprint is not None and "masks_sha256" in description.fingerprint.fields:
         msg = f"The model in {str(folder)!r} reads the known masks, which new images do not have: export another run."
         raise RunError(msg)
@@ -140,7 +140,7 @@ def export(
     try:
         report = write_onnx(folder, scratch / "model.onnx") if onnx else None
         with run_folder.replacing(scratch / "model.safetensors") as file:
-            file.write(weights.read_bytes())
+            file.write(weights)
         run_folder.save_description(scratch, narrowed)
         run_folder.write_json(scratch / "classes.json", list(description.class_names))
         run_folder.write_json(scratch / "config.json", _configuration(narrowed, facts, reading))

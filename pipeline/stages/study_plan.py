@@ -105,8 +105,13 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
     Raises:
         ConfigError: One line for each problem, which names the file, the variant or the axis, and the key.
     """
-    plan = validate(StudyConfig, read_yaml(path, "configs/studies/*.yaml"), str(path))
-    given = read_yaml(plan.base)
+    written = read_yaml(path, "configs/studies/*.yaml", "and docs/studies.md says what one holds")
+    plan = validate(StudyConfig, written, str(path))
+    try:
+        given = read_yaml(plan.base)
+    except ConfigError as error:
+        message = f"{path}: base: {error}"
+        raise ConfigError(message) from None
     extra = [parse_override(text) for text in overrides]
     _check(path, plan)
     runs: list[Planned] = []

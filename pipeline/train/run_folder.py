@@ -272,21 +272,35 @@ def load_classifier(folder: Path, *, device: torch.device | None = None) -> tupl
         built = None if description.clip is None else read_architecture(description.clip["architecture"])
     options = replace(description.model, weights="none")
     classifier = Classifier(options, description.taps, outputs, architecture=built)
+    content = read_weights(folder, description)
+    try:
+        classifier.load_state_dict(safetensors.torch.load(content))
+    except (RuntimeError, safetensors.SafetensorError) as error:
+        raise RunError(_other_weights(folder, str(error).splitlines()[0])) from error
+    return classifier.to(device or torch.device("cpu")).eval(), description
+
+
+def read_weights(folder: Path, description: Description) -> bytes:
+    """The bytes of a finished run's weights, which are those that its description names.
+
+    Raises:
+        RunError: They are not, or were not kept.
+    """
     file = weights_file(folder)
     try:
         content = file.read_bytes()
-        if description.weights_sha256 not in ("", hashlib.sha256(content).hexdigest()):
-            other = "they are other weights than those it names by their SHA-256"
-            raise RuntimeError(other)
-        classifier.load_state_dict(safetensors.torch.load(content))
-    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-        first = str(error).splitlines()[0]
-        msg = (
-            f"{str(file)!r} does not hold the weights that model.json describes ({first}): "
-            f"delete the folder {str(folder)!r} and train again."
-        )
-        raise RunError(msg) from error
-    return classifier.to(device or torch.device("cpu")).eval(), description
+    except OSError as error:
+        raise RunError(_other_weights(folder, str(error))) from error
+    if description.weights_sha256 not in ("", hashlib.sha256(content).hexdigest()):
+        raise RunError(_other_weights(folder, "they are other weights than those it names by their SHA-256"))
+    return content
+
+
+def _other_weights(folder: Path, why: str) -> str:
+    return (
+        f"{str(folder / 'model.safetensors')!r} does not hold the weights that model.json describes ({why}): "
+        f"delete the folder {str(folder)!r} and train again."
+    )
 
 
 def weights_file(folder: Path) -> Path:

@@ -205,12 +205,20 @@ def test_other_shapes_under_the_same_fingerprint_are_refused(path: Path) -> None
 
 
 def test_unfinished_work_of_another_fingerprint_is_refused_before_any_feature(path: Path) -> None:
-    begin(path, rows(range(3))).close()
+    with begin(path, rows(range(6))) as writer:
+        write(writer, writer.pending[0], rows(range(6)))
     other = cache.Fingerprint({"encoder": "another"})
     with pytest.raises(cache.FingerprintMismatchError, match=r"partial.*encoder is 'fake' there and 'another' here"):
         begin(path, rows(range(3)), fingerprint=other)
     store, _ = build(path, rows(range(3)), fingerprint=other, replace=True)
     assert store.fingerprint == other
+
+
+def test_a_run_of_another_fingerprint_that_finished_nothing_is_in_nobodys_way(path: Path) -> None:
+    begin(path, rows(range(3))).close()
+    other = cache.Fingerprint({"encoder": "another"})
+    store, encoded = build(path, rows(range(3)), fingerprint=other)
+    assert (store.fingerprint, encoded) == (other, [0, 1, 2])
 
 
 def test_replacing_keeps_the_old_store_readable_until_the_commit(path: Path) -> None:

@@ -277,10 +277,22 @@ def test_what_was_damaged_on_the_way_gets_no_name(tmp_path: Path) -> None:
     assert not (tmp_path / "theirs.zarr").exists()
 
 
-def test_a_damaged_store_that_was_pushed_gets_no_name(tmp_path: Path) -> None:
+def test_a_damaged_store_is_not_sent(tmp_path: Path) -> None:
     store, _ = build(tmp_path / "mine.zarr", WANTED)
     damage_row(store.path, 3)
-    cache.push_store(store.path, str(tmp_path / "bucket"))
+    with pytest.raises(cache.FormatError, match=r"mine.zarr is damaged \(.*nothing is sent: run 'store repair'"):
+        cache.push_store(store.path, str(tmp_path / "bucket"))
+    assert not (tmp_path / "bucket").exists()
+
+
+def test_a_damaged_store_that_another_version_pushed_gets_no_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, _ = build(tmp_path / "mine.zarr", WANTED)
+    damage_row(store.path, 3)
+    with monkeypatch.context() as unchecked:
+        unchecked.setattr(share, "verify", lambda path, progress: ())
+        cache.push_store(store.path, str(tmp_path / "bucket"))
     with pytest.raises(cache.FormatError, match="damaged"):
         cache.pull_store(str(tmp_path / "bucket"), tmp_path / "theirs.zarr")
     assert not (tmp_path / "theirs.zarr").exists()

@@ -287,7 +287,7 @@ def test_a_second_writer_is_refused_with_the_first_ones_name(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
-@pytest.mark.parametrize("limit", [100, 350, 1000, 20_000])
+@pytest.mark.parametrize("limit", [0, 100, 350, 1000, 20_000])
 def test_a_limit_on_file_sizes_is_said_and_work_continues_after_it(suffix: str, limit: int, tmp_path: Path) -> None:
     path, log = tmp_path / f"store.{suffix}", tmp_path / "log"
     finish(start(run_store.make_within, path, range(40), limit, log))

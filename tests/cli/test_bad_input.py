@@ -43,6 +43,32 @@ def test_a_typo_in_a_key(work: Path) -> None:
     assert "train.epoch: unknown key (value 3); did you mean 'epochs'?" in said
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("encoder.pool=0", "--set encoder.pool: got 0, expected greater than or equal to 1, or a mapping"),
+        ("encoder.pool={neck: 0}", "encoder.pool.neck: got 0, expected greater than or equal to 1"),
+        ("model.fuse=late", "--set model.fuse: got 'late', expected a list"),
+        ("data.expect={trian: 3}", "data.expect.trian: got 'trian', expected 'train', 'val', 'test' or 'all'"),
+    ],
+)
+def test_a_value_that_may_be_of_several_kinds_is_one_line(tmp_path: Path, override: str, said: str) -> None:
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    (line,) = complaint(tmp_path, "train", "-c", "tiny.yaml", "--set", override, status=2).splitlines()
+    assert line.startswith("error: ")
+    assert line.endswith(said)
+
+
+def test_no_such_study_or_base(tmp_path: Path) -> None:
+    assert "configs/studies/*.yaml here, and docs/studies.md says" in complaint(
+        tmp_path, "study", "-c", "nothing.yaml", status=2
+    )
+    (tmp_path / "study.yaml").write_text("{base: nothing.yaml, folder: s, baseline: a, variants: {a: {}}}")
+    assert "study.yaml: base: nothing.yaml: cannot be read" in complaint(
+        tmp_path, "study", "-c", "study.yaml", status=2
+    )
+
+
 def test_an_unknown_command_or_option_is_wrong_use(tmp_path: Path) -> None:
     assert run_pipeline(tmp_path, "trian").returncode == 2
     assert run_pipeline(tmp_path, "train", "--fast").returncode == 2

@@ -159,7 +159,7 @@ def test_paths_that_leave_the_root_are_refused(tmp_path: Path, images: Path, nam
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "there is no column 'f'; it has "),
+        ("", "the table is empty; expected a line with the names of its columns"),
         ("F,y\n", r"table\.csv: there is no column 'f'; it has 'F', 'y'"),
         ("f,label\n001.png,a\n", "there is no column 'y'; it has 'f', 'label'"),
         ("f,y,y\n001.png,a,b\n", "the column 'y' is there 2 times"),

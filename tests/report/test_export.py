@@ -134,6 +134,15 @@ def test_weights_that_were_not_kept_cannot_be_handed_on(gated: Case, tmp_path: P
     assert not (tmp_path / "out").exists()
 
 
+def test_damaged_weights_are_not_handed_on(gated: Case, tmp_path: Path) -> None:
+    shutil.copytree(gated.folder, tmp_path / "run")
+    weights = tmp_path / "run/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(RunError, match=r"does not hold the weights that model.json describes \(they are other weights"):
+        hand_on(Case(tmp_path / "run", gated.dataset, gated.store), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_another_export_is_not_overwritten(gated: Case, plain: Case, tmp_path: Path) -> None:
     assert not hand_on(gated, tmp_path / "out")["unchanged"]
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}

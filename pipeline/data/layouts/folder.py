@@ -160,7 +160,7 @@ def _groups(root: AnyPath, names: list[str], pattern: str | None) -> list[str]:
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        message = f"the group pattern {pattern!r} is no regular expression ({error})"
+        message = f"the group pattern {pattern!r} is no regular expression ({error}); mend data.group_pattern"
         raise DataError(message) from None
     matches = [compiled.search(name.rsplit("/", 1)[-1]) for name in names]
     unmatched = [name for name, match in zip(names, matches, strict=True) if match is None]

@@ -83,7 +83,8 @@ def load_csv(
     """
     where = ", ".join(map(str, _tables(path)))
     if (label_column is None) == (not label_columns):
-        message = f"{where}: give either label_column ({label_column!r}) or label_columns ({label_columns!r})"
+        given = "neither" if label_column is None else f"{label_column!r} and {listing(label_columns)}"
+        message = f"{where}: got {given}; give either label_column or label_columns (data.label_column)"
         raise DataError(message)
     if split_column is not None and isinstance(path, Mapping):
         message = f"{where}: with one table per split there is no split_column ({split_column!r})"
@@ -146,6 +147,11 @@ def _read_table(path: AnyPath, columns: Sequence[str], split: Split | None) -> l
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, restval="", strict=True)
             header = list(reader.fieldnames or ())
+            if not header:
+                message = (
+                    f"{path}: the table is empty; expected a line with the names of its columns, and a row per image"
+                )
+                raise DataError(message)
             for column in columns:
                 _check_column(path, header, column)
             rows = [_Row(f"{path}, line {reader.line_num}", cells, split) for cells in reader]

@@ -70,7 +70,7 @@ def check_taps(store: Store, taps: Sequence[str]) -> None:
         msg = (
             f"{str(store.path)!r} holds no tap {absent[0]!r}, only {', '.join(known)}: extract it (encoder.taps, then "
             f"`pipeline extract --replace`), or change the "
-            f"{'views' if '@' in absent[0] else 'gates, model.fuse or model.overlay'}."
+            f"{'views' if '@' in absent[0] else 'gates, model.fuse, model.overlay or --tap'}."
         )
         raise RunError(msg)
     for tap in taps:
