@@ -44,6 +44,12 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(page: Path, trained: Path,
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_files_of_the_code_that_a_page_names_are_there(page: Path) -> None:
+    named = re.findall(r"`((?:\w+/)+\w+\.py)`", page.read_text())
+    assert [name for name in named if not ((ROOT / name).is_file() or (ROOT / "pipeline" / name).is_file())] == []
+
+
 def test_some_page_has_python() -> None:
     assert "python.md" in {page.name for page in WITH_PYTHON}
 

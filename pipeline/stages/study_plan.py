@@ -107,45 +107,25 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
     """
     written = read_yaml(path, "configs/studies/*.yaml", "and docs/studies.md says what one holds")
     plan = validate(StudyConfig, written, str(path))
-    try:
-        given = read_yaml(plan.base)
-    except ConfigError as error:
-        message = f"{path}: base: {error}"
-        raise ConfigError(message) from None
-    extra = [parse_override(text) for text in overrides]
     _check(path, plan)
+    base, extra = _read_base(path, plan), [parse_override(text) for text in overrides]
     runs: list[Planned] = []
     configs: dict[str, Config] = {}
     commands: dict[str, Command] = {}
     for (variant, changes, point), fold in itertools.product(_points(plan), _folds(plan)):
-        values = copy.deepcopy(given)
-        for key, value in plan.set_.items():
-            set_key(values, key, value, f"{path}: set.{key}")
-        for key, value, said in extra:
-            set_key(values, key, value, said)
-        for key, value in changes.items():
-            if key != _COMMAND:
-                set_key(values, key, value, f"{path}: variants.{variant}.{key}")
-        for axis, choice in point.items():
-            for key, value in choice.overrides.items():
-                set_key(values, key, value, f"{path}: grid.{axis}.{key}")
+        values = _changed(base, path, plan, extra, variant, point)
         labels = {_short(axis, plan.grid): choice.label for axis, choice in point.items()}
         if fold is not None:
             values["fold"], labels["fold"] = fold, fold["number"]
         where = f"{path}: variant {variant!r}" + "".join(f", {axis} {label!r}" for axis, label in labels.items())
-        command: Command = changes.get(_COMMAND, "train")
-        if command == "probe":
-            model = values.get("model")
-            asked = {"clip": model["clip"]} if isinstance(model, dict) and "clip" in model else {}
-            values["model"] = {"backbone": "none", **asked}  # the probe chooses what it reads
         checked = validate(Config, values, where)
         check_encoder(checked, where)
         named = _run_name(variant, labels, checked)
         configs[named] = checked.model_copy(update={"run": plan.folder / "runs" / named})
-        commands[named] = command
-        number = None if fold is None else fold["number"]
+        commands[named] = changes.get(_COMMAND, "train")
         at = {axis: choice.label for axis, choice in point.items() if set(choice.overrides) != {_SEED}}
         cell = _cell(variant, labels, checked)
+        number = None if fold is None else fold["number"]
         runs.append(Planned(named, configs[named].run, cell, at, checked.train.seed, number))
     if all(run.cell["shots"] == _EVERY for run in runs):
         runs = [replace(run, cell={key: said for key, said in run.cell.items() if key != "shots"}) for run in runs]
@@ -157,6 +137,46 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
     )
     _check_stores(path, study)
     return study
+
+
+def _read_base(path: Path, plan: StudyConfig) -> dict[str, Any]:
+    """The experiment that a study changes.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    try:
+        return read_yaml(plan.base)
+    except ConfigError as error:
+        message = f"{path}: base: {error}"
+        raise ConfigError(message) from None
+
+
+def _changed(
+    base: Mapping[str, Any],
+    path: Path,
+    plan: StudyConfig,
+    extra: Sequence[tuple[str, Any, str]],
+    variant: str,
+    point: Mapping[str, _Choice],
+) -> dict[str, Any]:
+    """The experiment of a variant at a point of the grid, as plain values: what is set last counts."""
+    values, changes = copy.deepcopy(dict(base)), plan.variants[variant]
+    for key, value in plan.set_.items():
+        set_key(values, key, value, f"{path}: set.{key}")
+    for key, value, said in extra:
+        set_key(values, key, value, said)
+    for key, value in changes.items():
+        if key != _COMMAND:
+            set_key(values, key, value, f"{path}: variants.{variant}.{key}")
+    for axis, choice in point.items():
+        for key, value in choice.overrides.items():
+            set_key(values, key, value, f"{path}: grid.{axis}.{key}")
+    if changes.get(_COMMAND) == "probe":
+        model = values.get("model")
+        asked = {"clip": model["clip"]} if isinstance(model, dict) and "clip" in model else {}
+        values["model"] = {"backbone": "none", **asked}  # the probe chooses what it reads
+    return values
 
 
 def _points(plan: StudyConfig) -> Iterator[tuple[str, Overrides, dict[str, _Choice]]]:

@@ -9,15 +9,13 @@ from typing import Any, Literal
 
 from pipeline.evaluate import plots
 from pipeline.study.folds import MEAN
-from pipeline.study.runs import Row
+from pipeline.study.runs import SCORES, Row
 from pipeline.study.table import Summary
 from pipeline.train import run_folder
 
 _FIGURES = (
     "score", "seeds", "missing", "mean", "sd", "low", "high", "difference", "difference_low", "difference_high",
 )  # fmt: skip
-NAMES = {"auc": "AUC", "ap": "AP", "acc": "ACC", "balanced_acc": "balanced ACC", "f1": "F1", "kappa": "kappa",
-         "ece": "ECE", "brier": "Brier"}  # fmt: skip
 
 
 def write_files(folder: Path, summary: Summary) -> list[Row]:
@@ -50,7 +48,7 @@ def write_files(folder: Path, summary: Summary) -> list[Row]:
         columns = [*cell_columns(curve), "score", "seeds", "mean", "sd", "low", "high"]
         run_folder.write_csv(folder / "curve.csv", [{key: row[key] for key in columns} for row in curve])
         panels = _panels([row for row in curve if row[across] != "all"], across)
-        plots.draw_efficiency(folder / "curve.png", panels, score=NAMES[summary.scores[0]], across=across)
+        plots.draw_efficiency(folder / "curve.png", panels, score=SCORES[summary.scores[0]], across=across)
     return table
 
 
@@ -104,7 +102,7 @@ def table_lines(
     scores = list(dict.fromkeys(row["score"] for row in table))
     head = [*about, "seeds"]
     for score in scores:
-        head += [NAMES[score], f"{NAMES[score]} less {baseline}"]
+        head += [SCORES[score], f"{SCORES[score]} less {baseline}"]
     by_cell: dict[tuple[Any, ...], dict[str, Row]] = {}
     for row in table:
         by_cell.setdefault(tuple(str(row[key]) for key in cell_columns(table)), {})[row["score"]] = row
@@ -139,7 +137,7 @@ def fold_lines(rows: Sequence[Row]) -> list[list[str]]:
     for row in rows:
         spelled = spell_mean({**row, "mean": row["value"]})
         counted = ["", ""] if row["fold"] == MEAN else [str(row["n"]), str(row["groups"])]
-        lines.append([*(_spell(row[key]) for key in about), NAMES[row["score"]], str(row["fold"]), *counted, spelled])
+        lines.append([*(_spell(row[key]) for key in about), SCORES[row["score"]], str(row["fold"]), *counted, spelled])
     return lines
 
 

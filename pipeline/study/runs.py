@@ -21,6 +21,8 @@ from pipeline.progress import Progress, silent
 from pipeline.train import run_folder
 
 Row = dict[str, Any]
+SCORES = {"auc": "AUC", "ap": "AP", "acc": "ACC", "balanced_acc": "balanced ACC", "f1": "F1", "kappa": "kappa",
+          "ece": "ECE", "brier": "Brier"}  # of a run that are kept, and what tables call them  # fmt: skip
 _RESULT = "result.json"  # of a run: written last, so that it says the run is done
 _CLAIM = "claim"
 WAIT_SECONDS = 1.0  # between looks at what other processes hold
@@ -65,14 +67,11 @@ def forget_result(planned: Planned) -> None:
 def result_from(metrics: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> Row:
     """Take what a study needs from the metrics of an evaluated run and from its history."""
     return {
-        "scores": {name: value for name, value in metrics.items() if name in _SCORES},
+        "scores": {name: value for name, value in metrics.items() if name in SCORES},
         "val_auc": metrics["val_auc"],
         "best_epoch": metrics["best_epoch"],
         "seconds": sum(row["seconds"] for row in history),
     }
-
-
-_SCORES = ("auc", "ap", "acc", "balanced_acc", "f1", "kappa", "ece", "brier")
 
 
 Crew = Callable[[Iterator[Planned]], Iterator[tuple[Planned, Row | str]]]
