@@ -36,6 +36,7 @@ BESIDE = {
     "progress",
     "url",
     "overlap",
+    "process",
     "download",
     "weights",
     "image_tap",

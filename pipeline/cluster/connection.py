@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 import os
 import secrets
-import shutil
 import signal
 import socket
 import sys
-import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +15,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.cluster.folder import own_folder
 from pipeline.errors import ClusterError, from_extra
 
 LOCAL = "local"
@@ -56,9 +55,10 @@ def connected(address: str | None = None) -> Iterator[Cluster]:
     """
     ray = _import_ray()
     local = address in (None, LOCAL)
-    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp") if local else ""  # a socket's path must be short
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
-    try:
+    with ExitStack() as after:
+        folder = str(after.enter_context(own_folder())) if local else ""
+        after.callback(ray.shutdown)
         with _said_to_ray(), _signals_kept():
             try:
                 if local:
@@ -71,10 +71,6 @@ def connected(address: str | None = None) -> Iterator[Cluster]:
                 raise ClusterError(_unreachable(address, local, error)) from error
         with _hushed(), ExitStack() as ending:
             yield Cluster(ray, local, ending)
-    finally:
-        ray.shutdown()
-        if local:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 class Cluster:

@@ -17,11 +17,13 @@ from typing import Any, Generic, TypeVar
 from pipeline.cluster.connection import Cluster, Need
 from pipeline.cluster.tasks import Done, Lost, Queue, Task
 from pipeline.errors import ClusterError
+from pipeline.process import set_up
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-_LOOK_SECONDS = 2.0  # between two looks at which nodes there are, and whether a worker's own is
+_LOOK_SECONDS = 2.0  # between two looks at which nodes there are
+_PARENT_SECONDS = 0.5  # between a worker's looks at whether its own is there
 _STILLBORN = 3  # workers that may die one after another before they begin
 _GONE = 5  # times that the result of an item may be lost
 _LONGEST_REASON = 300
@@ -212,15 +214,21 @@ class Pool(Generic[T, R]):
                 )
                 .remote()
             )
+            arrived = seat.arrive.options(name=f"{self._name}: arrive").remote()
             begun = seat.begin.options(name=f"{self._name}: begin").remote(self._make, str(Path.cwd()))
-            self._workers.append(_Worker(seat, begun))
+            self._workers.append(_Worker(seat, arrived, begun))
 
     def _welcome(self, worker: _Worker[T]) -> None:
         """Learn how the making of a worker ended."""
+        node = "of a worker"
         try:
-            node_id, version = self._ray.get(worker.begun)
+            node_id, version = self._ray.get(worker.arrived)
+            node = self._cluster.node_name(node_id)
+            if version != _version():
+                raise ClusterError(_other_version(node, version))
+            self._ray.get(worker.begun)
         except self._ray.exceptions.RayTaskError as error:
-            raise _of_worker(error, f"{self._name}: a worker could not begin") from error
+            raise _of_worker(error, f"node {node}: {self._name} could not begin there") from error
         except self._ray.exceptions.RayError as error:
             self._dismiss(worker)
             self._stillborn += "node has died" not in str(error)
@@ -228,16 +236,9 @@ class Pool(Generic[T, R]):
                 message = f"{self._name}: {_STILLBORN} workers died before they began: {_how(error)}"
                 raise ClusterError(message) from error
             return
-        name = self._cluster.node_name(node_id)
-        if version != _version():
-            message = (
-                f"node {name} has {_DISTRIBUTION} {version or '(none installed)'} and this machine has {_version()}: "
-                f"install the same version on every node"
-            )
-            raise ClusterError(message)
         self._stillborn = 0
         worker.begun, worker.node_id, worker.since = None, node_id, time.monotonic()
-        worker.share = self._shares.setdefault(name, Share(name))
+        worker.share = self._shares.setdefault(node, Share(node))
         worker.share.workers += 1
 
     def _hand_out(self, queue: Queue[T], in_flight: int, named: Callable[[T], str]) -> None:
@@ -337,7 +338,8 @@ class _Worker(Generic[T]):
     """What the driver knows of a seat."""
 
     seat: Any
-    begun: Any  # reference to what `begin` gives; None once that is known
+    arrived: Any  # reference to where it is
+    begun: Any  # reference to the end of `begin`; None once that is known
     verdict: Any = None  # reference to a word of a seat that cannot be reached, which tells whether it is dead
     share: Share | None = None
     node_id: str = ""
@@ -360,16 +362,19 @@ class _Worker(Generic[T]):
 class _Seat:
     """A worker in a process of its own, on some node."""
 
-    def begin(self, make: Callable[[], Callable[[Any], Any]], folder: str) -> tuple[str, str]:
-        """Make the worker in the driver's folder, where the node has that; the node's id, and our version there."""
+    def arrive(self) -> tuple[str, str]:
+        """The node's id, and our version there: known before anything of the driver is read, which another may not."""
         import ray
 
+        set_up()
         threading.Thread(target=_die_with_parent, args=(os.getppid(),), daemon=True).start()
-        version = _version()
+        return ray.get_runtime_context().get_node_id(), _version()
+
+    def begin(self, make: Callable[[], Callable[[Any], Any]], folder: str) -> None:
+        """Make the worker in the driver's folder, where the node has that."""
         with suppress(OSError):  # relative paths then lead nowhere, and what reads them says so
             os.chdir(folder)
         self._work = make()
-        return ray.get_runtime_context().get_node_id(), version
 
     def answer(self) -> None:
         """Say that it lives."""
@@ -384,7 +389,7 @@ class _Seat:
 def _die_with_parent(parent: int) -> None:
     """End this process once its node's raylet is gone: at work, Ray's own look does not see that everywhere."""
     while os.getppid() == parent:
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(_PARENT_SECONDS)
     os._exit(1)
 
 
@@ -400,6 +405,14 @@ def _of_worker(error: Any, where: str) -> BaseException:
     cause = error.cause if isinstance(getattr(error, "cause", None), Exception) else ClusterError(str(error))
     cause.add_note(where)
     return cause
+
+
+def _other_version(node: str, version: str) -> str:
+    """A message for a node where another version of this package may make other bytes."""
+    return (
+        f"node {node} has {_DISTRIBUTION} {version or '(none installed)'} and this machine has {_version()}: install "
+        f"the same version on every node"
+    )
 
 
 def _how(error: Exception) -> str:

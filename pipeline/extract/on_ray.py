@@ -126,7 +126,10 @@ class _Sizes:
 
     def take(self, size: Size, known: str = "") -> None:
         """Do as a worker says, and remember it; never more at once than another one had room for."""
-        self.images, self.device = min(size.images, self.images or size.images), size.device
+        self.device = size.device
+        if self.images and size.images > self.images:
+            return  # it has tried an older size
+        self.images = size.images
         if size.memory and size.memory != known:
             self._memory.parent.mkdir(parents=True, exist_ok=True)
             with naming(self._memory):

@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.cli.memory import keep_freed_memory
 from pipeline.encoders import ARCHITECTURES, Architecture, Encoder, build_encoder, layers
 from pipeline.encoders.preprocessing import normalise
+from pipeline.process import keep_freed_memory
 from tests.benchmarks import tiny_vit
 from tests.encoders.seeded import hooked, image_like, official_encoder, relative_error, seeded_state
 

@@ -28,11 +28,11 @@ import torch
 from PIL import Image as Pillow
 from torch import Tensor, nn
 
-from pipeline.cli.memory import keep_freed_memory
 from pipeline.data import Dataset, Image, Mask, Sample, pixel_digest, read_image, reading_rules
 from pipeline.encoders import ARCHITECTURES, Encoder, Prepared, build_encoder
 from pipeline.extract.batch_size import BatchSize
 from pipeline.extract.extract import extract
+from pipeline.process import keep_freed_memory
 from pipeline.stages.inputs import load_dataset, reading
 from tests.encoders.seeded import image_like, seeded_state
 

@@ -31,12 +31,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported:
 
 import torch
 
-from pipeline.cli.memory import keep_freed_memory
 from pipeline.encoders import ARCHITECTURES, build_encoder, write_untrained_encoder
 from pipeline.encoders.sam.encoder import compiles
 from pipeline.extract import batch_size
 from pipeline.extract.batch_size import BatchSize
 from pipeline.extract.extract import extract
+from pipeline.process import keep_freed_memory
 from pipeline.train.run_folder import write_json
 from tests.benchmarks import encoder, train
 from tests.benchmarks import extract as stage_one

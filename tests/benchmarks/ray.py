@@ -25,13 +25,13 @@ from typing import Any, cast
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported: see pipeline/__main__.py
 
-from pipeline.cli.memory import keep_freed_memory
 from pipeline.cluster import Need, connected
 from pipeline.data import Dataset, Sample
 from pipeline.encoders import Encoder
 from pipeline.extract.extract import extract
 from pipeline.extract.on_node import Plain
 from pipeline.extract.on_ray import OnRay
+from pipeline.process import keep_freed_memory
 from tests.benchmarks.extract import READING, ROOT, Made, Null, child, seeded_encoder, small_images
 
 WORKERS = 2

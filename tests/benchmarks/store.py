@@ -26,7 +26,7 @@ import numpy as np
 import zarr
 
 import cache
-from pipeline.cli.memory import keep_freed_memory
+from pipeline.process import keep_freed_memory
 from tests.benchmarks import store_far
 
 BATCH = 32

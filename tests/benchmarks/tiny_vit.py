@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.cli.memory import keep_freed_memory
 from pipeline.encoders.preprocessing import normalise, prepare
 from pipeline.encoders.tiny_vit.network import Convolution, Network
 from pipeline.encoders.tiny_vit.recipe import TINY_VITS
+from pipeline.process import keep_freed_memory
 from tests.encoders.seeded import image_like, relative_error
 from tests.encoders.tiny_vits import hooked, official_tiny_vit, trained_state
 

@@ -25,12 +25,12 @@ import numpy as np
 import torch
 
 import cache
-from pipeline.cli.memory import keep_freed_memory
 from pipeline.data import Dataset, Sample, pixel_digest
 from pipeline.encoders import ARCHITECTURES, build_encoder
 from pipeline.mask_tap import MASKS, dtype_of, shapes_of
 from pipeline.model.classifier import Classifier, ModelOptions
 from pipeline.model.overlay import OverlayOptions
+from pipeline.process import keep_freed_memory
 from pipeline.train.augment import Augmentation
 from pipeline.train.feeding.feed import Feed
 from pipeline.train.loop import Loop

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from pipeline.extract.extract import Ranks, extract
 
-from .fakes import CountingEncoder, Pictures, as_encoder, picture
+from .fakes import CountingEncoder, as_encoder
+from .pictures import Pictures, picture
 
 COUNT = 64
 

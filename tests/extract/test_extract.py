@@ -14,7 +14,8 @@ from pipeline.data import Image, Reading, reading_rules
 from pipeline.errors import DataError
 from pipeline.extract.extract import ExtractReport, _advice, extract
 
-from .fakes import CountingEncoder, Pictures, as_encoder, picture, pictures
+from .fakes import CountingEncoder, as_encoder
+from .pictures import Pictures, picture, pictures
 
 
 def run(source: Pictures, encoder: CountingEncoder, path: Path, **options: object) -> ExtractReport:

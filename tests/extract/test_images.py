@@ -12,7 +12,8 @@ from torch.nn import functional as F
 import cache
 from pipeline.extract.repair import repair
 
-from .fakes import CountingEncoder, Pictures, as_encoder
+from .fakes import CountingEncoder, as_encoder
+from .pictures import Pictures
 from .test_extract import run
 
 

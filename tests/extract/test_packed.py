@@ -14,7 +14,8 @@ from pipeline.extract.extract import extract
 from pipeline.extract.plan import Contents
 from pipeline.extract.repair import repair
 from pipeline.stages import stores
-from tests.extract.fakes import CountingEncoder, Pictures, as_encoder, pictures
+from tests.extract.fakes import CountingEncoder, as_encoder
+from tests.extract.pictures import Pictures, pictures
 
 READING = {"version": 1}
 

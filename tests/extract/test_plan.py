@@ -13,7 +13,8 @@ from pipeline.data.scan import memory_of, remembered, scan
 from pipeline.extract.plan import Contents, Rows, unchanged
 from pipeline.progress import silent
 
-from .fakes import CountingEncoder, Pictures, picture, pictures
+from .fakes import CountingEncoder
+from .pictures import Pictures, picture, pictures
 from .test_extract import run
 
 

@@ -16,7 +16,8 @@ import pytest
 
 from pipeline.cli import terminal
 
-from .fakes import CountingEncoder, pictures
+from .fakes import CountingEncoder
+from .pictures import pictures
 from .test_extract import run
 
 ROOT = Path(__file__).parents[2]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import socket
 import time
+import warnings
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,11 @@ os.environ["RAY_memory_monitor_refresh_ms"] = "0"  # noqa: SIM112  Ray's own nam
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  on a busy machine the tests would wait for their workers
 _SUBREAPER = 36  # of prctl: orphans of our children become ours, so that they can be found
 _STORE_BYTES = 80 * 2**20
+_MISSED_SOON = {  # a raylet that was killed refuses at once; by default Ray asks it for a quarter of a minute
+    "health_check_initial_delay_ms": 500,
+    "health_check_period_ms": 500,
+    "health_check_failure_threshold": 3,
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -38,13 +45,27 @@ class Nodes:
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
-        self._cluster = Cluster(initialize_head=True, head_node_args=self._options(num_cpus=0))
+        client, agent = free_ports(2)
+        ports = {"ray_client_server_port": client, "runtime_env_agent_port": agent}
+        head = self._options(num_cpus=0, _system_config=_MISSED_SOON, **ports)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # of logs that Ray opens for a client's server
+            self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self.address: str = self._cluster.address
+        self.client_address = f"ray://127.0.0.1:{client}"
         self.standing = [self.add() for _ in range(3)]
 
     def add(self, **options: Any) -> Any:
         """Start a node."""
         return self._cluster.add_node(**self._options(**{"num_cpus": 1, **options}))
+
+    def at_work(self) -> Any:
+        """A node that has a worker."""
+        return next(node for node in self.standing if workers(node.all_processes["raylet"][0].process.pid))
+
+    def dismiss(self, node: Any) -> None:
+        """Stop a node; the others are told."""
+        self._cluster.remove_node(node)
 
     def kill(self, node: Any) -> None:
         """Kill a raylet and all that it has, without a word to anybody."""
@@ -92,7 +113,7 @@ def nothing_is_left() -> Iterator[None]:
 
 def what_is_left(*, of_nodes: bool = False) -> dict[int, str]:
     """Workers of ours and local clusters, and the shared nodes if asked for, that live on for seconds; then killed."""
-    ours = ("/tmp/ray-", *(("raylet", "gcs_server") if of_nodes else ()))
+    ours = ("/tmp/slca-ray-", *(("raylet", "gcs_server") if of_nodes else ()))
     give_up = time.monotonic() + 10
     while True:
         left = {process: said for process, said in of_ray().items() if any(name in said for name in ours)}
@@ -106,17 +127,17 @@ def what_is_left(*, of_nodes: bool = False) -> dict[int, str]:
     return left
 
 
-def workers() -> dict[int, str]:
-    """Workers of a pool, by process: what Ray has named after an actor or its task."""
+def workers(below: int | None = None) -> dict[int, str]:
+    """Workers of a pool below a process or this one, by process: what Ray has named after an actor or its task."""
     own = ("IDLE", "DashboardAgent", "RuntimeEnvAgent", "SPILL", "RESTORE", "DELETE")
-    titles = {process: said.partition("ray::")[2] for process, said in of_ray().items() if said.startswith("ray::")}
-    return {process: title for process, title in titles.items() if not title.startswith(own)}
+    named = {process: said.partition("ray::")[2] for process, said in of_ray(below).items() if said.startswith("ray::")}
+    return {process: title for process, title in named.items() if not title.startswith(own)}
 
 
-def of_ray() -> dict[int, str]:
-    """Command lines of this process's descendants that are Ray's, by process."""
+def of_ray(below: int | None = None) -> dict[int, str]:
+    """Command lines of the descendants of a process or this one that are Ray's, by process."""
     found = {}
-    for process in descendants(os.getpid()):
+    for process in descendants(below or os.getpid()):
         with suppress(OSError):
             said = Path(f"/proc/{process}/cmdline").read_bytes().replace(b"\0", b" ").decode()
             if "ray::" in said or "/ray/" in said:
@@ -132,3 +153,12 @@ def descendants(process: int) -> list[int]:
             for child in map(int, (thread / "children").read_text().split()):
                 found += [child, *descendants(child)]
     return found
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens at."""
+    with ExitStack() as taken:
+        sockets = [taken.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]

@@ -1,4 +1,4 @@
-"""Workers in other processes, where they are found by the name of this module; without torch, they begin sooner."""
+"""Workers and images in other processes, found there by the name of this module; without torch, they begin sooner."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import os
 import time
 from pathlib import Path
 
+from pipeline.data import Image
 from pipeline.errors import DataError
+from tests.extract.pictures import Pictures, picture
 
 
 class Squares:
@@ -42,3 +44,20 @@ class Dying:
 
     def __init__(self) -> None:
         os._exit(7)
+
+
+class OnlyHere(Pictures):
+    """Images that lie on one machine: other processes do not see one of them, or die of it."""
+
+    def __init__(self, count: int, *, unseen: int = -1, deadly: int = -1) -> None:
+        super().__init__({f"{i:03d}.png": picture(i) for i in range(count)})
+        self.home, self.unseen, self.deadly = os.getpid(), unseen, deadly
+
+    def read(self, index: int) -> Image:
+        if os.getpid() != self.home:
+            if index == self.deadly:
+                os._exit(7)
+            if index == self.unseen:
+                message = f"/mnt/scans/{index:03d}.png: there is no such file"
+                raise DataError(message)
+        return super().read(index)

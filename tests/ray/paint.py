@@ -1,4 +1,4 @@
-"""An encoder and images for other processes, where they are found by the name of this module."""
+"""An encoder for other processes, where it is found by the name of this module."""
 
 from __future__ import annotations
 
@@ -11,21 +11,24 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.data import Image
 from pipeline.encoders.preprocessing import Prepared
 from pipeline.errors import DataError
-from tests.extract.fakes import CountingEncoder, Pictures, picture
+from tests.extract.fakes import CountingEncoder
 
 
 @dataclass(frozen=True)
 class Paint:
-    """An encoder in plain words, as `on_node.Plain` is: it takes its time, and dies of one colour or refuses it."""
+    """An encoder in plain words, as `on_node.Plain` is: it takes its time, and dies of one colour or refuses it.
+
+    With a `home`, it is another one in other processes.
+    """
 
     seconds: float = 0.0
     deadly: int = -1
     refused: int = -1
     reason: str = ""
     limit: int = 1000
+    home: int = 0
     weights: None = None
     device: str = "cpu"
 
@@ -33,7 +36,7 @@ class Paint:
     taps: ClassVar = {"neck": (256, 16, 16)}  # 8 rows of 128 KiB in a shard of 1 MiB
 
     def fingerprint(self) -> dict[str, object]:
-        return {"encoder": "counting"}
+        return {"encoder": "counting" if self.home in (0, os.getpid()) else "adding"}
 
     def build(self, weights: Path | None, device: str) -> Painted:
         return Painted(self)
@@ -46,6 +49,9 @@ class Painted(CountingEncoder):
         super().__init__(limit=paint.limit)
         self.paint, self.taps = paint, dict(paint.taps)
 
+    def fingerprint(self) -> dict[str, object]:
+        return self.paint.fingerprint()
+
     def prepare(self, image: npt.NDArray[np.uint8]) -> Prepared:
         colour = int(image[0, 0, 0])
         if colour == self.paint.deadly:
@@ -57,20 +63,3 @@ class Painted(CountingEncoder):
     def encode(self, *batch):  # type: ignore[no-untyped-def]
         time.sleep(self.paint.seconds)
         return super().encode(*batch)
-
-
-class OnlyHere(Pictures):
-    """Images that lie on one machine: other processes do not see one of them, or die of it."""
-
-    def __init__(self, count: int, *, unseen: int = -1, deadly: int = -1) -> None:
-        super().__init__({f"{i:03d}.png": picture(i) for i in range(count)})
-        self.home, self.unseen, self.deadly = os.getpid(), unseen, deadly
-
-    def read(self, index: int) -> Image:
-        if os.getpid() != self.home:
-            if index == self.deadly:
-                os._exit(7)
-            if index == self.unseen:
-                message = f"/mnt/scans/{index:03d}.png: there is no such file"
-                raise DataError(message)
-        return super().read(index)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from pipeline.progress import silent
 from pipeline.stages import studies
 from pipeline.stages.predictions import OfRun, predict_into
 from pipeline.stages.study_plan import load_study
-from tests.cli.conftest import ROOT
+from tests.cli.conftest import ROOT, copy_of
 
 from .conftest import Nodes
 from .test_study import tables, work
@@ -38,7 +39,7 @@ def blind(nodes: Nodes, work: Path) -> Iterator[Nodes]:
     ray = f"{Path(sys.executable).with_name('ray')} start --address {nodes.address} --block"
     command = f"{mounts} && exec {ray} --num-cpus 1 --object-store-memory 80000000"
     for node in nodes.standing:
-        nodes.kill(node)
+        nodes.dismiss(node)
     process = subprocess.Popen(
         ["unshare", "-m", "sh", "-c", command],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -46,7 +47,7 @@ def blind(nodes: Nodes, work: Path) -> Iterator[Nodes]:
         stderr=subprocess.STDOUT,
     )
     with connected(nodes.address) as cluster:
-        while len(cluster.nodes()) != 2:  # the head and this one: Ray takes seconds to miss the others
+        while len(cluster.nodes()) != 2:  # the head and this one
             assert process.poll() is None, process.communicate()
             time.sleep(0.2)
     yield nodes
@@ -54,13 +55,17 @@ def blind(nodes: Nodes, work: Path) -> Iterator[Nodes]:
     process.communicate(timeout=60)
 
 
-def test_runs_travel_from_a_node_that_does_not_see_the_folder_and_images_are_missed_by_name(
+def test_a_run_travels_from_a_node_that_does_not_see_the_folder_and_an_image_is_missed_by_name(
     blind: Nodes, alone: Path, work: Path
 ) -> None:
-    report = studies.study(load_study(Path("study.yaml")), silent, ray=blind.address)
-    assert (report["done"], report["failed"]) == (4, {})
+    plan = load_study(Path("study.yaml"))
+    copy_of(alone / "studies", Path("studies"))
+    run = next(run.folder for run in plan.runs if plan.reads_store(run.name))
+    shutil.rmtree(run)
+    report = studies.study(plan, silent, ray=blind.client_address)
+    assert (report["done"], report["failed"]) == (3, {})
+    assert [node["runs"] for node in report["nodes"]] == [1]
     assert tables(work) == tables(alone)
-    run = next(Path("studies/tiny/runs").iterdir())
     made = {str(path.relative_to(run)) for path in run.rglob("*")}
     assert made == {str(path.relative_to(alone / run)) for path in (alone / run).rglob("*")}
 

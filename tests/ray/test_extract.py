@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -18,7 +19,7 @@ import cache
 from pipeline.cluster import Need, connected
 from pipeline.config.schema import load_config
 from pipeline.encoders import Encoder
-from pipeline.errors import DataError
+from pipeline.errors import ClusterError, ConfigError, DataError
 from pipeline.extract.extract import ExtractReport, extract
 from pipeline.extract.on_node import Job, Plain, files_of, weights_here
 from pipeline.extract.on_ray import OnRay
@@ -26,13 +27,15 @@ from pipeline.extract.plan import Contents
 from pipeline.progress import Progress, silent
 from pipeline.stages import commands
 from tests import warm
-from tests.cli.conftest import complaint, start_pipeline, succeed
+from tests.cli.conftest import complaint, copy_of, start_pipeline, succeed
 from tests.cli.test_kill import SEVERAL_SHARDS, digests, remove
-from tests.extract.fakes import Pictures, as_encoder, pictures
+from tests.extract.fakes import as_encoder
+from tests.extract.pictures import Pictures, pictures
 from tests.extract.test_ranks import files
 
 from .conftest import Nodes, what_is_left, workers
-from .paint import OnlyHere, Paint
+from .jobs import OnlyHere
+from .paint import Paint
 
 COUNT = 64  # in shards of 8
 ONE = Need(max=1)  # a worker's start takes longer than its work
@@ -71,7 +74,9 @@ def on_ray(
         )
 
 
-def test_a_killed_node_a_killed_worker_and_a_new_node_change_no_byte(nodes: Nodes, tmp_path: Path) -> None:
+def test_a_killed_worker_a_killed_node_a_new_node_and_a_batch_that_does_not_fit_change_no_byte(
+    nodes: Nodes, tmp_path: Path
+) -> None:
     wanted = alone(tmp_path / "one.zarr", Paint(), pictures(COUNT))
     happened: list[str] = []
 
@@ -85,8 +90,9 @@ def test_a_killed_node_a_killed_worker_and_a_new_node_change_no_byte(nodes: Node
             nodes.standing[0] = nodes.add()
 
     store = tmp_path / "s.zarr"
-    report = on_ray(nodes, store, Paint(0.25), pictures(COUNT), need=Need(), progress=kill)
+    report = on_ray(nodes, store, Paint(0.2, limit=3), pictures(COUNT), need=Need(), batch_size=8, progress=kill)
     assert len(happened) == 2
+    assert json.loads((tmp_path / "s.zarr.batch.json").read_text())["limit"] == 2
     assert files(store) == wanted
     assert report.encoded == COUNT
     assert report.set_aside == {}
@@ -95,33 +101,26 @@ def test_a_killed_node_a_killed_worker_and_a_new_node_change_no_byte(nodes: Node
     assert cache.verify(store) == ()
 
 
-def test_an_image_that_kills_its_worker_is_set_aside_alone(nodes: Nodes, tmp_path: Path) -> None:
-    store = tmp_path / "s.zarr"
-    report = on_ray(nodes, store, Paint(deadly=8), pictures(10))  # the first row of the second shard, which has two
-    ((sample, reason),) = report.set_aside.items()
-    assert sample == "008.png"
-    assert reason.startswith("its worker died twice: ")
+def test_images_that_kill_workers_and_torn_ones_are_set_aside_alone(nodes: Nodes, tmp_path: Path) -> None:
+    """One kills whoever decodes it in the scan, one is torn, and one kills its encoder: a shard's first row of two."""
+    source = OnlyHere(12, deadly=5)
+    source.images["007.png"] = b"torn"
+    report = on_ray(nodes, tmp_path / "s.zarr", Paint(deadly=10), source)
+    assert report.set_aside.keys() == {"005.png", "007.png", "010.png"}
+    assert report.set_aside["005.png"].startswith("005.png: its worker died twice: ")
+    assert report.set_aside["007.png"] == "007.png: not an image"
+    assert report.set_aside["010.png"].startswith("its worker died twice: ")
     assert report.rows == 9
-    assert files(store) == alone(tmp_path / "one.zarr", Paint(refused=8, reason=reason), pictures(10))
-
-
-def test_an_image_that_kills_whoever_decodes_it_is_set_aside_by_the_scan(nodes: Nodes, tmp_path: Path) -> None:
-    report = on_ray(nodes, tmp_path / "s.zarr", Paint(), OnlyHere(6, deadly=5))
-    ((sample, reason),) = report.set_aside.items()
-    assert sample == "005.png"
-    assert reason.startswith("005.png: its worker died twice: ")
-    assert report.rows == 5
-
-
-def test_unreadable_images_are_set_aside_as_by_one_process(nodes: Nodes, tmp_path: Path) -> None:
-    source = pictures(20)
-    source.images["007.png"] = b"no picture"
-    wanted = alone(tmp_path / "one.zarr", Paint(), source)
-    report = on_ray(nodes, tmp_path / "s.zarr", Paint(), source)
-    assert report.set_aside == {"007.png": "007.png: not an image"}
+    source.images["005.png"] = b"torn"
+    wanted = alone(tmp_path / "one.zarr", Paint(refused=10, reason=report.set_aside["010.png"]), source)
     assert files(tmp_path / "s.zarr") == wanted
+
+
+def test_a_strict_run_ends_at_a_torn_image(nodes: Nodes, tmp_path: Path) -> None:
+    source = pictures(4)
+    source.images["002.png"] = b"torn"
     with pytest.raises(DataError, match="not an image"):
-        on_ray(nodes, tmp_path / "strict.zarr", Paint(), source, strict=True)
+        on_ray(nodes, tmp_path / "s.zarr", Paint(), source, strict=True)
 
 
 def test_a_node_that_does_not_see_an_image_is_named_with_the_path(nodes: Nodes, tmp_path: Path) -> None:
@@ -142,17 +141,28 @@ def test_a_node_that_does_not_see_a_known_image_is_named_when_it_encodes(nodes: 
     assert any(note.startswith("node ") and note.endswith("shard 0") for note in caught.value.__notes__)
 
 
-def test_a_batch_that_does_not_fit_is_halved_for_all_and_remembered(nodes: Nodes, tmp_path: Path) -> None:
-    store = tmp_path / "s.zarr"
-    report = on_ray(nodes, store, Paint(limit=3), pictures(24), batch_size=8)
-    assert report.rows == 24
-    assert json.loads((tmp_path / "s.zarr.batch.json").read_text())["limit"] == 2
-    assert files(store) == alone(tmp_path / "one.zarr", Paint(), pictures(24))
+def test_a_node_that_would_make_other_features_is_named_with_both(nodes: Nodes, tmp_path: Path) -> None:
+    with pytest.raises(ClusterError, match=r"'counting', and 'adding' there.*give all nodes the same") as caught:
+        on_ray(nodes, tmp_path / "s.zarr", Paint(home=os.getpid()), pictures(4))
+    assert re.fullmatch(r"node .+ \(\w{6}\): encode could not begin there", caught.value.__notes__[-1])
+
+
+@pytest.fixture
+def work(extracted: Path, tmp_path: Path) -> Path:
+    """A private folder with data and weights, and no store."""
+    folder = copy_of(extracted, tmp_path / "work")
+    remove(folder / "features/demo.zarr")
+    return folder
 
 
 KINDS: Mapping[str, tuple[str, ...]] = {
-    "a single file": ("store.path=features/demo.h5",),
-    "int8, images and masks": ("store.dtype=int8", "store.image_px=64", "encoder.taps=[early,masks]"),
+    "int8, images and masks in a single file": (
+        "store.path=features/demo.h5",
+        "store.dtype=int8",
+        "store.image_px=64",
+        "encoder.taps=[early,masks]",
+        "encoder.masks.points=4",
+    ),
     "known masks": ("encoder.name=mask", "encoder.taps=[mask,masks]", "encoder.input_px=256"),
 }
 
@@ -172,56 +182,74 @@ def test_whatever_a_store_holds_has_the_bytes_of_one_process(
     assert sum(node["images"] for node in report["nodes"]) == 48
 
 
+ONE_BY_ONE = ("extract", "-c", "tiny.yaml", *SEVERAL_SHARDS, "--set", "resources.batch_size=1")
+
+
 def start(folder: Path, address: str) -> warm.Child:
-    return start_pipeline(folder, "extract", "-c", "tiny.yaml", *SEVERAL_SHARDS, "--json", "--ray", address)
+    return start_pipeline(folder, *ONE_BY_ONE, "--set", "resources.ray.max=1", "--json", "--ray", address)
 
 
-def await_shard(folder: Path, driver: warm.Child) -> None:
-    """Wait until a shard is written, whole and synced."""
+def await_shard(folder: Path, driver: warm.Child, number: int = 1) -> None:
+    """Wait until so many shards are written, whole and synced."""
     while True:
         assert driver.poll() is None, driver.communicate()
         with suppress(cache.StoreError):
-            if cache.info(folder / "features/demo.zarr").shards_done:
+            if cache.info(folder / "features/demo.zarr").shards_done >= number:
                 return
         time.sleep(0.01)
 
 
-def test_a_killed_driver_is_continued_by_the_same_command_without_ray(nodes: Nodes, work: Path) -> None:
-    store = work / "features/demo.zarr"
-    succeed(work, "extract", "-c", "tiny.yaml", *SEVERAL_SHARDS)
-    wanted = digests(store)
-    remove(store)
-    driver = start(work, nodes.address)
+def made_alone(folder: Path) -> dict[str, str]:
+    """Digests of the store that one process makes where there is none."""
+    succeed(folder, *ONE_BY_ONE)
+    wanted = digests(folder / "features/demo.zarr")
+    remove(folder / "features/demo.zarr")
+    return wanted
+
+
+def test_a_driver_that_is_stopped_or_killed_leaves_no_worker_and_is_continued_without_ray(
+    nodes: Nodes, work: Path
+) -> None:
+    wanted = made_alone(work)
+    for number, how in enumerate([signal.SIGTERM, signal.SIGINT, signal.SIGKILL], 1):
+        driver = start(work, nodes.address)
+        await_shard(work, driver, number)
+        driver.send_signal(how)
+        out, errors = driver.communicate(timeout=30)
+        assert out == ""
+        if how == signal.SIGKILL:
+            assert driver.returncode == -how
+        else:
+            assert not workers()  # at once
+            assert driver.returncode == 130, errors
+            assert "the same command continues" in errors
+            assert "Traceback" not in errors
+        assert not what_is_left()
+    assert not (work / "features/demo.zarr").exists()
+    report = succeed(work, *ONE_BY_ONE)
+    assert 0 < report["encoded"] < 48
+    assert digests(work / "features/demo.zarr") == wanted
+
+
+def test_a_killed_driver_takes_its_local_cluster_with_it_and_the_next_one_tidies_up(work: Path) -> None:
+    wanted = made_alone(work)
+    here = set(Path("/tmp").glob("slca-ray-*"))
+    driver = start(work, "local")
     await_shard(work, driver)
     driver.kill()
     driver.communicate()
     assert not what_is_left()
-    assert not store.exists()
-    report = succeed(work, "extract", "-c", "tiny.yaml", *SEVERAL_SHARDS)
-    assert 0 < report["encoded"] < 48
-    assert digests(store) == wanted
-
-
-def test_a_local_cluster_makes_the_bytes_and_a_request_to_stop_leaves_nothing_of_it(work: Path) -> None:
-    driver = start(work, "local")
-    await_shard(work, driver)
-    driver.send_signal(signal.SIGINT)
-    out, errors = driver.communicate(timeout=30)
-    assert driver.returncode == 130, errors
-    assert "the same command continues" in errors
-    assert "Traceback" not in errors
-    assert out == ""
-    assert not what_is_left()
+    (left,) = set(Path("/tmp").glob("slca-ray-*")) - here
     driver = start(work, "local")
     out, errors = driver.communicate(timeout=90)
     assert driver.returncode == 0, errors
     report = json.loads(out)
     assert report["rows"] == 48
+    assert 0 < report["encoded"] < 48
     assert report["nodes"][0].keys() >= {"node", "workers", "images", "images_per_s", "busy_seconds", "waiting_seconds"}
-    got = digests(work / "features/demo.zarr")
-    remove(work / "features/demo.zarr")
-    succeed(work, "extract", "-c", "tiny.yaml", *SEVERAL_SHARDS)
-    assert got == digests(work / "features/demo.zarr")
+    assert digests(work / "features/demo.zarr") == wanted
+    assert not left.exists()
+    assert not set(Path("/tmp").glob("slca-ray-*")) - here
 
 
 def test_weights_that_a_node_lacks_come_from_the_driver_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,15 +277,8 @@ def test_ray_beside_torchrun_is_refused(work: Path, monkeypatch: pytest.MonkeyPa
     assert "--ray and torchrun both share the work out" in said
 
 
-def test_without_ray_the_command_names_the_extra(work: Path) -> None:
-    program = "import sys; sys.modules['ray'] = None; from pipeline.cli import main; main()"
-    done = warm.subprocess.run(
-        [sys.executable, "-c", program, "extract", "-c", "tiny.yaml", "--ray"],
-        cwd=work,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert "needs the extra 'ray'" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_without_ray_the_extra_is_named(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(work)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match="needs the extra 'ray'"):
+        commands.extract(load_config(Path("tiny.yaml")), silent, ray="auto")

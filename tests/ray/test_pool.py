@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,19 @@ def test_workers_that_cannot_begin_end_the_run(nodes: Nodes, make: Any, error: t
         list(pool.map(single(3)))
 
 
+def test_a_node_with_another_version_is_named_with_both(nodes: Nodes, tmp_path: Path) -> None:
+    installed = tmp_path / "slca_pipeline-9.9.9.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: slca-pipeline\nVersion: 9.9.9\n")
+    node = nodes.add(num_gpus=1, env_vars={"PYTHONPATH": f"{tmp_path}:{ROOT}"})
+    with pytest.raises(ClusterError) as caught, pool_on(nodes, Refusing, need=Need(gpus=1, max=1)) as pool:
+        list(pool.map(single(1)))
+    nodes.dismiss(node)
+    here = metadata.version("slca-pipeline")
+    said = rf"node .+ \(\w{{6}}\) has slca-pipeline 9\.9\.9 and this machine has {here}: install the same version on .*"
+    assert re.fullmatch(said, str(caught.value))
+
+
 def test_fractions_share_a_gpu_and_without_a_word_each_worker_gets_one(nodes: Nodes) -> None:
     node = nodes.add(num_cpus=4, num_gpus=2)
     with connected(nodes.address) as cluster:
@@ -142,7 +156,7 @@ def test_fractions_share_a_gpu_and_without_a_word_each_worker_gets_one(nodes: No
             give_up = time.monotonic() + 60
             items = iter(lambda: len(processes) == 4 or time.monotonic() > give_up, True)
             processes.update(outcome.result[0] for outcome in pool.map((1,) for _ in items))
-    nodes.kill(node)
+    nodes.dismiss(node)
     assert len(processes) == 4
 
 
@@ -182,8 +196,7 @@ with connected() as cluster, hired(cluster, partial(Squares, 30.0), name="slow")
 """
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_a_local_cluster_ends_with_its_driver(how: signal.Signals) -> None:
+def test_a_local_cluster_ends_with_its_driver() -> None:
     driver = subprocess.Popen(
         [sys.executable, "-c", LOCAL],
         cwd=ROOT,
@@ -194,9 +207,9 @@ def test_a_local_cluster_ends_with_its_driver(how: signal.Signals) -> None:
     )
     assert driver.stdout is not None
     assert driver.stdout.readline() == "at work\n"
-    driver.send_signal(how)
+    driver.send_signal(signal.SIGINT)
     out, errors = driver.communicate(timeout=20)
-    assert driver.returncode == -how, errors
+    assert driver.returncode == -signal.SIGINT, errors
     assert out == ""
     left = what_is_left()
     assert not left, left

@@ -6,6 +6,7 @@ import csv
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ import pytest
 from pipeline.progress import silent
 from pipeline.stages import studies
 from pipeline.stages.study_plan import load_study
-from pipeline.study.runs import result_of
-from tests.cli.conftest import copy_of
+from pipeline.study.runs import Planned, result_of
+from tests.cli.conftest import copy_of, start_pipeline
 
-from .conftest import Nodes, descendants
+from .conftest import Nodes, descendants, what_is_left
 
 
 @pytest.fixture
@@ -49,16 +50,27 @@ def workers_of(folder: Path) -> list[int]:
     return found
 
 
-def test_a_worker_is_killed_in_a_run_and_the_tables_are_those_of_one_process(
+def test_a_killed_driver_and_a_killed_worker_leave_the_tables_of_one_process(
     nodes: Nodes, alone: Path, work: Path
 ) -> None:
+    alone_there = ("--set", "resources.ray.max=1")
+    driver = start_pipeline(work, "study", "-c", "study.yaml", *alone_there, "--ray", nodes.address)
+    while not list(work.glob("studies/tiny/runs/*/result.json")):
+        assert driver.poll() is None, driver.communicate()
+        time.sleep(0.02)
+    driver.kill()
+    driver.communicate()
+    assert not what_is_left()
+
     plan = load_study(Path("study.yaml"))
-    first = plan.runs[0]
+    done = [run for run in plan.runs if result_of(run) is not None]
+    times = [when_done(run) for run in done]
+    assert 1 <= len(done) < 3
     killed = []
-    ended = threading.Event()
+    began, ended = time.time(), threading.Event()
 
     def kill() -> None:
-        while not list(work.glob("studies/tiny/runs/*/last.pt")):
+        while not any(file.stat().st_mtime > began for file in work.glob("studies/tiny/runs/*/last.pt")):
             if ended.wait(0.02):
                 return
         for process in workers_of(work):
@@ -73,14 +85,16 @@ def test_a_worker_is_killed_in_a_run_and_the_tables_are_those_of_one_process(
         ended.set()
         thread.join()
     assert killed
-    assert (report["done"], report["missing"], report["failed"]) == (4, 0, {})
+    assert (report["done"], report["missing"], report["failed"]) == (3, 0, {})
     assert tables(work) == tables(alone)
     assert {path.name for path in Path("studies/tiny").iterdir()} == {
         path.name for path in (alone / "studies/tiny").iterdir()
     }
-    assert sum(node["runs"] for node in report["nodes"]) == 4
+    assert sum(node["runs"] for node in report["nodes"]) == 3 - len(done)
     assert sum(node["died"] for node in report["nodes"]) >= 1
-    assert result_of(first) is not None
-    before = (first.folder / "result.json").stat().st_mtime_ns
-    assert studies.study(plan, silent, ray="nowhere:1")["done"] == 4  # nothing is left, so no cluster is asked
-    assert (first.folder / "result.json").stat().st_mtime_ns == before
+    assert [when_done(run) for run in done] == times
+    assert studies.study(plan, silent, ray="nowhere:1")["done"] == 3  # nothing is left, so no cluster is asked
+
+
+def when_done(planned: Planned) -> int:
+    return (planned.folder / "result.json").stat().st_mtime_ns

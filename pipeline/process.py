@@ -1,12 +1,24 @@
-"""Memory that a command frees stays at hand, for its next tensors."""
+"""What a process that computes says to its C library, to OpenMP and to Python, before torch is loaded."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
+import os
 import sys
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _KEPT_BYTES = 256 * 2**20
+
+
+def set_up() -> None:
+    """Set this process up, as a command or as a worker of a cluster; before torch is imported."""
+    # Threads that wait for work sleep instead of spinning: on a shared machine spinning takes the cores from whoever
+    # works. OpenMP reads this when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    keep_freed_memory()
+    # torch makes a million objects when it is imported; to look for garbage after every 700 takes a sixth of the start.
+    gc.set_threshold(10_000)
 
 
 def keep_freed_memory() -> None:
