@@ -103,7 +103,7 @@ def trained(report: Report) -> None:
     shown = [f"{_SCORES[key]} {figure(val[key])}" for key in ("auc", "acc", "balanced_acc") if val.get(key) is not None]
     if shown:
         say(f"val        {', '.join(shown)} on {val['n']} images")
-    for line in report["data"]:
+    for line in report["data"] or ["not read: the run was finished before"]:
         say(f"data       {line}")
     parameters = report["parameters"]
     of_gates = f", {parameters['slca']:,} of them in gates" if parameters.get("slca") else ""

@@ -118,13 +118,7 @@ def train(
     """
     augmentation, machine = augmentation or Augmentation(), machine or Machine()
     if model.taps and store is None:
-        given = {"gates": list(model.gates), "fuse": list(model.fuse), "overlay": model.overlay}
-        uses = {name: value for name, value in given.items() if value}
-        msg = (
-            f"The {' and '.join(f'{name} {value!r}' for name, value in uses.items())} read features: name a store, or "
-            f"set {', '.join(f'{name} to ' + ('null' if name == 'overlay' else '[]') for name in uses)}."
-        )
-        raise ConfigError(msg)
+        raise ConfigError(_needs_store(model))
     among: dict[Split, list[int]] = {"train": training_part(dataset, options), "val": dataset.indices("val")}
     for split, indices in among.items():
         metrics.check_labels(dataset.task, np.asarray(dataset.labels)[indices], dataset.class_names, split)
@@ -173,28 +167,50 @@ def train(
         if classifier.overlay is not None:
             figures["overlay"] = {feed.split: count_masks(classifier, feed) for feed in (train_feed, val_feed)}
         identity.record_samples(folder, (train_feed, val_feed))
-        journal.finish(
-            run_folder.Description(
-                model=model,
-                task=dataset.task,
-                head=loop.head,
-                class_names=dataset.class_names,
-                taps=loop.classifier.taps,
-                clip=_of_clip(loop.classifier.backbone),
-                fingerprint=of_features(store.fingerprint) if store is not None and model.taps else None,
-                training=asdict(options),
-                metrics=figures,
-                provenance=identity.of_training(
-                    dataset,
-                    store if model.taps else None,
-                    journal.history,
-                    settings=settings,
-                    trained_on=len(train_feed),
-                    device=machine.device,
-                ),
-            )
+        made = identity.of_training(
+            dataset,
+            store if model.taps else None,
+            journal.history,
+            settings=settings,
+            trained_on=len(train_feed),
+            device=machine.device,
         )
+        journal.finish(_describe(loop, model, options, dataset, store, figures, made))
     return TrainReport(folder, figures, journal.history, (train_feed.description, val_feed.description))
+
+
+def _needs_store(model: ModelOptions) -> str:
+    """Say what of a model reads features, and what to do where there are none."""
+    given = {"gates": list(model.gates), "fuse": list(model.fuse), "overlay": model.overlay}
+    uses = {name: value for name, value in given.items() if value}
+    return (
+        f"The {' and '.join(f'{name} {value!r}' for name, value in uses.items())} read features: name a store, or "
+        f"set {', '.join(f'{name} to ' + ('null' if name == 'overlay' else '[]') for name in uses)}."
+    )
+
+
+def _describe(
+    loop: Loop,
+    model: ModelOptions,
+    options: TrainOptions,
+    dataset: Dataset,
+    store: Store | None,
+    figures: Row,
+    made: Mapping[str, Any],
+) -> run_folder.Description:
+    """What `model.json` says of the finished run."""
+    return run_folder.Description(
+        model=model,
+        task=dataset.task,
+        head=loop.head,
+        class_names=dataset.class_names,
+        taps=loop.classifier.taps,
+        clip=_of_clip(loop.classifier.backbone),
+        fingerprint=of_features(store.fingerprint) if store is not None and model.taps else None,
+        training=asdict(options),
+        metrics=figures,
+        provenance=made,
+    )
 
 
 def _begin(folder: Path, settings: Mapping[str, Any], dataset: Dataset, *, replace: bool) -> None:

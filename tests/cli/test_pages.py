@@ -44,6 +44,11 @@ def test_the_scores_fit_a_screen(trained: Path, tmp_path: Path) -> None:
     assert "The rest: runs/demo/metrics.json" in page
 
 
+def test_a_run_that_was_finished_before_says_so(trained: Path, tmp_path: Path) -> None:
+    lines = said(copy_of(trained, tmp_path / "work"), "train", "-c", "tiny.yaml")
+    assert "data       not read: the run was finished before" in lines
+
+
 def test_the_gates_share_is_counted_in_parameters_not_in_the_backbones(trained: Path, tmp_path: Path) -> None:
     folder = copy_of(trained, tmp_path / "work")
     lines = said(folder, "train", "-c", "tiny.yaml")

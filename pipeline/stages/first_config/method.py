@@ -20,7 +20,7 @@ from pipeline.stages.first_config.draft import Draft, Given
 def choose_method(given: Given, draft: Draft) -> None:
     """The sections that the data do not decide: the encoder that suits this machine, and SLCA on a small ResNet."""
     known = [name for family in encoders.FAMILIES for name in family.names]
-    name = given.encoder or _fitting_encoder(draft, known)
+    name = given.encoder or _fitting_encoder(draft)
     if name not in known:
         message = f"--encoder: there is no encoder {name!r}; valid: {', '.join(known)}"
         raise ConfigError(message)
@@ -62,18 +62,15 @@ def _use_taps(taps: Sequence[str], draft: Draft) -> None:
         draft.beside["model.fuse"] = "taps that the last layer reads beside the image; [] is the plain classifier"
 
 
-def _fitting_encoder(draft: Draft, known: list[str]) -> str:
+def _fitting_encoder(draft: Draft) -> str:
     """The encoder to begin with: SAM's smallest on a GPU, a light one on a CPU."""
     if draft.values["data"]["layout"] == "demo":
         return "sam_demo"
     if torch.cuda.is_available():
         draft.beside["encoder.name"] = "this machine has a GPU"
         return "sam_vit_b"
-    if "lite_medsam" in known:
-        draft.beside["encoder.name"] = "light enough for a CPU; sam_vit_b is larger, and slower by far"
-        return "lite_medsam"
-    draft.notes.append("No GPU was found: SAM ViT-B takes seconds an image here. `pipeline doctor` measures how many.")
-    return "sam_vit_b"
+    draft.beside["encoder.name"] = "light enough for a CPU; sam_vit_b is larger, and slower by far"
+    return "lite_medsam"
 
 
 def _weights_of(name: str) -> str:

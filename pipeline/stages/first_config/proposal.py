@@ -68,7 +68,7 @@ def propose(source: str, given: Given, target: Path | None = None, ask: Ask = si
 def _name_of(source: str) -> str:
     """What to call the data set in paths."""
     stem = Path(os.path.realpath(source)).name if Path(source).is_dir() else Path(source).name
-    for suffix in (".csv", ".npz", ".zarr", ".h5"):
+    for suffix in (".csv", ".npz", ".zarr", ".h5", ".hdf5"):
         stem = stem.removesuffix(suffix)
     return re.sub(r"[^A-Za-z0-9._-]+", "_", stem).strip("._") or "data"
 
