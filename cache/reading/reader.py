@@ -287,6 +287,9 @@ class Store:
         """
         opened = self._opened
         slots = self._slots(opened, rows)
+        if dtype not in (None, "float32", "stored"):
+            message = f"dtype is {dtype!r}; give 'float32', 'stored', or None for the type that the store has"
+            raise StoreError(message)
         every = self.arrays if dtype == "stored" else self.taps
         names = tuple(every) if taps is None else tuple(taps)
         filled = {name: self._buffer(name, len(slots), out, dtype) for name in names}

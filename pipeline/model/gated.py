@@ -110,12 +110,19 @@ class Gated(nn.Module):
             What the backbone puts out.
 
         Raises:
-            ConfigError: A tap that the gates read is not among the features.
+            ConfigError: A tap that the gates read is not among the features, or they are of other images or channels.
         """
         absent = [tap for tap in self.taps if tap not in features]
         if absent:
             msg = f"The gates read the tap {absent[0]!r}, and the features have {_listed(features)}: give it, too."
             raise ConfigError(msg)
+        for tap, (channels, h, w) in self.taps.items():
+            if features[tap].shape[:2] != (len(images), channels) or features[tap].ndim != 4:
+                msg = (
+                    f"The feature of the tap {tap!r} has the shape {tuple(features[tap].shape)}: give that of these "
+                    f"{len(images)} images, {(len(images), channels, h, w)}."
+                )
+                raise ConfigError(msg)
         self._seen = Seen(features, extents, affine)
         try:
             return self.backbone(images)

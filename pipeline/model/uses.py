@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from pipeline.errors import ConfigError
 from pipeline.model.gating import gate_stage
 from pipeline.model.geometry import sample_gate
 from pipeline.model.slca import SLCA, Mix, Norm, factor, integrate, is_block
@@ -67,6 +68,9 @@ class Gates(nn.ModuleList, Use):
             moves with training.
         identity_start: Start as the plain classifier, bit for bit.
         options: The others of `SLCA`: `pool`, `reduction`.
+
+    Raises:
+        ConfigError: An option is impossible.
     """
 
     def __init__(
@@ -80,6 +84,10 @@ class Gates(nn.ModuleList, Use):
         identity_start: bool = False,
         **options: Any,
     ) -> None:
+        for name, value, known in (("mix", mix, get_args(Mix)), ("norm", norm, get_args(Norm))):
+            if value not in known:
+                msg = f"The {name} of the gates is {value!r}: choose one of {', '.join(map(repr, known))}."
+                raise ConfigError(msg)
         super().__init__(
             SLCA(
                 widths[stage] if tap == OWN else taps[tap][0],

@@ -221,6 +221,12 @@ def test_a_run_of_another_fingerprint_that_finished_nothing_is_in_nobodys_way(pa
     assert (store.fingerprint, encoded) == (other, [0, 1, 2])
 
 
+def test_another_type_than_there_is_to_read_is_refused(path: Path) -> None:
+    store, _ = build(path, rows(range(2)))
+    with pytest.raises(cache.StoreError, match="dtype is 'float8'; give 'float32', 'stored', or None"):
+        store.read([0], dtype="float8")  # type: ignore[arg-type]
+
+
 def test_replacing_keeps_the_old_store_readable_until_the_commit(path: Path) -> None:
     old, _ = build(path, rows(range(5)))
     other = cache.Fingerprint({"encoder": "another"})

@@ -166,6 +166,25 @@ def test_gates_that_cannot_be_are_refused(gates, taps, said):
         pipeline.gate(torchvision.models.resnet18(), gates, taps)
 
 
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ({"mix": "add"}, "mix of the gates is 'add': choose one of 'residual', 'multiply'"),
+        ({"norm": "batch"}, "'batch'"),
+    ],
+)
+def test_an_unknown_option_is_refused(option, said):
+    with pytest.raises(ConfigError, match=said):
+        pipeline.gate(torchvision.models.resnet18(), [("neck", "layer3")], {"neck": (8, 4, 4)}, **option)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 4, 4), (3, 8, 4, 4), (2, 8, 4)])
+def test_features_of_other_images_or_channels_are_told(shape):
+    net = pipeline.gate(torchvision.models.resnet18(), [("neck", "layer3")], {"neck": (8, 4, 4)})
+    with pytest.raises(ConfigError, match=r"'neck' has the shape .* give that of these 2 images, \(2, 8, 4, 4\)"):
+        net(torch.zeros(2, 3, 64, 64), {"neck": torch.zeros(shape)})
+
+
 def test_a_missing_tap_is_named():
     net = pipeline.gate(torchvision.models.resnet18(), [("neck", "layer4")], TAPS)
     images, features = batch()
