@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import secrets
@@ -62,7 +63,7 @@ def connected(address: str | None = None) -> Iterator[Cluster]:
         with _said_to_ray(), _signals_kept():
             try:
                 if local:
-                    with _environment(RAY_AUTH_TOKEN=secrets.token_hex(32)):  # else it leaves one in the home folder
+                    with _environment(RAY_AUTH_TOKEN=_token()):  # else it leaves one in the home folder
                         ray.init(address=LOCAL, include_dashboard=False, _temp_dir=folder, **quiet)
                 else:
                     _knock(address)
@@ -147,6 +148,12 @@ def _said_to_ray() -> AbstractContextManager[None]:
         RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
         RAY_ENABLE_UV_RUN_RUNTIME_ENV="0",
     )
+
+
+@functools.cache
+def _token() -> str:
+    """What lets this process into its local clusters: one for all, because Ray reads it only once."""
+    return secrets.token_hex(32)
 
 
 @contextmanager

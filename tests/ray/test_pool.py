@@ -188,6 +188,8 @@ LOCAL = """
 from functools import partial
 from pipeline.cluster import connected, hired
 from tests.ray.jobs import Squares
+with connected() as cluster:
+    pass
 with connected() as cluster, hired(cluster, partial(Squares, 30.0), name="slow") as pool:
     handed = pool.map([(1,), (2,)])
     import threading
@@ -196,7 +198,7 @@ with connected() as cluster, hired(cluster, partial(Squares, 30.0), name="slow")
 """
 
 
-def test_a_local_cluster_ends_with_its_driver() -> None:
+def test_a_second_local_cluster_of_a_process_ends_with_it() -> None:
     driver = subprocess.Popen(
         [sys.executable, "-c", LOCAL],
         cwd=ROOT,
