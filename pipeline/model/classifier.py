@@ -115,6 +115,9 @@ class Classifier(nn.Module):
         trains_text: bool = False,
     ) -> None:
         super().__init__()
+        if options.image_px < 1:
+            msg = f"image_px is {options.image_px!r}: give the side of the classifier's image in pixels."
+            raise ConfigError(msg)
         _check_gates(options, taps)
         _check_fused(options, taps)
         self.options = options
@@ -279,9 +282,6 @@ def _check_gates(options: ModelOptions, taps: Mapping[str, Shape]) -> None:
             raise ConfigError(msg)
     if len(set(options.gates)) != len(options.gates):
         msg = f"The gates {list(options.gates)!r} name a pair twice: list each (tap, stage) once."
-        raise ConfigError(msg)
-    if options.image_px < 1:
-        msg = f"image_px is {options.image_px!r}: give the side of the classifier's image in pixels."
         raise ConfigError(msg)
 
 
