@@ -109,7 +109,8 @@ class Cluster:
 
 def _unreachable(address: str | None, local: bool, error: Exception) -> str:
     """A message for a cluster that cannot be had."""
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    reason = lines[-1 if "Traceback" in str(error) else 0]  # a client's server sends its traceback
     if local:
         return f"no Ray cluster could be started on this machine: {reason}"
     return (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import reprlib
 import threading
 import time
@@ -230,6 +231,8 @@ class Pool(Generic[T, R]):
         except self._ray.exceptions.RayTaskError as error:
             raise _of_worker(error, f"node {node}: {self._name} could not begin there") from error
         except self._ray.exceptions.RayError as error:
+            if getattr(error, "actor_init_failed", False):
+                raise ClusterError(_not_installed(error)) from error
             self._dismiss(worker)
             self._stillborn += "node has died" not in str(error)
             if self._stillborn >= _STILLBORN:
@@ -412,6 +415,15 @@ def _other_version(node: str, version: str) -> str:
     return (
         f"node {node} has {_DISTRIBUTION} {version or '(none installed)'} and this machine has {_version()}: install "
         f"the same version on every node"
+    )
+
+
+def _not_installed(error: Exception) -> str:
+    """A message for a node that cannot load this package."""
+    address = re.search(r"\bip=([^,)]+)", str(error))
+    return (
+        f"a node ({address[1] if address else 'of unknown address'}) cannot load {_DISTRIBUTION}: "
+        f"{str(error).splitlines()[-1].strip()}. Install {_DISTRIBUTION} {_version()} there, as on this machine"
     )
 
 

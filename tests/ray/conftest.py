@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import os
+import random
 import signal
 import socket
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"  # read when ray is imported
 os.environ["RAY_memory_monitor_refresh_ms"] = "0"  # noqa: SIM112  Ray's own name; other programs on this machine may fill its memory
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  on a busy machine the tests would wait for their workers
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # with it, the fork of Ray's server for a client hangs now and then
 _SUBREAPER = 36  # of prctl: orphans of our children become ours, so that they can be found
 _STORE_BYTES = 80 * 2**20
 _MISSED_SOON = {  # a raylet that was killed refuses at once; by default Ray asks it for a quarter of a minute
@@ -156,9 +158,11 @@ def descendants(process: int) -> list[int]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens at."""
-    with ExitStack() as taken:
-        sockets = [taken.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+    """Ports that nobody listens at, and that the system gives to nobody who asks for any."""
+    found: list[int] = []
+    for port in random.sample(range(25_000, 32_000), 100):
+        with suppress(OSError), socket.create_server(("", port)):
+            found.append(port)
+        if len(found) == count:
+            break
+    return found

@@ -26,20 +26,19 @@ from .test_study import tables, work
 
 __all__ = ["work"]
 HIDDEN = ("studies", "scans")
+BOTH = "resources.ray.cpus=2"  # which only the blind node has
 
 
 @pytest.fixture
 def blind(nodes: Nodes, work: Path) -> Iterator[Nodes]:
-    """The only node with a processor has empty folders of its own where the driver has `HIDDEN`."""
+    """The only node with two processors has empty folders of its own where the driver has `HIDDEN`."""
     if subprocess.run(["unshare", "-m", "true"], check=False, capture_output=True).returncode:
         pytest.skip("this user may not give a process mounts of its own (unshare -m)")
     for name in HIDDEN:
         Path(name).mkdir()
     mounts = " && ".join(f"mount -t tmpfs none {work / name}" for name in HIDDEN)
     ray = f"{Path(sys.executable).with_name('ray')} start --address {nodes.address} --block"
-    command = f"{mounts} && exec {ray} --num-cpus 1 --object-store-memory 80000000"
-    for node in nodes.standing:
-        nodes.dismiss(node)
+    command = f"{mounts} && exec {ray} --num-cpus 2 --object-store-memory 80000000"
     process = subprocess.Popen(
         ["unshare", "-m", "sh", "-c", command],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -47,7 +46,7 @@ def blind(nodes: Nodes, work: Path) -> Iterator[Nodes]:
         stderr=subprocess.STDOUT,
     )
     with connected(nodes.address) as cluster:
-        while len(cluster.nodes()) != 2:  # the head and this one
+        while not any(node["Resources"].get("CPU") == 2 for node in cluster.nodes()):
             assert process.poll() is None, process.communicate()
             time.sleep(0.2)
     yield nodes
@@ -58,7 +57,7 @@ def blind(nodes: Nodes, work: Path) -> Iterator[Nodes]:
 def test_a_run_travels_from_a_node_that_does_not_see_the_folder_and_an_image_is_missed_by_name(
     blind: Nodes, alone: Path, work: Path
 ) -> None:
-    plan = load_study(Path("study.yaml"))
+    plan = load_study(Path("study.yaml"), [BOTH])
     copy_of(alone / "studies", Path("studies"))
     run = next(run.folder for run in plan.runs if plan.reads_store(run.name))
     shutil.rmtree(run)
@@ -70,7 +69,7 @@ def test_a_run_travels_from_a_node_that_does_not_see_the_folder_and_an_image_is_
     assert made == {str(path.relative_to(alone / run)) for path in (alone / run).rglob("*")}
 
     Path("scans/a.png").write_bytes(Path("data/demo/images").glob("*.png").__next__().read_bytes())
-    model = OfRun(load_config(Path("tiny.yaml"), [f"run={run.rename('seen')}"]))
+    model = OfRun(load_config(Path("tiny.yaml"), [f"run={run.rename('seen')}", BOTH]))
     with pytest.raises(DataError) as error:  # and not set aside
         predict_into(Path("p.csv"), model, ["scans"], silent, ray=blind.address)
     assert "scans/a.png: the node" in str(error.value)
