@@ -2,7 +2,8 @@
 
 Description and index are fetched when the store is opened. Rows go into sparse files of the same layout in a folder of
 this machine, from which they are read like any local store, checksums included. What a batch lacks is asked for at
-once, from all shards and taps; rows that lie near one another come in one piece, with what is between them.
+once, from all shards and taps; rows that lie near one another come in one piece, with what is between them, and small
+holes between rows that are here are filled.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +35,10 @@ _FIRST_BYTES = 1 << 14
 _TRIES = 4
 
 _GAP_BYTES = 8 << 20
-"""What lies between two rows comes along if it is no more than this: a request costs as much, and an epoch wants it."""
+"""What lies between a row and the next that is wanted or here comes along if it is no more than this.
+
+A request costs as much, and an epoch wants it.
+"""
 _PIECE_BYTES = 8 << 20
 """A request is for no more than this, or one row: several at once are faster than one, and memory holds them all."""
 
@@ -171,8 +174,7 @@ class RemoteRows:
                 continue
             with copy.opened() as handle:
                 copy.reload(handle)
-            missing = places[~copy.have[places]].tolist()
-            for first, last in _spans(missing, _GAP_BYTES // stride, max(1, _PIECE_BYTES // stride)):
+            for first, last in _spans(copy.have, places, _GAP_BYTES // stride, max(1, _PIECE_BYTES // stride)):
                 parts.append((key, first))
                 spans.append((name, start + first * stride, start + (last + 1) * stride))
 
@@ -201,17 +203,31 @@ class RemoteRows:
         return f"{tap}/{shard_name(number)}" if self._header is None else ""
 
 
-def _spans(places: Sequence[int], gap: int, most: int) -> list[tuple[int, int]]:
-    """Spans [first, last] of at most `most` places that cover all places, and what lies between those next to another.
+def _spans(have: npt.NDArray[np.bool_], wanted: Int64, gap: int, most: int) -> list[tuple[int, int]]:
+    """Spans [first, last] of at most `most` places to fetch: what is wanted and not here, and small holes beside it.
+
+    So an epoch does not come back for every row that its first batches left out. In a shard of which nothing is here
+    yet, rows before the first wanted one and behind the last do not come along.
 
     Args:
-        places: In order.
-        gap: So many places between two wanted ones come along.
+        have: (places,) which rows are here.
+        wanted: Places that are wanted, of which some may be here.
+        gap: So many places come along between a wanted one and the next that is wanted or here.
         most: Places in a span.
     """
-    cuts = [i for i, (before, after) in enumerate(pairwise(places), start=1) if after - before - 1 > gap]
-    runs = [(places[i], places[j - 1]) for i, j in pairwise([0, *cuts, len(places)]) if j > i]
-    return [(at, min(at + most - 1, last)) for first, last in runs for at in range(first, last + 1, most)]
+    near = have.copy()
+    near[wanted] = True
+    bounds = np.flatnonzero(near)
+    if have.any():
+        bounds = np.concatenate([[-1], bounds, [len(have)]])
+    fetched, beside = np.zeros(len(have), np.bool_), np.zeros(len(have) + 2, np.bool_)
+    fetched[wanted] = beside[wanted + 1] = True
+    before, after = bounds[:-1], bounds[1:]
+    holes = (after - before - 1 <= gap) & (beside[before + 1] | beside[after + 1])
+    for start, stop in zip((before[holes] + 1).tolist(), after[holes].tolist(), strict=True):
+        fetched[start:stop] = True
+    edges = np.flatnonzero(np.diff(fetched & ~have, prepend=False, append=False)).reshape(-1, 2)
+    return [(at, min(at + most, stop) - 1) for start, stop in edges.tolist() for at in range(start, stop, most)]
 
 
 def open_remote(url: str) -> OpenedStore:

@@ -223,11 +223,15 @@ def draw_efficiency(
         score: Its name.
         across: Share of the training set, or images of each class, which double from one to the next.
     """
-    with _figure(path, width_in=1.2 + 4.0 * len(panels), height_in=3.6, panels=len(panels)) as every:
+    names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
+    drawn: dict[str, Any] = {}
+    width_in = 1.2 + 4.0 * len(panels)
+    with _figure(path, width_in=width_in, height_in=3.9, panels=len(panels)) as every:
         for axes, (title, lines) in zip(every, panels.items(), strict=True):
-            for number, (name, rows) in enumerate(lines.items()):
+            for name, rows in lines.items():
+                number = names.index(name)
                 at = [100 * row[across] if across == "fraction" else row[across] for row in rows]
-                axes.plot(at, [row["mean"] for row in rows], **_line(number), marker="o", markersize=3, label=name)
+                (drawn[name],) = axes.plot(at, [row["mean"] for row in rows], **_line(number), marker="o", markersize=3)
                 sd = [row["sd"] or 0.0 for row in rows]
                 low, high = ([row["mean"] + sign * s for row, s in zip(rows, sd, strict=True)] for sign in (-1, 1))
                 axes.fill_between(at, low, high, color=_line(number)["color"], alpha=0.12, linewidth=0)
@@ -237,7 +241,10 @@ def draw_efficiency(
             label = "share of the training set (%)" if across == "fraction" else "images of each class"
             axes.set(xlabel=label, ylabel=score)
             axes.set_title(title, fontsize=9)
-            axes.legend(loc="best", fontsize=8)
+        columns = min(len(names), int(width_in / 1.3))
+        axes.figure.legend(
+            [drawn[name] for name in names], names, loc="outside lower center", ncols=columns, fontsize=8
+        )
 
 
 @contextmanager

@@ -413,15 +413,46 @@ def test_a_failure_ends_the_requests_that_are_left(tmp_path: Path, monkeypatch: 
         assert len(server.asked) <= 2
 
 
-@given(st.sets(st.integers(0, 60), min_size=1), st.integers(0, 5), st.integers(1, 8))
-def test_spans_cover_what_is_wanted_and_little_else(wanted: set[int], gap: int, most: int) -> None:
-    places = sorted(wanted)
-    spans = remote._spans(places, gap, most)
+@given(
+    st.lists(st.booleans(), min_size=1, max_size=60).flatmap(
+        lambda here: st.tuples(st.just(here), st.sets(st.integers(0, len(here) - 1), min_size=1))
+    ),
+    st.integers(0, 5),
+    st.integers(1, 8),
+)
+def test_spans_cover_what_is_wanted_and_small_holes_beside_it(
+    places: tuple[list[bool], set[int]], gap: int, most: int
+) -> None:
+    here, wanted = places
+    spans = remote._spans(np.array(here), np.array(sorted(wanted)), gap, most)
     covered = [place for first, last in spans for place in range(first, last + 1)]
     assert covered == sorted(set(covered)), "in order, and nothing twice"
-    assert wanted <= set(covered)
     assert all(last - first < most for first, last in spans)
-    for place in set(covered) - wanted:
-        before, after = max(p for p in places if p < place), min(p for p in places if p > place)
-        assert after - before - 1 <= gap
-    assert all(a[1] + 1 in covered or b[0] - a[1] - 1 > gap for a, b in pairwise(spans))
+    expected = {place for place in wanted if not here[place]}
+    bounds = sorted({place for place, is_here in enumerate(here) if is_here} | wanted)
+    if any(here):
+        bounds = [-1, *bounds, len(here)]
+    for before, after in pairwise(bounds):
+        if after - before - 1 <= gap and wanted & {before, after}:
+            expected |= set(range(before + 1, after))
+    assert set(covered) == expected
+
+
+def test_an_epoch_asks_for_no_byte_twice_and_soon_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of 16 out of 4 shards of 512 rows, of which up to 64 between two come along."""
+    have = np.zeros((4, 512), np.bool_)
+    rounds, asked = 0, 0
+    for batch in np.random.default_rng(0).permutation(have.size).reshape(-1, 16):
+        spans = [
+            (shard, first, last)
+            for shard in range(4)
+            for first, last in remote._spans(have[shard], np.sort(batch[batch // 512 == shard] % 512), 64, 64)
+        ]
+        for shard, first, last in spans:
+            assert not have[shard, first : last + 1].any()
+            have[shard, first : last + 1] = True
+            asked += last - first + 1
+        assert have.reshape(-1)[batch].all()
+        rounds += bool(spans)
+    assert asked == have.size
+    assert rounds <= 16, "of 128 batches"

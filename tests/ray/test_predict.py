@@ -19,7 +19,7 @@ from tests.cli.conftest import copy_of, start_pipeline
 from .conftest import Nodes, what_is_left
 from .mortal import Mortal
 
-COUNT = 6 * 64 + 1  # the last one is in a part of its own: no other is in a smaller batch without it
+COUNT = 4 * 64 + 1  # the last one is in a part of its own: no other is in a smaller batch without it
 FEW = ("resources.workers=1", "resources.ray.max=1")
 DEADLY = f"scans/{COUNT - 1}.png"
 
@@ -37,7 +37,7 @@ def scans(alone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             pixels = np.full((24, 30, 3), number % 256, np.uint8)
             pixels[: number % 20] = 255 - number % 256
             Image.fromarray(pixels).save(f"scans/{number:03d}.png")
-        Path("scans/300.png").write_bytes(b"torn")
+        Path("scans/200.png").write_bytes(b"torn")
         predict_into(Path("alone.csv"), OfRun(configured()), ["scans"], silent)
     return folder
 
@@ -73,7 +73,7 @@ def test_whoever_dies_the_bytes_are_those_of_one_process_without_the_image_that_
     report = predict_into(out, Mortal(configured(), DEADLY), ["scans"], kill_a_node, ray=nodes.address)
     assert killed
     assert report["kept"] == kept
-    assert report["set_aside"].keys() == {"scans/300.png", DEADLY}
+    assert report["set_aside"].keys() == {"scans/200.png", DEADLY}
     assert report["set_aside"][DEADLY].startswith("its worker died twice: ")
     rows = Path("alone.csv").read_text().splitlines(keepends=True)
     assert out.read_text() == "".join(row for row in rows if not row.startswith(DEADLY))
