@@ -231,10 +231,11 @@ def draw_efficiency(
             for name, rows in lines.items():
                 number = names.index(name)
                 at = [100 * row[across] if across == "fraction" else row[across] for row in rows]
-                (drawn[name],) = axes.plot(at, [row["mean"] for row in rows], **_line(number), marker="o", markersize=3)
+                means, style = [row["mean"] for row in rows], _line(number)
+                (drawn[name],) = axes.plot(at, means, **style, marker="o", markersize=3, label=name)
                 sd = [row["sd"] or 0.0 for row in rows]
                 low, high = ([row["mean"] + sign * s for row, s in zip(rows, sd, strict=True)] for sign in (-1, 1))
-                axes.fill_between(at, low, high, color=_line(number)["color"], alpha=0.12, linewidth=0)
+                axes.fill_between(at, low, high, color=style["color"], alpha=0.12, linewidth=0)
             if across == "shots":
                 axes.set_xscale("log", base=2)
                 axes.xaxis.set_major_formatter("{x:g}")

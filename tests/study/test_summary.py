@@ -247,7 +247,8 @@ def test_the_curve_is_the_mean_and_the_spread_over_seeds_by_fraction(done, tmp_p
     (figure,) = figures
     (axes,) = figure.axes
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("share of the training set (%)", "AUC")
-    assert {text.get_text() for text in axes.get_legend().get_texts()} == {"plain", "gated_x"}
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["gated_x", "plain"]
     lines = {line.get_label(): line for line in axes.get_lines()}
     assert lines.keys() == {"plain", "gated_x"}
     for band, (name, line) in zip(axes.collections, lines.items(), strict=True):
