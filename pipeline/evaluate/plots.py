@@ -5,6 +5,7 @@ matplotlib takes a second to import, so it waits for the first figure.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -242,7 +243,7 @@ def draw_efficiency(
             label = "share of the training set (%)" if across == "fraction" else "images of each class"
             axes.set(xlabel=label, ylabel=score)
             axes.set_title(title, fontsize=9)
-        columns = min(len(names), int(width_in / 1.3))
+        columns = math.ceil(len(names) / math.ceil(1.3 * len(names) / width_in))  # as many in each line
         axes.figure.legend(
             [drawn[name] for name in names], names, loc="outside lower center", ncols=columns, fontsize=8
         )

@@ -189,9 +189,14 @@ def _for_latex(cell: str) -> str:
 
 
 def _panels(curve: Sequence[Row], across: str) -> dict[str, dict[str, list[Row]]]:
-    """Group the rows of the curve: a panel for all that agree in everything but variant and what it is drawn over."""
+    """Group the rows of the curve: a panel for each point of what else a variant is tried at.
+
+    What a variant sets of its own, such as another backbone, makes no panel: it is compared with the others there.
+    """
     shared = [key for key in cell_columns(curve) if key not in ("variant", across)]
-    varying = [key for key in shared if len({str(row[key]) for row in curve}) > 1]
+    variants = {row["variant"] for row in curve}
+    tried = {(key, of): {str(row[key]) for row in curve if row["variant"] == of} for key in shared for of in variants}
+    varying = [key for key in shared if any(len(tried[key, of]) > 1 for of in variants)]
     panels: dict[str, dict[str, list[Row]]] = {}
     for row in sorted(curve, key=lambda row: float(row[across])):
         title = ", ".join(f"{key} {_spell(row[key])}" for key in varying)

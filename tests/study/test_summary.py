@@ -13,6 +13,7 @@ from scipy import stats  # comes with scikit-learn
 
 from pipeline.evaluate.intervals import draw_weights
 from pipeline.evaluate.metrics import Scorer
+from pipeline.study import files
 from pipeline.study.files import as_latex, as_markdown, write_files
 from pipeline.study.runs import Planned
 from pipeline.study.table import Summary, paired_interval, t_point
@@ -297,6 +298,25 @@ def test_latex_escapes_names_and_sets_signs_as_mathematics(done):
     assert text.count(" & ") == 5 * 4
     assert text.startswith("% Mean over seeds")
     assert NAMES == ("a", "b")
+
+
+def test_a_variant_with_a_backbone_of_its_own_is_in_the_panel_of_the_others():
+    def rows(*backbones):
+        return [
+            {"variant": variant, "backbone": backbone, "fraction": fraction, "mean": 0.5, "sd": None}
+            for variant, backbone in backbones
+            for fraction in (1.0, 0.5)
+        ]
+
+    (lines,) = files._panels(rows(("plain", "resnet18"), ("probe", "none")), "fraction").values()
+    assert list(lines) == ["plain", "probe"]
+    assert [row["fraction"] for row in lines["probe"]] == [0.5, 1.0]
+    both = [(variant, backbone) for variant in ("plain", "gated") for backbone in ("resnet18", "clip")]
+    panels = files._panels(rows(*both), "fraction")
+    assert {title: list(lines) for title, lines in panels.items()} == {
+        "backbone resnet18": ["plain", "gated"],
+        "backbone clip": ["plain", "gated"],
+    }
 
 
 def test_a_study_without_several_fractions_has_no_curve(done, tmp_path):
