@@ -139,7 +139,7 @@ def overhead(folder: Path, encoder: Encoder, files: tuple[Path, ...], rounds: in
     bare(encoder, images[:batch], batch)
     ratios, alone, whole = [], [], []
     for turn in range(rounds):
-        store = folder / f"{encoder.name}-{turn}.zarr"
+        store = folder / f"{encoder.fingerprint()['encoder']}-{turn}.zarr"
 
         def stage_one(store: Path = store) -> None:
             extract(dataset, encoder, store, reading=READING, batch_size=batch)
@@ -316,7 +316,7 @@ class Timed(nn.Module):
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
         self.encoder = encoder
-        self.input_px, self.taps, self.name = encoder.input_px, encoder.taps, encoder.name
+        self.input_px, self.taps = encoder.input_px, encoder.taps
         self.fingerprint, self.prepare = encoder.fingerprint, encoder.prepare
         self.reads, self.device = encoder.reads, encoder.device
         self.batches: list[tuple[Any, Any]] = []

@@ -132,7 +132,7 @@ def test_an_encoder_without_weights_is_clocked_with_random_ones(monkeypatch: pyt
     assert clocks.Asked("sam_demo", ("neck", "masks"), None).label == "sam_demo at 256 px, without masks"
     assert clocks.Asked("sam_demo", ("neck", "masks"), Path("w.pth")).label == "sam_demo at 256 px"
     assert clocks.of_encoding(asked, "cpu") > 0
-    assert (made[0].name, made[0].input_px, list(made[0].taps)) == ("sam_demo", 64, ["neck"])
+    assert (made[0].fingerprint()["encoder"], made[0].input_px, list(made[0].taps)) == ("sam_demo", 64, ["neck"])
     assert clocks.of_reading(None, {"neck": (8, 4, 4)}) > 0
     assert np.isfinite(clocks.of_decoding(None))
     linear = ModelOptions(backbone="none", gates=(), fuse=("neck",))
