@@ -1,4 +1,4 @@
-"""Reading a store where it lies, over http or from a bucket: only the rows that are asked for travel, and only once.
+"""Reading a store where it lies, over http or from a bucket: rows travel when they are asked for, and only once.
 
 Description and index are fetched when the store is opened. Rows go into sparse files of the same layout in a folder of
 this machine, from which they are read like any local store, checksums included. What a batch lacks is asked for at

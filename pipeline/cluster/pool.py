@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 import reprlib
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from pipeline.cluster.connection import Cluster, Need
+from pipeline.cluster.seat import DISTRIBUTION, Seat, version_here
 from pipeline.cluster.tasks import Done, Lost, Queue, Task
 from pipeline.errors import ClusterError
-from pipeline.process import set_up
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 _LOOK_SECONDS = 2.0  # between two looks at which nodes there are
-_PARENT_SECONDS = 0.5  # between a worker's looks at whether its own is there
 _STILLBORN = 3  # workers that may die one after another before they begin
 _GONE = 5  # times that the result of an item may be lost
 _LONGEST_REASON = 300
-_DISTRIBUTION = "slca-pipeline"
 
 
 @dataclass
@@ -204,7 +199,7 @@ class Pool(Generic[T, R]):
         while sum(worker.died_of is None for worker in self._workers) < min(self._wanted(), tasks):
             self._hired += 1
             seat = (
-                self._ray.remote(_Seat)
+                self._ray.remote(Seat)
                 .options(
                     name=f"{self._name} {self._hired}",
                     num_gpus=self._need.gpus,
@@ -225,7 +220,7 @@ class Pool(Generic[T, R]):
         try:
             node_id, version = self._ray.get(worker.arrived)
             node = self._cluster.node_name(node_id)
-            if version != _version():
+            if version != version_here():
                 raise ClusterError(_other_version(node, version))
             self._ray.get(worker.begun)
         except self._ray.exceptions.RayTaskError as error:
@@ -362,40 +357,6 @@ class _Worker(Generic[T]):
         return self.begun is None and self.died_of is None and not any(t.suspect for t in self.tasks.values())
 
 
-class _Seat:
-    """A worker in a process of its own, on some node."""
-
-    def arrive(self) -> tuple[str, str]:
-        """The node's id, and our version there: known before anything of the driver is read, which another may not."""
-        import ray
-
-        set_up()
-        threading.Thread(target=_die_with_parent, args=(os.getppid(),), daemon=True).start()
-        return ray.get_runtime_context().get_node_id(), _version()
-
-    def begin(self, make: Callable[[], Callable[[Any], Any]], folder: str) -> None:
-        """Make the worker in the driver's folder, where the node has that."""
-        with suppress(OSError):  # relative paths then lead nowhere, and what reads them says so
-            os.chdir(folder)
-        self._work = make()
-
-    def answer(self) -> None:
-        """Say that it lives."""
-
-    def work(self, item: Any) -> tuple[Any, float]:
-        """What the worker makes of an item, and the seconds that it took."""
-        began = time.perf_counter()
-        result = self._work(item)
-        return result, time.perf_counter() - began
-
-
-def _die_with_parent(parent: int) -> None:
-    """End this process once its node's raylet is gone: at work, Ray's own look does not see that everywhere."""
-    while os.getppid() == parent:
-        time.sleep(_PARENT_SECONDS)
-    os._exit(1)
-
-
 def _fitting(need: Need, resources: Mapping[str, float]) -> int:
     """Workers that a node has room for, as far as nobody else is there."""
     asked = {"GPU": need.gpus or 0.0, "CPU": need.cpus or 0.0}
@@ -413,8 +374,8 @@ def _of_worker(error: Any, where: str) -> BaseException:
 def _other_version(node: str, version: str) -> str:
     """A message for a node where another version of this package may make other bytes."""
     return (
-        f"node {node} has {_DISTRIBUTION} {version or '(none installed)'} and this machine has {_version()}: install "
-        f"the same version on every node"
+        f"node {node} has {DISTRIBUTION} {version or '(none installed)'} and this machine has {version_here()}: "
+        f"install the same version on every node"
     )
 
 
@@ -422,8 +383,8 @@ def _not_installed(error: Exception) -> str:
     """A message for a node that cannot load this package."""
     address = re.search(r"\bip=([^,)]+)", str(error))
     return (
-        f"a node ({address[1] if address else 'of unknown address'}) cannot load {_DISTRIBUTION}: "
-        f"{str(error).splitlines()[-1].strip()}. Install {_DISTRIBUTION} {_version()} there, as on this machine"
+        f"a node ({address[1] if address else 'of unknown address'}) cannot load {DISTRIBUTION}: "
+        f"{str(error).splitlines()[-1].strip()}. Install {DISTRIBUTION} {version_here()} there, as on this machine"
     )
 
 
@@ -433,11 +394,3 @@ def _how(error: Exception) -> str:
     _, told, detail = said.partition("Worker exit detail: ")
     said = (detail if told else said).partition(" Some common causes")[0].strip(" .")
     return said if len(said) <= _LONGEST_REASON else f"{said[: _LONGEST_REASON - 3]}..."
-
-
-def _version() -> str:
-    """The version of this package that is installed here; empty where only its source is there."""
-    try:
-        return metadata.version(_DISTRIBUTION)
-    except metadata.PackageNotFoundError:
-        return ""

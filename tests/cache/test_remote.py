@@ -438,7 +438,7 @@ def test_spans_cover_what_is_wanted_and_small_holes_beside_it(
     assert set(covered) == expected
 
 
-def test_an_epoch_asks_for_no_byte_twice_and_soon_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_epoch_asks_for_no_row_twice_and_soon_for_nothing() -> None:
     """Batches of 16 out of 4 shards of 512 rows, of which up to 64 between two come along."""
     have = np.zeros((4, 512), np.bool_)
     rounds, asked = 0, 0
