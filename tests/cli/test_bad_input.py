@@ -59,6 +59,15 @@ def test_a_value_that_may_be_of_several_kinds_is_one_line(tmp_path: Path, overri
     assert line.endswith(said)
 
 
+def test_without_ray_the_command_names_the_extra(work: Path) -> None:
+    program = "import sys; sys.modules['ray'] = None; from pipeline.cli import main; main()"
+    command = [sys.executable, "-c", program, "extract", "-c", "tiny.yaml", "--ray"]
+    done = subprocess.run(command, cwd=work, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "needs the extra 'ray'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_no_such_study_or_base(tmp_path: Path) -> None:
     assert "configs/studies/*.yaml here, and docs/studies.md says" in complaint(
         tmp_path, "study", "-c", "nothing.yaml", status=2

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -19,7 +18,7 @@ import cache
 from pipeline.cluster import Need, connected
 from pipeline.config.schema import load_config
 from pipeline.encoders import Encoder
-from pipeline.errors import ClusterError, ConfigError, DataError
+from pipeline.errors import ClusterError, DataError
 from pipeline.extract.extract import ExtractReport, extract
 from pipeline.extract.on_node import Job, Plain, files_of, weights_here
 from pipeline.extract.on_ray import OnRay
@@ -274,10 +273,3 @@ def test_ray_beside_torchrun_is_refused(work: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("WORLD_SIZE", "2")
     said = complaint(work, "extract", "-c", "tiny.yaml", "--ray", "auto", status=2)
     assert "--ray and torchrun both share the work out" in said
-
-
-def test_without_ray_the_extra_is_named(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(work)
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ConfigError, match="needs the extra 'ray'"):
-        commands.extract(load_config(Path("tiny.yaml")), silent, ray="auto")
