@@ -46,8 +46,9 @@ from cache.errors import (
 from cache.fingerprint import Fingerprint
 from cache.index import Row
 from cache.labels import Labels
-from cache.packing import coarsest, given, pack, relabelled, rounded
+from cache.packing import pack
 from cache.reading.reader import Store, open_store
+from cache.roundings import Roundings
 from cache.sharing.manifest import Manifest
 from cache.sharing.share import make_manifest, pull_store, push_store
 from cache.sharing.strangers import are_pseudonyms, what_strangers_read
@@ -70,6 +71,7 @@ __all__ = [
     "Manifest",
     "NoSpaceError",
     "NoSuchRowError",
+    "Roundings",
     "Row",
     "ShardPlan",
     "Store",
@@ -87,11 +89,9 @@ __all__ = [
     "UntrustedStoreError",
     "are_pseudonyms",
     "arrays_of",
-    "coarsest",
     "convert_store",
     "create_store",
     "diff_stores",
-    "given",
     "info",
     "inspect_store",
     "join_store",
@@ -103,9 +103,7 @@ __all__ = [
     "pseudonymise_store",
     "pull_store",
     "push_store",
-    "relabelled",
     "repair_store",
-    "rounded",
     "taps_of",
     "type_for",
     "verify",

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cache.description import ERROR, PACKED, SCALE, TapSpec, type_for
+from cache.description import ERROR, PACKED, SCALE, TapSpec
 from cache.errors import StoreError
 
 Array = npt.NDArray[Any]
@@ -35,8 +35,6 @@ _MOST_SCALE = np.float32(515.8)
 _DROPPED, _ONE, _BELOW_HALF = np.uint32(13), np.uint32(1), np.uint32((1 << 12) - 1)
 """Bits that float32 has more than float16, and how just under half of their worth is spelled."""
 _SIGN = np.int16(-0x8000)
-_OF = " of "
-_COARSE = ("int8", "bfloat16", "float16", "float32")
 
 
 def pack(name: str, tap: TapSpec, values: Array) -> dict[str, Array]:
@@ -193,44 +191,6 @@ def unpack(tap: TapSpec, stored: Array, scale: Array | None, out: Array) -> None
         scale_up(stored, scale, out)
     else:
         widen(stored, out)
-
-
-def rounded(values: Array, dtype: str) -> Array:
-    """Features as they are read from a store of this type, for features that lie in none.
-
-    Args:
-        values: (n, C, h, w), of the type that `given` tells.
-        dtype: What a fingerprint says of the type; see `relabelled`.
-    """
-    for step in reversed(dtype.split(_OF)):
-        shape = values.shape[1], values.shape[2], values.shape[3]
-        tap = TapSpec(*shape, type_for(shape, step))
-        values = values.astype(tap.numbers, copy=False)
-        if tap.dtype in PACKED:
-            arrays = pack("tap", tap, values)
-            values = np.empty(values.shape, tap.numbers)
-            unpack(tap, arrays["tap"], arrays.get("tap" + SCALE), values)
-    return values
-
-
-def given(dtype: str) -> str:
-    """Type of the features that a store was made from, as an encoder gives them, by what its fingerprint says."""
-    first = dtype.split(_OF)[-1]
-    return PACKED.get(first, first)
-
-
-def relabelled(before: str, dtype: str) -> str:
-    """What a fingerprint says of the type after a conversion: `float16 of int8` is what an int8 store gave as float16.
-
-    A type that is made from just the features that are stored is the plain one: an int8 store made from a float16 store
-    is the store that was extracted as int8.
-    """
-    return dtype if before == dtype or PACKED.get(dtype) == before else f"{dtype}{_OF}{before}"
-
-
-def coarsest(dtype: str) -> str:
-    """The type whose rounding the features show, by what a fingerprint says: those of `float16 of int8` are int8's."""
-    return min(dtype.split(_OF), key=lambda step: _COARSE.index(step) if step in _COARSE else len(_COARSE))
 
 
 def whole_error(errors: Array) -> float:

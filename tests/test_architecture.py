@@ -49,7 +49,18 @@ CACHE_ROOMS = {
     "care": ("writing",),
     "sharing": ("care",),
 }
-CACHE_BESIDE = {"__init__", "errors", "fingerprint", "description", "index", "labels", "durable", "packing", "progress"}
+CACHE_BESIDE = {
+    "__init__",
+    "errors",
+    "fingerprint",
+    "description",
+    "index",
+    "labels",
+    "durable",
+    "packing",
+    "progress",
+    "roundings",
+}
 ONLY_IN = {
     "zarr": ("cache/",),
     "h5py": ("cache/",),

@@ -53,7 +53,7 @@ def convert_store(
             than one of the source's own pool: see `pool_steps`. Images and maps of regions (taps of type uint8) stay
             as they are, and so do those that a mapping does not name.
         dtype: Type to store features in (see `cache.type_for`), or that of each tap that is named; None for their own.
-            Whether the result is the store that an encoder would have filled is told by `cache.relabelled`.
+            Whether the result is the store that an encoder would have filled is told by `cache.Roundings`.
         fingerprint: What the result is to be taken for. Needed where taps, pool or type change, because only the caller
             knows how the encoder would have named that; else the source's.
         pseudonym: Gives the id to use instead of an id. Then the digests of the source pixels, the samples set aside

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cache import Fingerprint, given, rounded
+from cache import Fingerprint, Roundings
 from pipeline.data import Image, Reading, read_image
 from pipeline.data.named import Name
 from pipeline.data.resize import squared
@@ -259,10 +259,12 @@ def verdicts(
 def _encode(encoder: Encoder, prepared: Sequence[Prepared], dtype: str) -> tuple[dict[str, Tensor], Tensor]:
     """Encode images into taps (B, C, h, w) rounded as a store would, and the part (B, 2) of the grid that is image."""
     sizes = torch.tensor([item.size for item in prepared])
-    found = encoder.encode(torch.stack([item.pixels for item in prepared]), sizes, getattr(torch, given(dtype)))
+    roundings = Roundings(dtype)
+    pixels = torch.stack([item.pixels for item in prepared])
+    found = encoder.encode(pixels, sizes, getattr(torch, roundings.given))
     kept = others_of(found)  # masks and their scores are not rounded
     features = {
-        tap: values if tap in kept else torch.from_numpy(rounded(values.cpu().numpy(), dtype))
+        tap: values if tap in kept else torch.from_numpy(roundings.apply(values.cpu().numpy()))
         for tap, values in found.items()
     }
     return features, (sizes / encoder.input_px).float()

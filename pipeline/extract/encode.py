@@ -250,7 +250,7 @@ class Encoding:
         """Encode the rows of one shard, with one batch in flight while the next is launched."""
         shard = Shard(plan, self.contents.taps)
         decoded = ahead(self._decode, plan.rows, decoders, depth=2 * self.sizes.images + self.workers)
-        dtype = getattr(torch, cache.given(self.contents.dtype))
+        dtype = getattr(torch, cache.Roundings(self.contents.dtype).given)
         flight: Flight | None = None
         for start in range(0, len(plan.rows), self.sizes.images):
             with self.clock("wait for decode"):

@@ -89,7 +89,7 @@ def _compared(config: Config, held: Any) -> Iterator[Said]:
         return  # whatever the store holds is what was asked for
     yield "encoder.name", wanted.name, held.get("encoder")
     asked_type, held_type = config.store.dtype, str(held.get("dtype"))
-    same = asked_type == cache.coarsest(held_type)  # `float16 of int8` are the numbers that int8 is read as
+    same = asked_type == cache.Roundings(held_type).coarsest  # `float16 of int8` are the numbers that int8 is read as
     yield "store.dtype", asked_type, asked_type if same else held_type
     if wanted.name != held.get("encoder"):
         return  # which says it all

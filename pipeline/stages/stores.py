@@ -209,16 +209,17 @@ def convert(
         if any(side % pool for side in sides):
             message = f"a pool of {pool} does not divide the grid of {source} ({sorted(sides)} cells a side)"
             raise ConfigError(message)
-        if pool != 1 and "of" in str(fields.get("dtype")).split():
+        roundings = cache.Roundings(str(fields.get("dtype", stored_as)))
+        if pool != 1 and len(roundings.steps) > 1:
             message = (
-                f"the features of {source} were rounded to {cache.coarsest(fields['dtype'])} already, and their "
+                f"the features of {source} were rounded to {roundings.coarsest} already, and their "
                 f"averages are not those of an encoder with a coarser pool: pool the store that it was made from"
             )
             raise ConfigError(message)
     if "pool" in fields:
         fields["pool"] = _pooled_further(fields["pool"], pool)
     if dtype is not None and features:
-        fields["dtype"] = cache.relabelled(str(fields.get("dtype", stored_as)), dtype)
+        fields["dtype"] = roundings.then(dtype).said
     there = target.exists()  # only an equal store is left as it is; anything else is refused
     done = cache.convert_store(
         source,

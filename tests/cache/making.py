@@ -82,7 +82,7 @@ def assert_holds(store: cache.Store, wanted: Sequence[cache.Row], taps: Mapping[
     read = store.read(range(len(wanted)))
     for i, number in enumerate(numbers):
         for name, value in feature(number, taps).items():
-            assert read[name][i].tobytes() == cache.rounded(value[None], taps[name].dtype).tobytes()
+            assert read[name][i].tobytes() == cache.Roundings(taps[name].dtype).apply(value[None]).tobytes()
 
 
 def files(path: Path) -> dict[str, bytes]:

@@ -75,7 +75,7 @@ def test_a_row_is_packed_and_read_by_the_rule(row: Array) -> None:
     found = np.empty((1, 2, 2, 3), np.float16)
     packing.scale_up(packed["neck"], packed["neck.scale"], found)
     np.testing.assert_array_equal(found[0], read)
-    np.testing.assert_array_equal(cache.rounded(row[None], "int8")[0], read)
+    np.testing.assert_array_equal(cache.Roundings("int8").apply(row[None])[0], read)
     near, wide = np.isfinite(read), np.abs(read.astype(np.float64))
     with np.errstate(invalid="ignore"):
         away = np.abs(read - row.astype(np.float64))
@@ -112,7 +112,7 @@ def test_channels_of_any_scale_lie_side_by_side_in_a_row() -> None:
 @settings(max_examples=200, deadline=None)
 def test_bfloat16_is_the_nearest_and_even_on_a_tie(row: Array) -> None:
     row = np.where(np.isinf(row), np.float32(0), row)
-    found = cache.rounded(row[None], "bfloat16")[0]
+    found = cache.Roundings("bfloat16").apply(row[None])[0]
     assert not (bits(found) & 0xFFFF).any()
     lower = (bits(row) & np.uint32(0xFFFF0000)).view(np.float32).astype(np.float64)
     upper = ((bits(row) & np.uint32(0xFFFF0000)) + np.uint32(0x10000)).view(np.float32).astype(np.float64)
@@ -215,18 +215,21 @@ def test_a_converted_store_is_the_one_that_was_extracted_so(first: str, second: 
 
 
 def test_what_was_rounded_twice_says_so(tmp_path: Path) -> None:
-    assert cache.relabelled("float16", "int8") == "int8"
-    assert cache.relabelled("float32", "bfloat16") == "bfloat16"
-    assert cache.relabelled("int8", "int8") == "int8"
-    assert cache.relabelled("float32", "int8") == "int8 of float32"
-    assert cache.relabelled("int8 of float32", "float16") == "float16 of int8 of float32"
-    assert [cache.given(dtype) for dtype in ("float16", "int8", "float16 of int8", "bfloat16")] == [
+    assert cache.Roundings("float16").then("int8").said == "int8"
+    assert cache.Roundings("float32").then("bfloat16").said == "bfloat16"
+    assert cache.Roundings("int8").then("int8").said == "int8"
+    assert cache.Roundings("float32").then("int8").said == "int8 of float32"
+    assert cache.Roundings("int8 of float32").then("float16").said == "float16 of int8 of float32"
+    assert [cache.Roundings(dtype).given for dtype in ("float16", "int8", "float16 of int8", "bfloat16")] == [
         "float16",
         "float16",
         "float16",
         "float32",
     ]
-    assert [cache.coarsest(dtype) for dtype in ("float32 of int8 of float16", "float32")] == ["int8", "float32"]
+    assert [cache.Roundings(dtype).coarsest for dtype in ("float32 of int8 of float16", "float32")] == [
+        "int8",
+        "float32",
+    ]
     store, _ = build(tmp_path / "store.zarr", WANTED, taps=PACKED)
     back = cache.convert_store(
         store.path, tmp_path / "back.zarr", dtype={"neck": "float16"}, fingerprint=cache.Fingerprint({"back": 1})
@@ -235,7 +238,7 @@ def test_what_was_rounded_twice_says_so(tmp_path: Path) -> None:
     numbers = store.read(range(11))["neck"]
     np.testing.assert_array_equal(back.read(range(11))["neck"], numbers)
     values = np.stack([feature(row, PACKED)["neck"] for row in range(11)])
-    np.testing.assert_array_equal(cache.rounded(values, "float16 of int8"), numbers)
+    np.testing.assert_array_equal(cache.Roundings("float16 of int8").apply(values), numbers)
 
 
 def test_a_pool_comes_before_the_rounding_and_never_after_it(tmp_path: Path) -> None:
@@ -408,4 +411,4 @@ def test_features_of_few_cells_stay_as_they_are_where_scales_would_cost_more(tmp
     assert {name: tap.dtype for name, tap in made.taps.items()} == {"embedding": "float16", "neck": "int8"}
     values = store.read([3])["embedding"]
     np.testing.assert_array_equal(made.read([3])["embedding"], values)
-    np.testing.assert_array_equal(cache.rounded(values, "int8"), values)
+    np.testing.assert_array_equal(cache.Roundings("int8").apply(values), values)

@@ -30,9 +30,9 @@ _SUBREAPER = 36  # of prctl: orphans of our children become ours, so that they c
 _STORE_BYTES = 80 * 2**20
 _MISSED_SOON = {  # a raylet that was killed refuses at once; by default Ray asks it for a quarter of a minute
     "health_check_initial_delay_ms": 500,
-    "health_check_period_ms": 500,
+    "health_check_period_ms": 250,
     "health_check_timeout_ms": 30_000,  # on a busy machine one that lives takes seconds
-    "health_check_failure_threshold": 5,
+    "health_check_failure_threshold": 3,
 }
 
 
