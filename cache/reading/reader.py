@@ -191,6 +191,11 @@ class Store:
         return self._opened.index.slot
 
     @property
+    def removed(self) -> int:
+        """Rows of samples that were taken out or changed, and lie in the arrays until their shard is rewritten."""
+        return int(self._opened.index.present.sum()) - len(np.unique(self._opened.index.slot))
+
+    @property
     def labels(self) -> Labels | None:
         """Class names, labels and splits, where they were sent along."""
         text = self._opened.index.text("labels")

@@ -253,18 +253,23 @@ def _fetch_all(fs: Any, root: str, manifest: Manifest, fetched: Path, target: Pa
     base.mkdir(parents=True, exist_ok=True)
     _clear(base, manifest)
     scratch = fetched.with_name("unfinished")
-    missing = sum(file.size for name, file in manifest.files.items() if not (base / name).exists())
+    older = {name: target if name == PUSHED_FILE else target / name for name in manifest.files}
+    missing = sum(
+        file.size
+        for name, file in manifest.files.items()
+        if not (base / name).exists() and not _has_size(older[name], file)
+    )
     if missing > shutil.disk_usage(base).free:
         message = f"{target}: {missing / 2**20:.0f} MiB are to be fetched and less is free; make space"
         raise NoSpaceError(message)
     total = 0
     for done, (name, file) in enumerate(manifest.files.items()):
-        place, older = base / name, target if name == PUSHED_FILE else target / name
+        place = base / name
         if not _is(place, file):
             place.parent.mkdir(parents=True, exist_ok=True)
             place.unlink(missing_ok=True)
-            if _is(older, file):
-                link_or_copy(older, place, scratch)
+            if _is(older[name], file):
+                link_or_copy(older[name], place, scratch)
             else:
                 _fetch(fs, f"{root}/{name}", file, place, scratch)
                 total += file.size
@@ -286,8 +291,16 @@ def _clear(base: Path, manifest: Manifest) -> None:
 def _is(place: Path, file: File) -> bool:
     """Whether a local file has the content that the manifest says."""
     try:
-        return place.lstat().st_size == file.size and _sha256(place) == file.sha256
+        return _has_size(place, file) and _sha256(place) == file.sha256
     except (FileNotFoundError, NotADirectoryError, UntrustedStoreError):
+        return False
+
+
+def _has_size(place: Path, file: File) -> bool:
+    """Whether a local file is as long as the manifest says; without its digest that is a hint only."""
+    try:
+        return place.lstat().st_size == file.size
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 

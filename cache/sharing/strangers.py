@@ -17,14 +17,21 @@ def are_pseudonyms(ids: Sequence[str]) -> bool:
 
 
 def what_strangers_read(store: Store, *, labels: bool = False) -> list[str]:
-    """Say what a store gives away beside its features; nothing where its ids are pseudonyms.
+    """Say what a store gives away beside its features; of one whose ids are pseudonyms only what was to be gone.
 
     Args:
         store: The store.
         labels: Whether labels are to travel with it that it has not on board yet.
     """
-    if not len(store) or are_pseudonyms(store.ids):
+    if not len(store):
         return []
+    removed = (
+        [f"{store.removed} rows of samples that were removed or changed; `store convert` leaves them behind"]
+        if store.removed
+        else []
+    )
+    if are_pseudonyms(store.ids):
+        return removed
     said = [f"{len(store)} ids as they are, such as {', '.join(store.ids[:_SHOWN])}"]
     folders = sorted({name.rsplit("/", 1)[0] for name in store.ids if "/" in name})
     if folders:
@@ -37,4 +44,4 @@ def what_strangers_read(store: Store, *, labels: bool = False) -> list[str]:
         said.append("outlines of what was found in the images")
     if labels or store.labels is not None:
         said.append("labels and splits")
-    return said
+    return said + removed

@@ -91,6 +91,11 @@ class ShardWriter:
         """Slots of a shard that are to hold something."""
         return [slot for slot in self._plan.shard_slots(number) if self._plan.filled[slot]]
 
+    @property
+    def unwritten(self) -> int:
+        """Rows of unfinished shards."""
+        return sum(len(self._slots(number)) for number in self.unfinished())
+
     def unfinished(self) -> list[int]:
         """Numbers of the shards that are still to be written."""
         return unfinished(self._work, self._plan)

@@ -162,6 +162,7 @@ class StoreWriter:
         rows: The samples that the indices in `pending` mean.
         identity: Fingerprint and arrays of the store to be; None where nothing is left to write.
         reused: Rows whose features are stored already.
+        unwritten: Rows of unfinished shards, those among them that move there from finished ones.
         pending: Shards that need features.
     """
 
@@ -175,6 +176,7 @@ class StoreWriter:
         self._job = job
         self._shards = ShardWriter(work, job.identity.taps, job.plan, job.origins) if job else None
         self.pending: tuple[ShardPlan, ...] = self._shards.pending if self._shards else ()
+        self.unwritten = self._shards.unwritten if self._shards else 0
         to_encode = {rows[row].digest for plan in self.pending for row in plan.rows}
         self.reused = sum(row.digest not in to_encode for row in rows)
 

@@ -35,7 +35,7 @@ from PIL import Image as Pillow
 from PIL import UnidentifiedImageError
 
 from pipeline.data import dicom
-from pipeline.data.dataset import Image
+from pipeline.data.dataset import Image, Mask
 from pipeline.data.depth import DEFAULT_READING, Reading, to_8_bit
 from pipeline.errors import DataError, needs_extra
 from pipeline.url import AnyPath, Url, any_path
@@ -45,6 +45,8 @@ MAX_PIXELS = 1 << 26  # 8192 x 8192; below the size at which Pillow itself warns
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
 UNREADABLE = "cannot be read as an image"
 _ORIENTATION = 0x0112
+_LOSSY = (".jpg", ".jpeg")
+_ANY_VALUE = Reading("window", window=(1.0, 2.0))  # of 16 bits, too: 0 is 0, and 1 and more is 255
 
 
 def reading_rules(reading: Reading = DEFAULT_READING) -> dict[str, Any]:
@@ -89,6 +91,18 @@ def read_image(path: AnyPath, reading: Reading = DEFAULT_READING) -> Image:
         message = f"{path}: {UNREADABLE} ({_reason(error)}); replace the file, or leave it out"
         raise DataError(message) from error
     return np.ascontiguousarray(pixels)
+
+
+def read_mask(path: AnyPath) -> Mask:
+    """Read where a finding is, bool (H, W): what is not zero in some channel of a mask file.
+
+    In a JPEG file, which is not exact, it is what is above 127.
+
+    Raises:
+        DataError: See `read_image`.
+    """
+    least = 128 if path.suffix.lower() in _LOSSY else 1
+    return np.asarray((read_image(path, _ANY_VALUE) >= least).any(axis=2))
 
 
 def pixels_of(image: object) -> Image:

@@ -96,6 +96,7 @@ def evaluate(
 
     def score_split(name: Split) -> tuple[Feed, Floats]:
         feed = trained.feed(name)
+        metrics.check_labels(task, feed.labels, names, name)  # without those that the store lacks
         found = infer(trained.classifier, description.head, feed, precision=trained.precision).probabilities
         trained.check(feed)
         return feed, found

@@ -84,6 +84,7 @@ def evaluate_elsewhere(
         folder, tested, store, machine=machine or Machine(), allow_missing=allow_missing, progress=progress
     )
     feed = trained.feed("test")
+    metrics.check_labels(tested.task, feed.labels, tested.class_names, "test")  # without those that the store lacks
     said = infer(trained.classifier, description.head, feed, precision=trained.precision).probabilities
     trained.check(feed)
     thresholds = {

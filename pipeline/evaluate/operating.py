@@ -14,6 +14,7 @@ from pipeline.errors import ConfigError
 from pipeline.evaluate.metrics import Bools, Floats, roc_curve
 
 POINTS = ("youden", "sensitivity=0.95", "specificity=0.95")
+_ROUNDING = 1e-12  # of 1 - .07, which is less than .93
 _POINT = re.compile(r"(sensitivity|specificity)=(0?\.[0-9]+|1(?:\.0+)?)")
 
 
@@ -54,8 +55,8 @@ def choose_threshold(hits: Bools, scores: Floats, point: str) -> float:
     if name == "youden":
         return float(thresholds[np.argmax(true - false)])
     if name == "sensitivity":
-        return float(thresholds[np.argmax(true >= wanted)])
-    return float(thresholds[np.flatnonzero(1 - false >= wanted)[-1]])
+        return float(thresholds[np.argmax(true >= wanted - _ROUNDING)])
+    return float(thresholds[np.flatnonzero(1 - false >= wanted - _ROUNDING)[-1]])
 
 
 def predictive_values(sensitivity: float, specificity: float, prevalence: float) -> tuple[float, float]:

@@ -99,13 +99,11 @@ def draw_reliability(path: Path, steps: Sequence[Mapping[str, float]], error: fl
 def draw_history(path: Path, history: Sequence[Mapping[str, Any]], *, best_epoch: int) -> None:
     """Draw the losses of each epoch, the AUC on val, and the epoch that was kept.
 
-    The history of a probe has a row for each strength of its penalty instead.
+    A history without epochs has a row for whatever was tried instead; see `run_folder.steps_of`.
     """
     from matplotlib.ticker import MaxNLocator
 
-    step, kept = "epoch", f"epoch {best_epoch}"
-    if "c" in history[0]:
-        step, kept = "penalty, from strong to weak", f"C = {history[best_epoch - 1]['c']:g}"
+    step, _, kept = run_folder.steps_of(history, best_epoch)
     epochs = [row["epoch"] for row in history]
     with _figure(path, width_in=6.4, height_in=3.0, panels=2) as (left, right):
         left.plot(epochs, [row["train_loss"] for row in history], **_line(0), label="train")

@@ -264,9 +264,7 @@ def _feeds(dataset: Dataset, store: Store, taps: Sequence[str], fitting: Fitting
     among: dict[Split, list[int]] = {"train": training_part(dataset, fitting.options), "val": dataset.indices("val")}
     if dataset.indices("test"):
         among["test"] = dataset.indices("test")
-    for split, indices in among.items():
-        metrics.check_labels(dataset.task, np.asarray(dataset.labels)[indices], dataset.class_names, split)
-    return {
+    feeds: dict[Split, Feed] = {
         split: Feed(
             dataset,
             split,
@@ -281,6 +279,9 @@ def _feeds(dataset: Dataset, store: Store, taps: Sequence[str], fitting: Fitting
         )
         for split, indices in among.items()
     }
+    for split, feed in feeds.items():
+        metrics.check_labels(dataset.task, feed.labels, dataset.class_names, split)
+    return feeds
 
 
 def write_run(

@@ -32,9 +32,9 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
-from pipeline.data import Dataset, Reading, read_image
+from pipeline.data import Dataset
 from pipeline.data.dataset import Mask
-from pipeline.data.image import SUFFIXES
+from pipeline.data.image import SUFFIXES, read_mask
 from pipeline.data.layouts.files import Files
 from pipeline.errors import DataError
 from pipeline.evaluate import intervals
@@ -49,8 +49,6 @@ SCORES = ("mass", "lift", "pointing", "auc", "auc_elsewhere")
 _AT_ONCE = 64
 _UNTRAINED = 256
 _SUFFIX_WORD = re.compile(r"(_[A-Za-z]+(_?\d+)?)?")  # `_mask`; and `_mask_1`, lest a second mask be overlooked
-_LOSSY = (".jpg", ".jpeg")
-_ANY_VALUE = Reading("window", window=(1.0, 2.0))  # of 16 bits, too: 0 is 0, and 1 and more is 255
 
 Floats = npt.NDArray[np.floating[Any]]
 Cells = npt.NDArray[np.float16]
@@ -87,7 +85,7 @@ class Masks:
             return self._dataset.mask(index)
         if index not in self._files:
             return None
-        mask = _read(self._files[index])
+        mask = read_mask(self._files[index])
         size = self._dataset.read(index).shape[:2]
         if mask.shape != size:
             message = (
@@ -285,12 +283,6 @@ def _centre(count: int) -> Floats:
     at = np.linspace(-1, 1, SIDE)
     distance = np.hypot(at[:, None], at[None, :])
     return np.broadcast_to(1 - distance / distance.max(), (count, SIDE, SIDE))
-
-
-def _read(file: Path) -> Mask:
-    """What is lesion in a mask file, bool (H, W)."""
-    least = 128 if file.suffix.lower() in _LOSSY else 1
-    return np.asarray((read_image(file, _ANY_VALUE) >= least).any(axis=2))
 
 
 def _match(dataset: Dataset, folder: Path) -> dict[int, Path]:

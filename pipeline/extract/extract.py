@@ -23,7 +23,7 @@ from pipeline.encoders.family import Encoder
 from pipeline.encoders.known_mask.encoder import KnownMask
 from pipeline.extract.batch_size import BatchSize
 from pipeline.extract.encode import Clock, Encoding
-from pipeline.extract.plan import Contents, Rows, refuse_another_data_set, unchanged
+from pipeline.extract.plan import Contents, Rows, masks_sha256, refuse_another_data_set, unchanged
 from pipeline.mask_tap import is_masks
 from pipeline.progress import Progress, silent
 
@@ -151,7 +151,7 @@ def extract(
                 )
             )
             if isinstance(encoder, KnownMask):
-                encoder.know(rows.masks_sha256(workers=workers, progress=progress))
+                encoder.know(masks_sha256(rows.mask, rows.ids, workers=workers, progress=progress))
         wanted = Contents(encoder.fingerprint(), encoder.taps, reading, dtype, image_px)
         if not recheck and unchanged(dataset, path, wanted, rows.all_digests, progress):
             return ExtractReport(path, len(rows), 0, len(rows), {}, clock.seconds)
@@ -275,16 +275,17 @@ def _help(store: _Store, encoding: Encoding, wait_seconds: float) -> int:
 def _announce(store: _Store, writer: cache.StoreWriter, progress: Progress) -> None:
     """Say what is about to happen, and refuse to start work whose result cannot fit on the disk."""
     rows = sum(len(plan.rows) for plan in writer.pending)
-    packed_again = store.path.suffix != ".zarr"  # shards first, then one file
-    needed = rows * store.contents.row_bytes * (2 if packed_again else 1)
+    in_one_file = store.path.suffix != ".zarr" and writer.identity is not None
+    packed = len(store.rows) if in_one_file else 0  # after the shards, all rows once more
+    needed = (writer.unwritten + packed) * store.contents.row_bytes
     existing = next(parent for parent in (store.path, *store.path.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     mib = 2**20
     progress("plan", 1, 1, encode=rows, reuse=writer.reused, needed_mib=needed / mib, free_mib=free / mib)
     if needed > free:
         message = (
-            f"{store.path}: {rows} rows need {needed / mib:.0f} MiB and {free / mib:.0f} MiB are free; "
-            f"make space, raise encoder.pool, or list fewer taps"
+            f"{store.path}: {needed / mib:.0f} MiB are to be written and {free / mib:.0f} MiB are free; make space, "
+            f"raise encoder.pool, or list fewer taps"
         )
         raise cache.NoSpaceError(message)
 

@@ -8,7 +8,7 @@ left to `pipeline.extract.extract`, which finds out more and says it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -132,31 +132,40 @@ class Rows(Sequence[cache.Row]):
         Raises:
             DataError: It has none.
         """
-        index = int(self._at[row])
-        mask = self._seen.dataset.mask(index)
-        if mask is None:
-            sample = self._seen.dataset.samples[index].id
-            message = f"sample {sample!r} has no mask: give it one, or leave it out of the data set"
-            raise DataError(message)
-        return mask
+        return mask_of(self._seen.dataset, int(self._at[row]))
 
-    def masks_sha256(self, *, workers: int = 2, progress: Progress = silent) -> str:
-        """Digest of the masks of all rows, read in order.
 
-        Args:
-            workers: Decoding threads.
-            progress: Called after each mask.
+def mask_of(dataset: Dataset, index: int) -> Mask:
+    """Mask of a sample.
 
-        Raises:
-            DataError: A sample has none.
-        """
-        digest = hashlib.sha256()
-        with threads(workers, "mask") as pool:
-            masks = ahead(self.mask, range(len(self)), pool, depth=4 * workers)
-            for number, (mask, sample) in enumerate(zip(masks, self.ids, strict=True)):
-                digest.update(f"{sample} {mask.shape} ".encode() + np.packbits(mask).tobytes())
-                progress("mask", number + 1, len(self))
-        return digest.hexdigest()
+    Raises:
+        DataError: It has none.
+    """
+    mask = dataset.mask(index)
+    if mask is None:
+        message = f"sample {dataset.samples[index].id!r} has no mask: give it one, or leave it out of the data set"
+        raise DataError(message)
+    return mask
+
+
+def masks_sha256(
+    mask: Callable[[int], Mask], ids: Sequence[str], *, workers: int = 2, progress: Progress = silent
+) -> str:
+    """Digest of the masks of all rows, read in order.
+
+    Args:
+        mask: Reads that of a row.
+        ids: Name of each row.
+        workers: Decoding threads.
+        progress: Called after each mask.
+    """
+    digest = hashlib.sha256()
+    with threads(workers, "mask") as pool:
+        masks = ahead(mask, range(len(ids)), pool, depth=4 * workers)
+        for number, (found, sample) in enumerate(zip(masks, ids, strict=True)):
+            digest.update(f"{sample} {found.shape} ".encode() + np.packbits(found).tobytes())
+            progress("mask", number + 1, len(ids))
+    return digest.hexdigest()
 
 
 def unchanged(

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cache
-from pipeline import image_tap, mask_tap
-from pipeline.data import Dataset, Image, pixel_digest
+from pipeline import image_tap
+from pipeline.data import Dataset, Image, Mask, pixel_digest
+from pipeline.encoders.known_mask.encoder import KnownMask
 from pipeline.errors import DataError
 from pipeline.extract.batch_size import BatchSize
 from pipeline.extract.encode import Clock, Encoding
 from pipeline.extract.extract import ExtractReport
-from pipeline.extract.plan import Contents
+from pipeline.extract.plan import Contents, mask_of, masks_sha256
 from pipeline.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -50,9 +53,12 @@ def repair(
         names = [row.id for row in writer.rows]
         if writer.identity is None:
             return ExtractReport(path, len(names), 0, len(names), {}, clock.seconds)
-        taps = cache.taps_of(writer.identity.taps)
-        dtype = next((taps[tap].dtype for tap in mask_tap.features_of(taps)), "float16")
-        image_px = image_tap.stored_px(taps)
+        source = _Source(writer.rows, dataset, path)
+        if isinstance(encoder, KnownMask):
+            encoder.check(dataset.name, dataset.mask(0))
+            encoder.know(masks_sha256(source.mask, names, workers=workers, progress=progress))
+        dtype = _dtype_of(writer.identity, path)
+        image_px = image_tap.stored_px(cache.taps_of(writer.identity.taps))
         ours = Contents(encoder.fingerprint(), encoder.taps, reading, dtype, image_px)
         differences = writer.identity.fingerprint.differences(ours.fingerprint)
         if differences:
@@ -60,10 +66,9 @@ def repair(
             message = f"{path} was made with other settings ({listed}); repair it with its own configuration"
             raise cache.FingerprintMismatchError(message, differences)
         sizes = BatchSize(encoder, batch_size, path.with_name(path.name + ".batch.json"))
-        image = _images_of(writer.rows, dataset, path)
         encoding = Encoding(
             encoder,
-            image,
+            source.mask if encoder.reads == "mask" else source.image,
             names,
             ours,
             sizes,
@@ -77,19 +82,46 @@ def repair(
     return ExtractReport(path, len(names), encoding.encoded, len(names) - encoding.encoded, {}, clock.seconds)
 
 
-def _images_of(rows: Sequence[cache.Row], dataset: Dataset, path: Path) -> Callable[[int], Image]:
-    """Reads the image that a row was made from, and no other."""
-    index_of = {sample.id: index for index, sample in enumerate(dataset.samples)}
+def _dtype_of(identity: Any, path: Path) -> str:
+    """The type that the encoder's features were stored as; an encoder cannot give what a conversion made of them."""
+    fields = identity.fingerprint.fields
+    roundings = cache.Roundings(str(fields.get("dtype", "float16")))
+    if len(roundings.steps) > 1:
+        message = (
+            f"{path} was converted: its features are {roundings.said}, which no encoder gives; repair the store that "
+            f"it was made from, and convert that again"
+        )
+        raise cache.StoreError(message)
+    return roundings.said
 
-    def image(row: int) -> Image:
-        wanted = rows[row]
-        if wanted.id not in index_of:
-            message = f"{path}: sample {wanted.id!r} is damaged and its image is not in {dataset.name!r}"
+
+@dataclass(frozen=True)
+class _Source:
+    """What the rows of a store were made from, and nothing else."""
+
+    rows: Sequence[cache.Row]
+    dataset: Dataset
+    path: Path
+
+    @cached_property
+    def _index_of(self) -> Mapping[str, int]:
+        return {sample.id: index for index, sample in enumerate(self.dataset.samples)}
+
+    def _index(self, row: int) -> int:
+        name = self.rows[row].id
+        if name not in self._index_of:
+            message = f"{self.path}: sample {name!r} of the store is not in {self.dataset.name!r}"
             raise DataError(message)
-        pixels = dataset.read(index_of[wanted.id])
+        return self._index_of[name]
+
+    def image(self, row: int) -> Image:
+        """Decoded image of a row."""
+        pixels, wanted = self.dataset.read(self._index(row)), self.rows[row]
         if any(wanted.digest) and pixel_digest(pixels) != wanted.digest:
-            message = f"{path}: sample {wanted.id!r} is damaged and its image has changed; run `pipeline extract`"
+            message = f"{self.path}: sample {wanted.id!r} is damaged and its image has changed; run `pipeline extract`"
             raise DataError(message)
         return pixels
 
-    return image
+    def mask(self, row: int) -> Mask:
+        """Mask of a row's sample; that none has changed is told by the fingerprint."""
+        return mask_of(self.dataset, self._index(row))

@@ -20,7 +20,7 @@ from pipeline.evaluate import external, operating
 from pipeline.evaluate import probe as features_alone
 from pipeline.explain import explain as pictures
 from pipeline.extract import extract as stage_one
-from pipeline.extract.changes import count_changes, rows_of
+from pipeline.extract.changes import Held
 from pipeline.progress import Progress
 from pipeline.report import evidence, reproduce
 from pipeline.report import export as handing_on
@@ -90,7 +90,8 @@ def extract(
     check_plan(config)
     in_a_fold = config.fold is not None  # of which a store, its card and its name know nothing
     dataset, rules = load_dataset(config, only_test=in_a_fold), data.reading_rules(reading(config))
-    before = rows_of(config.store.path) or {}
+    leads = os.environ.get("RANK", "0") == "0"
+    before = Held.by(config.store.path) if leads else Held()
     with at_work(config, progress, strict=strict, ray=ray) as (encoder, on):
         report = stage_one.extract(
             dataset,
@@ -116,7 +117,7 @@ def extract(
             on=on,
             progress=progress,
         )
-    if report.encoded and "total" in report.seconds and os.environ.get("RANK", "0") == "0":
+    if report.encoded and "total" in report.seconds and leads:
         took: Report = {"encoded": report.encoded, "seconds": report.seconds["total"]}
         took["device"] = report.device if report.nodes else identity.device_name(report.device)
         run_folder.write_json(evidence.extraction_record(report.store), took)
@@ -125,7 +126,7 @@ def extract(
         "rows": report.rows,
         "encoded": report.encoded,
         "reused": report.reused,
-        "changes": count_changes(before, rows_of(report.store) or {}) if os.environ.get("RANK", "0") == "0" else {},
+        "changes": before.changes_to(Held.by(report.store)) if leads else {},
         "set_aside": dict(report.set_aside),
         "seconds": dict(report.seconds),
         "advice": report.advice,
@@ -258,7 +259,7 @@ def evaluate_elsewhere(
     """
     description = run_folder.load_description(config.run)
     theirs = load_config(other)
-    dataset = load_dataset(theirs, only_test=True)
+    dataset = load_dataset(theirs, only_test=split is None)
     with _features(theirs, bool(description.model.taps)) as store:
         figures = external.evaluate_elsewhere(
             config.run,

@@ -35,7 +35,7 @@ def repair(config: Config, progress: Progress, path: Path) -> Report:
     before = _version(path)
     report = damaged.repair(
         load_dataset(config),
-        build_encoder(config),
+        build_encoder(config, new_images=False),
         path,
         reading=data.reading_rules(reading(config)),
         workers=workers(config),

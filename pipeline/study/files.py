@@ -38,6 +38,8 @@ def write_files(folder: Path, summary: Summary) -> list[Row]:
     _write_text(folder / "table.md", as_markdown(table, summary.baseline, missing, said))
     _write_text(folder / "table.tex", as_latex(table, summary.baseline, missing, said))
     by_fold = summary.folds()
+    if not by_fold:
+        _remove(folder, "folds.csv", "folds.md")
     if by_fold:
         run_folder.write_csv(folder / "folds.csv", by_fold)
         head, *body = fold_lines(by_fold)
@@ -49,7 +51,15 @@ def write_files(folder: Path, summary: Summary) -> list[Row]:
         run_folder.write_csv(folder / "curve.csv", [{key: row[key] for key in columns} for row in curve])
         panels = _panels([row for row in curve if row[across] != "all"], across)
         plots.draw_efficiency(folder / "curve.png", panels, score=SCORES[summary.scores[0]], across=across)
+    else:
+        _remove(folder, "curve.csv", "curve.png")
     return table
+
+
+def _remove(folder: Path, *names: str) -> None:
+    """Take away what an earlier table of the study had beside it and this one has not."""
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
 
 
 def _across(curve: Sequence[Row]) -> Literal["fraction", "shots"] | None:

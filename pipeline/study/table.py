@@ -24,6 +24,7 @@ from pipeline.study.runs import Planned, Row, result_of
 
 Floats = npt.NDArray[np.floating[Any]]
 RESAMPLES = 1000
+_ENDS = {"kappa": (-1.0, 1.0), "brier": (0.0, 2.0)}  # of the scores that do not go from 0 to 1
 Trial = tuple[Planned, ...]  # what a seed of a cell is: a run, or its folds in their order
 Drawn = tuple[Predictions, Mapping[str, Floats], Mapping[str, float]]  # what it said, scores of draws, and of the whole
 
@@ -117,7 +118,7 @@ class Summary:
                 values = np.array([value for value in found if value is not None])
                 if len(values):
                     row = {**dict(key), "score": score, "seeds": len(values), "missing": missing}
-                    spread = _over_seeds(values, -1.0 if score == "kappa" else 0.0)
+                    spread = _over_seeds(values, *_ENDS.get(score, (0.0, 1.0)))
                     if self.cross_validated:
                         spread |= self._over_groups(dict(key), score)
                     rows.append({**row, **spread, **self._difference(done, rivals, score)})
@@ -223,11 +224,11 @@ def _t_within(t: float, freedom: int) -> float:
     return 2 / math.pi * (angle + sine * total) if odd else sine * total
 
 
-def _over_seeds(values: Floats, lowest: float) -> Row:
+def _over_seeds(values: Floats, lowest: float, highest: float) -> Row:
     """Give mean, standard deviation and interval, which ends where the score itself does."""
     mean, count = float(values.mean()), len(values)
     if count < 2:
         return {"mean": mean, "sd": None, "low": None, "high": None}
     sd = float(values.std(ddof=1))
     reach = t_point(count - 1) * sd / math.sqrt(count)
-    return {"mean": mean, "sd": sd, "low": max(mean - reach, lowest), "high": min(mean + reach, 1.0)}
+    return {"mean": mean, "sd": sd, "low": max(mean - reach, lowest), "high": min(mean + reach, highest)}

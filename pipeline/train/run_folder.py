@@ -325,6 +325,23 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
     return history
 
 
+def steps_of(history: Sequence[Mapping[str, Any]], kept: int) -> tuple[str, str, str]:
+    """What a row of a history is called, what several are, and which one was kept.
+
+    Training has epochs; the probe tries penalties, and an adapter of CLIP settings, with `alpha` and `beta` if any.
+
+    Args:
+        history: The rows; they are numbered from 1 (`epoch`).
+        kept: Number of the one that val chose.
+    """
+    row = history[kept - 1]
+    if "c" in row:
+        return "penalty, from strong to weak", "penalties", f"C = {row['c']:g}"
+    if "alpha" in row:
+        return "setting", "settings", f"alpha = {row['alpha']:g}, beta = {row['beta']:g}"
+    return ("epoch", "epochs", f"epoch {kept}") if "lr" in row else ("setting", "settings", "the only one")
+
+
 def begin(folder: Path, settings: Mapping[str, Any], *, replace: bool) -> None:
     """Claim a folder for a run with these settings; one that holds the same run is left as it is.
 

@@ -156,6 +156,8 @@ def train(
             )
             for split, taps, image_px in wanted
         )
+        for feed in (train_feed, val_feed):  # without those that the store lacks
+            metrics.check_labels(dataset.task, feed.labels, dataset.class_names, feed.split)
         if classifier.pooled is not None and store is not None:
             classifier.pooled.fit(pool_rows(store, train_feed.rows, model.fuse, progress=progress))
         if model.gates:

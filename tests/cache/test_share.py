@@ -53,6 +53,30 @@ def test_a_bucket_without_folders_holds_each_version(
         assert len(there) == len(files(store.path)) + 1, "its files, the manifest, and nothing of an older version"
 
 
+def test_a_pull_asks_only_for_the_space_of_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url, theirs = str(tmp_path / "bucket"), tmp_path / "theirs.zarr"
+    store, _ = build(tmp_path / "mine.zarr", WANTED)
+    cache.push_store(store.path, url)
+    cache.pull_store(url, theirs)
+    free = shutil.disk_usage(tmp_path)._replace(free=sum(map(len, files(store.path).values())) // 2)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
+    assert_holds(cache.pull_store(url, theirs), WANTED)
+    with pytest.raises(cache.NoSpaceError, match="are to be fetched and less is free"):
+        cache.pull_store(url, tmp_path / "new.zarr")
+
+
+def test_rows_of_samples_that_were_removed_are_told_until_a_conversion_leaves_them_behind(tmp_path: Path) -> None:
+    build(tmp_path / "mine.zarr", WANTED)
+    store, _ = build(tmp_path / "mine.zarr", WANTED[1:])
+    assert store.removed == 1
+    assert cache.what_strangers_read(store)[-1].startswith(
+        "1 rows of samples that were removed or changed; `store conv"
+    )
+    left = cache.convert_store(store.path, tmp_path / "left.zarr")
+    assert left.removed == 0
+    assert not [said for said in cache.what_strangers_read(left) if "removed" in said]
+
+
 def test_the_manifest_has_size_and_digest_of_every_file(tmp_path: Path) -> None:
     store, _ = build(tmp_path / "mine.zarr", WANTED)
     cache.push_store(store.path, str(tmp_path / "bucket"))

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
+import pytest
+
+from pipeline.config.schema import load_config
+from pipeline.data import Dataset, Split
+from pipeline.evaluate import external
+from pipeline.progress import silent
+from pipeline.stages import commands
 from tests.cli.conftest import TINY, complaint, copy_of, succeed
 
 OTHER = (
@@ -40,3 +48,27 @@ def test_options_that_do_not_go_together_are_refused(trained: Path) -> None:
     assert "--point goes without" in complaint(trained, *evaluate, "--data", "x.yaml", "--point", "youden", status=2)
     assert "expected THEIRS=OURS" in complaint(trained, *evaluate, "--data", "x.yaml", "--class", "a", status=2)
     assert "x.yaml: cannot be read" in complaint(trained, *evaluate, "--data", "x.yaml", status=2)
+
+
+def test_a_split_that_their_configuration_draws_is_scored_and_not_all(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copy_of(trained, tmp_path / "work")
+    monkeypatch.chdir(folder)
+    place = "layout: demo, path: data/demo, count: 48, size_px: 64, seed: 0"
+    table = "layout: csv, path: data/demo/demo.csv, path_column: image, label_column: shape"
+    Path("other.yaml").write_text(TINY.replace(place, table))
+    seen: list[Dataset] = []
+
+    def scored(run: Path, name: str, dataset: Dataset, store: object, **more: object) -> dict[str, object]:
+        seen.append(dataset)
+        return {}
+
+    monkeypatch.setattr(external, "evaluate_elsewhere", scored)
+    config = load_config(Path("tiny.yaml"))
+    splits: tuple[Split | None, ...] = ("test", None)
+    for split in splits:
+        commands.evaluate_elsewhere(config, silent, Path("other.yaml"), named={}, split=split)
+    drawn, all_of_it = (Counter(sample.split for sample in dataset.samples) for dataset in seen)
+    assert 0 < drawn["test"] < drawn["train"] < 48
+    assert all_of_it == {"test": 48}

@@ -17,6 +17,7 @@ from PIL import Image
 
 from pipeline.data import Reading, pixel_digest, pixels_of, read_image, reading_rules
 from pipeline.data.depth import to_8_bit
+from pipeline.data.image import read_mask
 from pipeline.errors import DataError
 
 Pixels = npt.NDArray[np.uint8]
@@ -373,3 +374,20 @@ def test_an_opened_image_that_is_cut_short_is_refused(tmp_path: Path) -> None:
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:3000])
     with Image.open(tmp_path / "b.png") as opened, pytest.raises(DataError, match="cannot be read"):
         pixels_of(opened)
+
+
+def test_a_mask_is_what_is_not_zero_whatever_its_depth_and_colour(tmp_path: Path) -> None:
+    finding = np.zeros((9, 12), bool)
+    finding[3:6, 4:8] = True
+    labels = finding.astype(np.uint16)
+    green = np.zeros((9, 12, 3), np.uint8)
+    green[finding, 1] = 200
+    Image.fromarray(labels).save(tmp_path / "one.png")
+    Image.fromarray(labels * 128).save(tmp_path / "low.tif")
+    Image.fromarray(green).save(tmp_path / "green.png")
+    Image.fromarray(labels.astype(np.uint8)).save(tmp_path / "grey.png")
+    for path in tmp_path.iterdir():
+        np.testing.assert_array_equal(read_mask(path), finding)
+    big = np.kron(finding, np.ones((16, 16), bool))
+    Image.fromarray(np.where(big, 255, 0).astype(np.uint8)).save(tmp_path / "lossy.jpg", quality=40)
+    np.testing.assert_array_equal(read_mask(tmp_path / "lossy.jpg"), big)

@@ -127,7 +127,7 @@ def test_without_splits_they_are_drawn_and_keep_patients_together(tmp_path: Path
 
 def test_masks_are_read_beside_the_images(tmp_path: Path, images: Path) -> None:
     Image.fromarray(np.array([[0, 255], [1, 0]], np.uint8)).save(images / "m.png")
-    table = write(tmp_path, "f,y,m\n001.png,a,m.png\n002.png,b,m.png\n")
+    table = write(tmp_path, "f,y,m\n001.png,a,m.png\n002.png,b,m.png\n003.png,b, \n")
     made = load_csv(
         table,
         root=images,
@@ -139,6 +139,7 @@ def test_masks_are_read_beside_the_images(tmp_path: Path, images: Path) -> None:
     mask = made.mask(1)
     assert mask is not None
     assert mask.tolist() == [[False, True], [True, False]]
+    assert made.mask(2) is None
 
 
 def test_missing_files_are_listed(tmp_path: Path, images: Path) -> None:

@@ -306,3 +306,18 @@ def test_samples_that_the_store_lacks_may_be_left_out(setting, tmp_path):
     with pytest.raises(RunError, match="lacks 1 of 12 samples of split 'test'"):
         evaluate(folder, dataset, partial)
     assert evaluate(folder, dataset, partial, allow_missing=True)["n"] == 11
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_class_that_the_store_lacks_is_told_before_any_score(setting, tmp_path, split):
+    dataset, store, folder = setting
+    gone = {i for i in dataset.indices(split) if dataset.samples[i].label == 0}
+    kept = [i for i in range(len(dataset)) if i not in gone]
+    features = store.read(range(len(store)))
+    partial = make_store(tmp_path / "p.zarr", dataset, dtype="float16", fields=FIELDS, only=kept, features=features)
+    with pytest.raises(DataError, match=f"Split '{split}' holds no sample of 'a'"):
+        evaluate(folder, dataset, partial, allow_missing=True)
+    if split == "val":
+        with pytest.raises(DataError, match="Split 'val' holds no sample of 'a'"):
+            train(dataset, partial, tmp_path / "run", model=TINY, options=QUICK, allow_missing=True)
+        assert not (tmp_path / "run/history.json").exists()

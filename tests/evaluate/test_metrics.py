@@ -293,3 +293,11 @@ def test_a_split_without_an_auc_is_refused(task, labels, message):
     names = ("a", "b", "c") if task == "multiclass" else ("a", "b")
     with pytest.raises(DataError, match=message):
         check_labels(task, np.array(labels, dtype=np.int64), names, "val")
+
+
+def test_a_specificity_that_is_reached_exactly_counts_as_reached() -> None:
+    """Seven false alarms of a hundred: 1 - .07 is less than .93 in floating point."""
+    hits = np.array([0] * 100 + [1], bool)
+    scores = np.arange(101) / 101
+    called = scores >= choose_threshold(hits, scores, "specificity=0.93")
+    assert called[:100].sum() == 7

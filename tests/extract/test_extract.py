@@ -163,6 +163,19 @@ def test_not_enough_disk_stops_before_the_work(tmp_path: Path, monkeypatch: pyte
     assert encoder.encoded == 0
 
 
+def test_a_single_file_is_written_anew_as_a_whole_and_a_folder_only_where_it_changes(tmp_path: Path) -> None:
+    needed: dict[str, float] = {}
+
+    def listen(task: str, done: int, total: int, **info: float | str) -> None:
+        if task == "plan":
+            needed[path.suffix] = float(info["needed_mib"]) * 2**20 / ((2 * 16 + 4) * 2)  # in rows
+
+    for path in (tmp_path / "s.h5", tmp_path / "s.zarr"):
+        run(pictures(5), CountingEncoder(), path, batch_size=2)
+        run(pictures(6), CountingEncoder(), path, batch_size=2, progress=listen)
+    assert needed == {".h5": 6 + 6, ".zarr": 1}
+
+
 def test_what_is_announced(tmp_path: Path) -> None:
     said: list[tuple[str, int, int]] = []
     plan: dict[str, object] = {}

@@ -20,7 +20,7 @@ from pipeline.encoders.known_mask.recipe import CHANNELS
 from pipeline.errors import CheckpointError, ConfigError, DataError
 from pipeline.extract.extract import extract
 from pipeline.progress import silent
-from pipeline.stages import commands, inputs
+from pipeline.stages import commands, inputs, stores
 from pipeline.stages.inputs import finished
 
 MASK = (
@@ -95,6 +95,11 @@ def test_a_store_of_masks_is_a_store_like_any_other(config):
         changed = Path("data/demo") / table[store.ids[3]]["mask"]
     assert cache.verify(Path("features/mask.zarr")) == ()
     assert commands.extract(config(*MASK), silent)["encoded"] == 0
+    version = cache.info(Path("features/mask.zarr")).version
+    shard = next(Path("features/mask.zarr/mask").glob("c.*"))
+    shard.write_bytes(b"\1" + shard.read_bytes()[1:])
+    assert stores.repair(config(*MASK), silent, Path("features/mask.zarr"))["repaired"] == 1
+    assert cache.info(Path("features/mask.zarr")).version == version
     assert finished(config(*MASK), silent) is None  # the look without torch leaves masks to the look with it
     assert commands.train(config(*MASK), silent)["epoch"] == 1
     assert 0 <= commands.evaluate(config(*MASK), silent)["auc"] <= 1

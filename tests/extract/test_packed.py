@@ -74,3 +74,31 @@ def test_damaged_scales_are_encoded_again(tmp_path: Path) -> None:
     assert cache.verify(path)
     report = repair(images.dataset(), as_encoder(Uneven(poison=3)), path, reading=READING, batch_size=4)
     assert (report.encoded, cache.info(path).version, cache.verify(path)) == (1, before, ())
+
+
+def test_a_small_first_tap_does_not_hide_what_the_store_was_made_as(tmp_path: Path) -> None:
+    """Maps of few cells stay float16 in an int8 store."""
+
+    class Small(Uneven):
+        def __init__(self) -> None:
+            super().__init__()
+            self.taps = {"embedding": (9, 1, 1), "neck": (2, 4, 4)}
+
+    images, path = pictures(6), tmp_path / "store.zarr"
+    extract(images.dataset(), as_encoder(Small()), path, reading=READING, dtype="int8", batch_size=4)
+    assert cache.open_store(path).taps["embedding"].dtype == "float16"
+    before = cache.info(path).version
+    (file,) = (path / "neck").glob("c.*")
+    file.write_bytes(b"\1" + file.read_bytes()[1:])
+    report = repair(images.dataset(), as_encoder(Small()), path, reading=READING, batch_size=4)
+    assert (report.encoded, cache.info(path).version) == (1, before)
+
+
+def test_a_converted_store_is_repaired_by_converting_again(tmp_path: Path) -> None:
+    images = pictures(5)
+    source, back = made(tmp_path / "plain.zarr", "int8", images), tmp_path / "back.zarr"
+    stores.convert(source, back, lambda *args, **more: None, dtype="float16")
+    (file,) = (back / "neck").glob("c.*")
+    file.write_bytes(b"\1" + file.read_bytes()[1:])
+    with pytest.raises(cache.StoreError, match="features are float16 of int8, which no encoder gives; repair"):
+        repair(images.dataset(), as_encoder(Uneven()), back, reading=READING, batch_size=4)

@@ -16,7 +16,7 @@ from pipeline.evaluate.metrics import Scorer
 from pipeline.study import files
 from pipeline.study.files import as_latex, as_markdown, write_files
 from pipeline.study.runs import Planned
-from pipeline.study.table import Summary, paired_interval, t_point
+from pipeline.study.table import Summary, _over_seeds, paired_interval, t_point
 from pipeline.train import run_folder
 from tests.evaluate.test_compare import NAMES, binary_case, write_run
 
@@ -323,7 +323,15 @@ def test_a_study_without_several_fractions_has_no_curve(done, tmp_path):
     runs, _, _ = done
     folder = tmp_path / "out"
     folder.mkdir()
+    for name in ("curve.png", "curve.csv", "folds.csv", "folds.md"):  # of what the study was before
+        (folder / name).touch()
     whole = [planned for planned in runs if planned.cell["fraction"] == 1]
     write_files(folder, Summary(whole, "plain", ("auc",), resamples=50))
     assert sorted(path.name for path in folder.iterdir()) == ["results.csv", "table.csv", "table.md", "table.tex"]
     assert (folder / "table.md").read_text().startswith("| variant | seeds | AUC |")
+
+
+def test_an_interval_ends_where_its_score_does_and_not_before():
+    values = np.array([1.1, 1.2, 1.15])  # the Brier score of more than two classes adds over them
+    assert _over_seeds(values, 0.0, 2.0)["high"] > 1.15
+    assert _over_seeds(values - 0.2, 0.0, 1.0)["high"] == 1.0

@@ -15,6 +15,7 @@ from pipeline.errors import ConfigError, DataError, RunError
 from pipeline.evaluate.evaluate import evaluate
 from pipeline.train import run_folder
 from pipeline.train.feeding import feed as feed_module
+from pipeline.train.feeding import in_memory
 from pipeline.train.feeding.feed import Feed
 from pipeline.train.feeding.in_memory import Holdings
 from pipeline.train.train import train
@@ -159,3 +160,25 @@ def test_what_is_held_already_needs_no_more_memory(scene, store, monkeypatch):
     again = Feed(scene, "train", store, among=[1, 2], holdings=shared, **settings)
     assert again.description.endswith("in host memory")
     assert Feed(scene, "val", store, holdings=shared, **settings).description.endswith("read ahead of each step")
+
+
+@pytest.mark.parametrize(
+    ("files", "left"),
+    [
+        ({"memory.max": "1000\n", "memory.current": "700\n", "memory.stat": "anon 5\ninactive_file 250\n"}, 550),
+        ({"memory.max": "1000\n", "memory.current": "1700\n"}, 0),
+        ({"memory.max": "max\n", "memory.current": "700\n"}, None),
+        ({}, None),
+    ],
+    ids=["with files in memory", "beyond its limit", "without a limit", "no container"],
+)
+def test_a_container_has_left_what_others_in_it_do_not_use(tmp_path, files, left):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert in_memory._left_in("memory.max", "memory.current", tmp_path) == left
+
+
+def test_processes_of_a_team_share_the_memory(monkeypatch):
+    monkeypatch.setattr(in_memory, "_left_in", lambda *names: 900)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert in_memory.free_host_bytes() == 225

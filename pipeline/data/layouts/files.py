@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.data.dataset import Image, Mask, listing
 from pipeline.data.depth import DEFAULT_READING, Reading
-from pipeline.data.image import read_image, reading_rules
+from pipeline.data.image import read_image, read_mask, reading_rules
 from pipeline.errors import DataError
 from pipeline.url import AnyPath, Url, any_path, is_url, join
 
@@ -24,7 +24,7 @@ class Files:
         root: The folder.
         names: File of each sample, relative to `root`, with forward slashes; or a URL of its own.
         reading: How the files become uint8 RGB.
-        masks: Mask files of each sample, named likewise; what is not zero in one of them is the finding. Empty if
+        masks: Mask files of each sample, named likewise; see `read_mask`. Empty if
             there are none.
         listed: Where `root` is a URL that was listed: size and version of its files by name.
     """
@@ -93,9 +93,9 @@ class Files:
         files = self.masks[index] if self.masks else ()
         if not files:
             return None
-        merged: Mask = read_image(join(self.root, files[0]))[:, :, 0] > 0
+        merged = read_mask(join(self.root, files[0]))
         for name in files[1:]:
-            other = read_image(join(self.root, name))[:, :, 0] > 0
+            other = read_mask(join(self.root, name))
             if other.shape != merged.shape:
                 sizes = " and ".join(f"{h} x {w}" for h, w in (merged.shape, other.shape))
                 message = (

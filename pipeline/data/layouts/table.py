@@ -103,7 +103,7 @@ def load_csv(
         labels, class_names = _column_labels(rows, label_columns, rest_class, multilabel=task == "multilabel")
     own = _splits(rows, split_column)
     settled = settle_splits(own, labels, groups, class_names, draw=draw, fractions=fractions, seed=seed, where=where)
-    masks = () if mask_column is None else tuple((_cell(row, mask_column),) for row in rows)
+    masks = () if mask_column is None else tuple(_masks(row, mask_column) for row in rows)
     files = Files(root, tuple(name + suffix for name in names), reading, masks)
     if isinstance(root, Url) and root.can_list and not files.all_elsewhere:
         files = replace(files, listed=root.files()[1])
@@ -187,6 +187,12 @@ def _cell(row: _Row, column: str) -> str:
         message = f"{row.where}: {column!r} is empty; fill it in or remove the line"
         raise DataError(message)
     return text
+
+
+def _masks(row: _Row, column: str) -> tuple[str, ...]:
+    """The mask file of a row; none where the cell is empty, as for an image without a finding."""
+    name = row.cells[column].strip()
+    return (name,) if name else ()
 
 
 def _named_labels(rows: Sequence[_Row], column: str) -> tuple[list[Label], tuple[str, ...]]:

@@ -15,6 +15,7 @@ from pipeline.report.evidence import Evidence, Pictures, Study
 from pipeline.report.page.chart import Axis, Line, Spot, chart, legend
 from pipeline.report.page.html import Markup, folded, picture, tag
 from pipeline.report.page.tables import point_name, with_interval
+from pipeline.train import run_folder
 
 _PROVES_NOTHING = "A map shows where a gate is open, or what Grad-CAM credits; neither proves why the model decided."
 _RANGES = 2  # of thresholds that are named, the widest
@@ -320,11 +321,7 @@ def _epochs(evidence: Evidence) -> Axis:
 
 
 def _steps(evidence: Evidence) -> tuple[str, str, str]:
-    """What a row of the history is called, what several are, and which one was kept: a probe has penalties."""
-    kept = evidence.figures["best_epoch"]
-    if "c" in evidence.history[0]:
-        return "penalty, strong to weak", "penalties", f"C = {evidence.history[kept - 1]['c']:g}"
-    return "epoch", "epochs", f"epoch {kept}"
+    return run_folder.steps_of(evidence.history, evidence.figures["best_epoch"])
 
 
 def _spelled(values: dict[str, float]) -> str:

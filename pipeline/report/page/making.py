@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pipeline.report.evidence import Evidence
 from pipeline.report.page.html import Markup, folded, table, tag
 from pipeline.report.page.tables import field_rows, size, span, text_of
+from pipeline.train import run_folder
 from pipeline.train.run_folder import Description
 
 _GATE_OPTIONS = ("pool", "reduction", "norm", "mix", "identity_start")
@@ -122,9 +123,9 @@ def costs(evidence: Evidence) -> Iterator[Markup]:
         rows.append(("stage one (features)", f"{span(seconds)} for {encoded} images on {extraction['device']}"))
     elif evidence.description.fingerprint is not None:
         rows.append(("stage one (features)", "not recorded"))
-    seconds, training = sum(row["seconds"] for row in evidence.history), evidence.description.training
+    seconds = sum(row["seconds"] for row in evidence.history)
     epochs, device = len(evidence.history), came.get("device", "a device that was not recorded")
-    steps = "penalties" if "c" in evidence.history[0] else "settings" if "method" in training else "epochs"
+    _, steps, _ = run_folder.steps_of(evidence.history, evidence.figures["best_epoch"])
     rows.append(("stage two (training)", f"{span(seconds)} for {epochs} {steps} on {device}"))
     if evidence.store is not None:
         rows.append(("store", size(evidence.store.bytes_on_disk)))

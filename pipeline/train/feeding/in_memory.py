@@ -7,6 +7,7 @@ memory is set aside for the whole split at once; on a CPU the system hands it ou
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
@@ -97,13 +98,32 @@ class Holdings:
 
 
 def free_host_bytes() -> int:
-    """Say how much memory this process may take: what the machine has free, or a container's limit if that is less."""
-    free = [int(line.split()[1]) * 1024 for line in _lines("/proc/meminfo") if line.startswith("MemAvailable")]
-    limits = [*_lines("/sys/fs/cgroup/memory.max"), *_lines("/sys/fs/cgroup/memory/memory.limit_in_bytes")]
-    return min([*free, *(int(limit) for limit in limits if limit.isdigit())], default=4 * 2**30)
+    """Say how much memory this process may take: its part of what the machine has free, or a container if that is less.
+
+    Processes that `torchrun` started on a machine take equal parts.
+    """
+    free: list[int | None] = [
+        int(line.split()[1]) * 1024 for line in _lines("/proc/meminfo") if line.startswith("MemAvailable")
+    ]
+    free += [
+        _left_in("memory.max", "memory.current"),
+        _left_in("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ]
+    known = [count for count in free if count is not None]
+    return min(known, default=4 * 2**30) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def _lines(path: str) -> list[str]:
+def _left_in(limit: str, used: str, folder: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """What a container has left, bytes; None where it has no limit. Files that it has read can be let go again."""
+    most, taken = (_lines(folder / name)[:1] for name in (limit, used))
+    if not (most and most[0].isdigit()):
+        return None
+    stat = dict(line.split() for line in _lines((folder / used).with_name("memory.stat")) if line)
+    files = int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
+    return max(0, int(most[0]) - max(0, int(taken[0] if taken else 0) - files))
+
+
+def _lines(path: str | Path) -> list[str]:
     try:
         return Path(path).read_text().split("\n")
     except OSError:
