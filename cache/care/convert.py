@@ -87,6 +87,7 @@ def convert_store(
     if labels is not None:
         labels.check(len(store))
     rows, reasons = _rows(store, pseudonym)
+    all_extents = store.extents
     with create_store(
         target,
         fingerprint=fingerprint or store.fingerprint,
@@ -100,7 +101,7 @@ def convert_store(
         for done, plan in enumerate(writer.pending):
             stored = [row for row in plan.rows if row not in reasons]
             blank = [plan.rows.index(row) for row in plan.rows if row in reasons]
-            extents = np.insert(store.extents[stored], _gaps(blank), 1.0, axis=0)
+            extents = np.insert(all_extents[stored], _gaps(blank), 1.0, axis=0)
             arrays: dict[str, npt.NDArray[Any]] = {}
             for name in names:
                 arrays |= _converted(store, stored, name, specs[name], _pool_of(store.taps[name], pools[name]))

@@ -47,6 +47,21 @@ def test_formats_convert_to_what_extracting_so_gives(first: str, second: str, tm
     assert files(converted.path).keys() == files(direct.path).keys()
 
 
+def test_a_conversion_gathers_the_extents_of_all_rows_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build(tmp_path / "store.zarr", rows(range(24)))
+    gathered = []
+
+    def counted(store: cache.Store) -> Any:
+        gathered.append(store)
+        return extents(store)
+
+    extents: Any = cache.Store.extents.fget
+    monkeypatch.setattr(cache.Store, "extents", property(counted))
+    cache.convert_store(tmp_path / "store.zarr", tmp_path / "other.zarr", shard_mib=SHARD_MIB)
+    assert len(list((tmp_path / "other.zarr/neck").glob("c.*"))) == 6
+    assert len(gathered) == 1
+
+
 def test_a_subset_of_taps_is_the_store_extracted_so(tmp_path: Path) -> None:
     build(tmp_path / "all.zarr", WANTED)
     fingerprint = cache.Fingerprint({"taps": ["block:31"]})
