@@ -131,7 +131,6 @@ def _continues(work: WorkFolder, path: Path, identity: Identity, plan: Plan, sou
             return False
     except Exception:  # it cannot be read, in whichever way: it is made anew
         return False
-    work.drop_litter()
     for entry in work.store.iterdir():  # index and metadata of a commit that was stopped are written again
         if entry.name not in identity.taps:
             remove(entry)

@@ -72,7 +72,7 @@ class WorkFolder:
         return self.path / "aside"
 
     def scratch(self, name: str) -> Path:
-        """A name to write under before the rename."""
+        """A name to write under before the rename; what a stop leaves there, the next write of that name replaces."""
         return self._work / f"unfinished-{name}"
 
     def shard(self, tap: str, number: int) -> Path:
@@ -84,9 +84,15 @@ class WorkFolder:
         return (self._work / "plan.json").exists()
 
     def drop_committed(self, target: Path) -> None:
-        """Delete what a run left that was stopped after its store got the name `target`, and what has no plan."""
+        """Delete what a run left that was stopped after its store got the name `target`, and what has no plan.
+
+        Retired work has plans of its own: a run that was stopped before it had one leaves that to the next.
+        """
         seal = self._work / "sealed"
-        if not self.exists() or (seal.exists() and self._has_name(target, *seal.read_text().split("\n"))):
+        if not self.exists():
+            self._finish_retiring()
+            self.drop()
+        elif seal.exists() and self._has_name(target, *seal.read_text().split("\n")):
             self.clear()
 
     def _has_name(self, target: Path, root: str, folder: str = "") -> bool:
@@ -101,24 +107,42 @@ class WorkFolder:
         return not self.store.exists() or there == root or here not in {"", root}
 
     def clear(self) -> None:
-        """Delete everything but the lock; the plan first, so that what is left is nothing."""
+        """Delete everything but the lock."""
+        self.drop()
+        for path in reversed(self._previous()):
+            WorkFolder(path).drop()
+            remove(path)
+
+    def drop(self) -> None:
+        """Delete the plan and what has grown by it; the plan first, so that what is left is nothing."""
         (self._work / "plan.json").unlink(missing_ok=True)
-        for path in (self._work, self.store, self.packed, self.aside, *self._previous()):
+        for path in (self._work, self.store, self.packed, self.aside):
             remove(path)
 
     def _previous(self) -> list[Path]:
-        return sorted(self.path.glob("previous-*"))
+        """Folders of retired work, oldest first."""
+        return sorted(self.path.glob("previous-*"), key=lambda path: int(path.name.removeprefix("previous-")))
 
     def retire(self) -> None:
-        """Make the unfinished work of another plan a source for the next one."""
+        """Make the unfinished work of another plan a source for the next one; a stop half-way is made good later."""
         target = self.path / f"previous-{len(self._previous())}"
         target.mkdir()
-        self.store.rename(target / "store")
         self._work.rename(target / "work")
+        self._finish_retiring()
+
+    def _finish_retiring(self) -> None:
+        """Move the store after its plan, where that has been retired already."""
+        for folder in self.retired()[:1]:
+            if self.store.exists() and not folder.store.exists():
+                self.store.rename(folder.store)
 
     def retired(self) -> list[WorkFolder]:
         """Unfinished work of earlier plans, newest first."""
         return [folder for path in reversed(self._previous()) if (folder := WorkFolder(path)).exists()]
+
+    def unfinished(self) -> list[WorkFolder]:
+        """All work that was begun and not committed."""
+        return [self, *self.retired()] if self.exists() else self.retired()
 
     def start(self, identity: Identity, plan: Plan, sources: Sequence[Source], known_bad: Mapping[bytes, str]) -> None:
         """Write a plan, with every kept shard in its place."""
@@ -193,11 +217,6 @@ class WorkFolder:
     def claim_file(self, number: int) -> Path:
         """The file whose lock says that a process is at work on a shard."""
         return self._work / f"claim-{number}"
-
-    def drop_litter(self) -> None:
-        """Delete what writes left that were stopped before their rename."""
-        for path in self._work.glob("unfinished-*"):
-            path.unlink(missing_ok=True)
 
     def drop_torn(self, plan: Plan, taps: Mapping[str, TapSpec]) -> None:
         """Take shards for unfinished whose record cannot be read, or whose files have not the size that it calls for.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,12 +76,13 @@ class ShardWriter:
         self.pending: tuple[ShardPlan, ...] = self._find_pending()
 
     def _find_pending(self) -> tuple[ShardPlan, ...]:
-        """Unfinished shards that need features."""
+        """Unfinished shards that need features; a shard that was kept may have slots of rows that are gone."""
         first_row: dict[int, int] = {}
         for row, slot in enumerate(self._plan.row_slot.tolist()):
             first_row.setdefault(slot, row)
+        needed = first_row.keys() - self._origin.keys()
         plans = (
-            ShardPlan(number, tuple(first_row[slot] for slot in self._slots(number) if slot not in self._origin))
+            ShardPlan(number, tuple(first_row[slot] for slot in self._slots(number) if slot in needed))
             for number in self.unfinished()
         )
         return tuple(plan for plan in plans if plan.rows)
@@ -140,7 +140,7 @@ class ShardWriter:
             if any(row is not None for row in rows):
                 blocks = shard_blocks(rows, tap.row_bytes, self._plan.shard_rows, checksums[number])
                 target = self._work.shard(name, plan.number)
-                write_file(target, blocks, self._work.scratch(f"{plan.number}-{number}-{os.getpid()}"))
+                write_file(target, blocks, self._work.scratch(f"{plan.number}-{number}"))
                 sync_folder(target.parent)
         record = ShardRecord(extent, checksums, {slot - slots.start: reason for slot, reason in bad.items()})
         self._work.finish(plan.number, record)

@@ -315,19 +315,14 @@ def _begin(
         described = stores[-1].description
         identity.require(described.fingerprint, described.taps, Path(name), "it cannot be reused: leave it out")
     sources = [source for opened in stores if (source := store_source(opened))]
+    for folder in work.unfinished():
+        _check_unfinished(folder, work.path, identity, replace)
     if work.exists():
         before, plan, known_bad = work.load()
-        if not replace and (work.finished() or work.retired()):  # else nothing would be lost
-            identity.require(before.fingerprint, before.taps, work.path, REPLACE)
-        if identity.differences(before.fingerprint, before.taps):
-            work.clear()
-        elif before.rows_sha256 == identity.rows_sha256:
-            work.drop_litter()
-            work.drop_torn(plan, before.taps)
+        if before.rows_sha256 == identity.rows_sha256:
             sources += [folder.source() for folder in work.retired()]
             return Job(before, plan, known_bad, find_origins(work, plan, before.taps, sources))
-        else:
-            work.retire()
+        work.retire()
     sources += [folder.source() for folder in work.retired()]
     zarr = store_format(path) == "zarr"
     if current is not None and zarr:
@@ -337,6 +332,21 @@ def _begin(
     known_bad = {row.digest: reasons[row.digest] for row in rows if row.digest in reasons}
     work.start(identity, plan, sources, known_bad)
     return Job(identity, plan, known_bad, find_origins(work, plan, identity.taps, sources))
+
+
+def _check_unfinished(folder: WorkFolder, where: Path, identity: Identity, replace: bool) -> None:
+    """Leave of unfinished work what is whole, and nothing of another fingerprint.
+
+    Raises:
+        FingerprintMismatchError: It has finished features of another fingerprint, and nobody asked to replace them.
+    """
+    before, plan, _ = folder.load()
+    if not replace and folder.finished():  # else nothing would be lost
+        identity.require(before.fingerprint, before.taps, where, REPLACE)
+    if identity.differences(before.fingerprint, before.taps):
+        folder.drop()
+    else:
+        folder.drop_torn(plan, before.taps)
 
 
 def _labels(opened: OpenedStore) -> Labels | None:

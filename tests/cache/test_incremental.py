@@ -342,3 +342,24 @@ def test_a_shard_has_no_more_rows_than_asked_and_an_update_keeps_what_the_store_
         assert {len(plan.rows) for plan in writer.pending} == {3, 1}
     with begin(tmp_path / "large.zarr", rows(range(7)), shard_mib=1) as writer:
         assert [len(plan.rows) for plan in writer.pending] == [7]
+
+
+@pytest.mark.parametrize("place", ["empty", "dead"])
+def test_a_torn_shard_that_was_kept_with_an_unused_place_is_made_again(place: str, tmp_path: Path) -> None:
+    """An update is interrupted, a shard that it shares is damaged, and the same command runs again."""
+    path, before = tmp_path / "store.zarr", rows(range(8))
+    partial = path.with_name("store.zarr.partial")
+    if place == "empty":
+        with begin(path, before) as writer:
+            for plan in writer.pending:
+                write(writer, plan, before, set_aside={i: "bad" for i in plan.rows if i == 1})
+        wanted, torn = rows(range(9)), partial / "work/shard-0.npz"
+    else:
+        build(path, before)
+        wanted, torn = rows(range(1, 9)), partial / "store/neck/c.0.0.0.0"
+    begin(path, wanted).close()
+    os.truncate(torn, torn.stat().st_size - 1)
+    store, encoded = build(path, wanted)
+    assert names([8] if place == "empty" else [1, 2, 3, 8], encoded, wanted)
+    assert_holds(store, [row for row in wanted if row.id not in store.set_aside])
+    assert cache.verify(path) == ()

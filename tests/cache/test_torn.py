@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import random
@@ -21,6 +22,7 @@ import pytest
 
 import cache
 from cache import durable
+from cache.formats.zarr_layout import shard_blocks
 from cache.writing import writer
 from tests.cache import making, run_store
 from tests.cache.making import FORMATS, ROWS_PER_SHARD, assert_holds, begin, build, files, rows, write
@@ -257,11 +259,40 @@ def test_processes_share_one_store_and_a_dead_ones_shard_is_taken_over(suffix: s
     assert files(path) == files(whole.path)
 
 
+def join(path: Path, wanted: Sequence[cache.Row], **settings: Any) -> cache.StoreWorker:
+    return cache.join_store(path, rows=wanted, **{"fingerprint": making.FINGERPRINT, "taps": making.TAPS, **settings})
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_helper_in_the_midst_of_a_shard_loses_nothing_when_the_leader_resumes(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, wanted = tmp_path / f"store.{suffix}", rows(range(12))
+    interrupted(path, wanted, 1)
+    helper, leaders = join(path, wanted), list[cache.StoreWriter]()
+
+    def half_written(*args: Any) -> Iterator[memoryview]:
+        first, *rest = shard_blocks(*args)
+        yield first
+        if not leaders:
+            leaders.append(begin(path, wanted))
+        yield from rest
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cache.writing.shards.shard_blocks", half_written)
+        (plan, *_) = helper.pending
+        write(helper, plan, wanted)
+    with leaders[0] as leader:
+        encoded = [plan.number for plan in leader.claims() if not write(leader, plan, wanted)]
+        leader.commit()
+    assert encoded == [2]
+    whole, _ = build(tmp_path / f"whole.{suffix}", wanted)
+    assert files(path) == files(whole.path)
+
+
 def test_joining_nothing_says_so(tmp_path: Path) -> None:
     with pytest.raises(cache.StoreError, match="no process has begun"):
-        cache.join_store(
-            tmp_path / "store.zarr", fingerprint=making.FINGERPRINT, taps=making.TAPS, rows=rows([0]), wait_seconds=0
-        )
+        join(tmp_path / "store.zarr", rows([0]), wait_seconds=0)
 
 
 def test_only_one_of_many_processes_holds_the_lock(tmp_path: Path) -> None:
@@ -410,3 +441,93 @@ def test_other_rows_take_over_what_an_interrupted_run_finished(suffix: str, tmp_
     assert {wanted[i].id for i in encoded} == {row.id for row in wanted} - known
     assert cache.verify(path) == ()
     assert list(tmp_path.iterdir()) == [path]
+
+
+def interrupted(path: Path, wanted: Sequence[cache.Row], shards: int) -> set[bytes]:
+    """Leave a run that has finished so many shards; the digests of what it encoded."""
+    written: set[bytes] = set()
+    with begin(path, wanted) as writer:
+        for plan in writer.pending[:shards]:
+            write(writer, plan, wanted)
+            written |= {wanted[i].digest for i in plan.rows}
+    return written
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_no_stop_of_a_run_with_other_rows_costs_what_was_finished_before(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two interrupted runs, then one of other rows, stopped at every change of the file system until it encodes."""
+    numbers = [range(12), range(1, 14), range(2, 15)]
+
+    def prepared(name: str) -> tuple[Path, set[bytes]]:
+        path = tmp_path / name / f"store.{suffix}"
+        path.parent.mkdir()
+        return path, set().union(*(interrupted(path, rows(part), 2) for part in numbers[:2]))
+
+    wanted = rows(numbers[2])
+    whole, _ = prepared("whole")
+    with stopped_at(0, monkeypatch) as made:
+        writer = begin(whole, wanted)
+    writer.close()
+    build(whole, wanted)
+    for call in range(1, made[0] + 1):
+        path, written = prepared(f"stop-{call}")
+        with stopped_at(call, monkeypatch), pytest.raises(Stop):
+            begin(path, wanted)
+        store, encoded = build(path, wanted)
+        assert written.isdisjoint(wanted[i].digest for i in encoded), f"stopped at change {call}"
+        assert files(path) == files(whole), f"stopped at change {call}"
+        assert_holds(store, wanted)
+        assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_disk_that_fills_up_while_a_run_is_planned_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, wanted = tmp_path / "store.zarr", rows(range(21))
+    interrupted(path, wanted[:20], 4)
+
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", full)
+        with pytest.raises(cache.NoSpaceError, match="what is finished is kept"):
+            begin(path, wanted)
+    with begin(path, wanted) as writer:
+        assert writer.reused == 16
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_finished_work_of_another_fingerprint_is_no_source_and_goes_only_by_request(
+    replace: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run before it was stopped before it had a plan, so that only retired work is there."""
+    path, wanted = tmp_path / "store.zarr", rows(range(9))
+    interrupted(path, wanted[:8], 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", lambda *names: (_ for _ in ()).throw(Stop))
+        with pytest.raises(Stop):
+            begin(path, wanted)
+    other = {"fingerprint": cache.Fingerprint({"encoder": "another"}), "replace": replace}
+    if replace:
+        with begin(path, wanted, **other) as writer:
+            assert writer.reused == 0
+    else:
+        with pytest.raises(cache.FingerprintMismatchError, match="encoder is"):
+            begin(path, wanted, **other)
+        with begin(path, wanted) as writer:
+            assert writer.reused == 8
+
+
+@pytest.mark.parametrize("what", ["shard", "record"])
+def test_a_torn_shard_of_a_run_with_other_rows_is_encoded_again(what: str, tmp_path: Path) -> None:
+    path, wanted = tmp_path / "store.zarr", rows(range(13))
+    interrupted(path, wanted[:12], 3)
+    torn = tmp_path / "store.zarr.partial" / {"shard": "store/neck/c.1.0.0.0", "record": "work/shard-1.npz"}[what]
+    os.truncate(torn, torn.stat().st_size - 1)
+    store, encoded = build(path, wanted)
+    assert encoded == [4, 5, 6, 7, 12]
+    assert_holds(store, wanted)
+    assert cache.verify(path) == ()
