@@ -11,16 +11,20 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 
 from cache.description import TapSpec, arrays_of
-from cache.errors import StoreError, StoreNotFoundError
+from cache.errors import FormatError, StoreError, StoreNotFoundError
 from cache.fingerprint import Fingerprint
+from cache.formats.mapped import Watch
+from cache.formats.zarr_folder import OpenedStore
 from cache.index import Row
 from cache.reading.reader import open_files
+from cache.writing.lock import is_led
 from cache.writing.partial import WorkFolder, partial_path
 from cache.writing.reuse import store_source
 from cache.writing.same_work import Identity, holds, rows_sha256
@@ -60,7 +64,10 @@ def claims(work: WorkFolder, pending: Sequence[ShardPlan], wait: bool) -> Iterat
 
 def _claim(path: Path) -> int | None:
     """Descriptor that holds the claim, None if another process has it."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except FileNotFoundError:  # the store has been finished meanwhile
+        return None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -125,28 +132,53 @@ def join_store(
     """
     target = Path(os.path.realpath(path))
     work = WorkFolder(partial_path(target))
-    arrays = arrays_of(taps)
-    identity = Identity(fingerprint, arrays, {}, rows_sha256(rows))
+    identity = Identity(fingerprint, arrays_of(taps), {}, rows_sha256(rows))
     give_up = time.monotonic() + wait_seconds
+    led: bool | None = None
+    watched: list[Watch] = []
     while time.monotonic() <= give_up:
-        try:
-            current = open_files(target)
-            if not identity.differences(current.description.fingerprint, current.description.taps) and holds(
-                current.index, rows
-            ):
-                return StoreWorker(work, None)
-            stores = [current]
-        except StoreNotFoundError:
-            stores = []
-        if work.exists():
-            begun, plan, _ = work.load()
-            identity.require(begun.fingerprint, begun.taps, work.path, "join with the leader's own arguments")
-            if begun.rows_sha256 == identity.rows_sha256:
-                stores += [open_files(Path(name)) for name in reuse]
-                sources = [source for opened in stores if (source := store_source(opened))]
-                sources += [folder.source() for folder in work.retired()]
-                origins = find_origins(work, plan, arrays, sources)
-                return StoreWorker(work, ShardWriter(work, begun.taps, plan, origins))
+        if is_led(work.lock) is not led or any(watch.replaced() for watch in watched):  # else it would look in vain
+            led, watched = is_led(work.lock), [Watch(target), Watch(work.plan)]
+            worker = _join(target, work, identity, rows, reuse, led)
+            if worker is not None:
+                return worker
         time.sleep(_POLL_SECONDS)
     message = f"{target}: no process has begun this store within {wait_seconds:.0f} s; start the leading one first"
     raise StoreError(message)
+
+
+def _join(
+    target: Path,
+    work: WorkFolder,
+    identity: Identity,
+    rows: Sequence[Row],
+    reuse: Sequence[str | os.PathLike[str]],
+    led: bool,
+) -> StoreWorker | None:
+    """Join the work as it is now; None where there is none of this store yet.
+
+    Work of other rows or another fingerprint may be what an interrupted run has left, unless a process leads it.
+    """
+    stores: list[OpenedStore] = []
+    with suppress(StoreNotFoundError):
+        current = open_files(target)
+        if not identity.differences(current.description.fingerprint, current.description.taps):
+            if holds(current.index, rows):
+                return StoreWorker(work, None)
+            stores.append(current)
+    if not work.exists():
+        return None
+    try:
+        begun, plan, _ = work.load()
+        if led:
+            identity.require(begun.fingerprint, begun.taps, work.path, "join with the leader's own arguments")
+        if identity.differences(begun.fingerprint, begun.taps) or begun.rows_sha256 != identity.rows_sha256:
+            return None
+        stores += [open_files(Path(name)) for name in reuse]
+        sources = [source for opened in stores if (source := store_source(opened))]
+        sources += [folder.source() for folder in work.retired()]
+        return StoreWorker(work, ShardWriter(work, begun.taps, plan, find_origins(work, plan, begun.taps, sources)))
+    except FormatError:
+        if work.exists():
+            raise
+        return None  # the leader has committed it, or begins anew

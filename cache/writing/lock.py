@@ -33,14 +33,22 @@ class WriterLock:
         """
         self._path = path
         self._handle = _acquire(path, subject)
-        holder = {"pid": os.getpid(), "since": time.time()}
+        self._since = time.time()
         try:
-            with space_errors(path):
-                os.ftruncate(self._handle, 0)
-                os.pwrite(self._handle, json.dumps(holder).encode(), 0)
+            self._tell(leads=False)
         except BaseException:
             self.release()
             raise
+
+    def lead(self) -> None:
+        """Tell those who wait that the work is planned, so that they may join it."""
+        self._tell(leads=True)
+
+    def _tell(self, *, leads: bool) -> None:
+        holder = {"pid": os.getpid(), "since": self._since, "leads": leads}
+        with space_errors(self._path):
+            os.ftruncate(self._handle, 0)
+            os.pwrite(self._handle, json.dumps(holder).encode(), 0)
 
     @property
     def folder(self) -> Path:
@@ -54,6 +62,19 @@ class WriterLock:
             fcntl.flock(self._handle, fcntl.LOCK_UN)  # a forked child would keep it with its copy of the descriptor
             os.close(self._handle)
             self._handle = -1
+
+
+def is_led(path: Path) -> bool:
+    """Whether a living process holds this lock and has planned its work.
+
+    The lock itself is not tried: whoever tries it has it for a moment, in which its holder to be would be refused.
+    """
+    try:
+        fields = json.loads(path.read_bytes())
+        os.kill(fields["pid"], 0)
+        return bool(fields["leads"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
 
 
 def _acquire(path: Path, subject: Path) -> int:

@@ -71,6 +71,16 @@ class WorkFolder:
         """Where an old version waits where two names cannot be exchanged in one step."""
         return self.path / "aside"
 
+    @property
+    def lock(self) -> Path:
+        """Whose lock the one writer holds."""
+        return self.path / "lock"
+
+    @property
+    def plan(self) -> Path:
+        """What is there from the first moment to the last at which shards may be written."""
+        return self._work / "plan.json"
+
     def scratch(self, name: str) -> Path:
         """A name to write under before the rename; what a stop leaves there, the next write of that name replaces."""
         return self._work / f"unfinished-{name}"
@@ -81,7 +91,7 @@ class WorkFolder:
 
     def exists(self) -> bool:
         """Whether there is a plan."""
-        return (self._work / "plan.json").exists()
+        return self.plan.exists()
 
     def drop_committed(self, target: Path) -> None:
         """Delete what a run left that was stopped after its store got the name `target`, and what has no plan.
@@ -115,7 +125,7 @@ class WorkFolder:
 
     def drop(self) -> None:
         """Delete the plan and what has grown by it; the plan first, so that what is left is nothing."""
-        (self._work / "plan.json").unlink(missing_ok=True)
+        self.plan.unlink(missing_ok=True)
         for path in (self._work, self.store, self.packed, self.aside):
             remove(path)
 
@@ -178,8 +188,7 @@ class WorkFolder:
 
     def fields(self) -> dict[str, JSON]:
         """What `plan.json` says."""
-        path = self._work / "plan.json"
-        found = load_json(path.read_bytes(), str(path))
+        found = load_json(self.plan.read_bytes(), str(self.plan))
         assert isinstance(found, dict)
         return found
 

@@ -111,9 +111,10 @@ def create_store(
     fitting = int(shard_mib * 2**20) // max(array.row_bytes for array in arrays.values())
     shard_rows = max(1, min(shard_rows or MAX_SHARD_ROWS, MAX_SHARD_ROWS, fitting))
     work = WorkFolder(partial_path(target))
-    lock = WriterLock(work.path / "lock", target)
+    lock = WriterLock(work.lock, target)
     try:
         job = _begin(target, work, identity, rows, shard_rows, reuse, replace, labels)
+        lock.lead()
         if job is not None:
             job = dataclasses.replace(job, labels=labels, digests=digests)
         return StoreWriter(target, work, lock, rows, job)

@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +24,7 @@ import pytest
 import cache
 from cache import durable
 from cache.formats.zarr_layout import shard_blocks
+from cache.reading.reader import open_files
 from cache.writing import writer
 from tests.cache import making, run_store
 from tests.cache.making import FORMATS, ROWS_PER_SHARD, assert_holds, begin, build, files, rows, write
@@ -293,6 +295,49 @@ def test_a_helper_in_the_midst_of_a_shard_loses_nothing_when_the_leader_resumes(
 def test_joining_nothing_says_so(tmp_path: Path) -> None:
     with pytest.raises(cache.StoreError, match="no process has begun"):
         join(tmp_path / "store.zarr", rows([0]), wait_seconds=0)
+
+
+def test_a_helper_that_waits_looks_at_the_store_only_when_it_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, wanted, looks = tmp_path / "store.zarr", rows(range(9)), list[Path]()
+    build(path, wanted[:8])
+
+    def counted(path: Path) -> Any:
+        looks.append(path)
+        return open_files(path)
+
+    monkeypatch.setattr("cache.writing.join.open_files", counted)
+    with pytest.raises(cache.StoreError, match="no process has begun"):
+        join(path, wanted, wait_seconds=0.7)
+    assert looks == [path]
+    with ThreadPoolExecutor() as pool:
+        helper = pool.submit(join, path, wanted)
+        while len(looks) < 2:
+            time.sleep(0.01)
+        with begin(path, wanted) as leader:
+            assert helper.result(timeout=60).pending == leader.pending
+
+
+def test_a_helper_takes_no_rows_from_a_store_that_is_to_be_replaced(tmp_path: Path) -> None:
+    path, wanted = tmp_path / "store.zarr", rows(range(10))
+    other = cache.Fingerprint({"encoder": "another"})
+    build(path, wanted[:6])
+    with begin(path, wanted, fingerprint=other, replace=True) as leader:
+        assert sum(len(plan.rows) for plan in leader.pending) == 10
+        assert join(path, wanted, fingerprint=other).pending == leader.pending
+
+
+def test_work_of_another_fingerprint_is_waited_out_unless_somebody_leads_it(tmp_path: Path) -> None:
+    path, wanted = tmp_path / "store.zarr", rows(range(8))
+    other = cache.Fingerprint({"encoder": "another"})
+    interrupted(path, wanted, 1)
+    with pytest.raises(cache.StoreError, match="no process has begun"):
+        join(path, wanted, fingerprint=other, wait_seconds=0.1)
+    with begin(path, wanted), pytest.raises(cache.FingerprintMismatchError, match="the leader's own arguments"):
+        join(path, wanted, fingerprint=other)
+    with begin(path, wanted, fingerprint=other, replace=True) as leader:
+        assert join(path, wanted, fingerprint=other).pending == leader.pending
 
 
 def test_only_one_of_many_processes_holds_the_lock(tmp_path: Path) -> None:
