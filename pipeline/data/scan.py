@@ -30,6 +30,9 @@ _ARRAY_BYTES = 256  # of an image in memory besides its pixels
 _AT_ONCE = 1024  # files whose sizes and times a thread asks for in one go
 _ASKING, _ASKED = 32, 16  # threads that wait for a server's answers, and files of each in one go
 
+_UNREADABLE = (OSError, ValueError, KeyError, zipfile.BadZipFile)
+"""What reading a memory that is not there or spoilt ends in."""
+
 Digests = npt.NDArray[np.uint8]
 Stamps = npt.NDArray[np.uint64]
 Known = npt.NDArray[np.bool_]
@@ -131,6 +134,7 @@ def scan(
     workers: int = 2,
     strict: bool = False,
     look: Look | None = None,
+    wait: Callable[[Callable[[], bool]], None] | None = None,
     progress: Progress = silent,
 ) -> Scan:
     """Digest every image of a data set, decoding only those whose file changed since the last run.
@@ -142,13 +146,17 @@ def scan(
         workers: Decoding threads.
         strict: Raise at the first image that cannot be read.
         look: Who looks at the images; None for this process's own threads.
+        wait: Waits, before anything is looked at, until another process has; told how to ask whether one has.
         progress: Called after each image.
 
     Raises:
         DataError: An image cannot be read and `strict` is set, or none can.
     """
-    found = remembered(dataset, memory, workers)
-    stamps, digests = found.stamps, found.digests
+    stamps = _stamps(dataset, workers)
+    if wait is not None:
+        wait(partial(_has_seen, memory, stamps))
+    found = _look_up(stamps, memory)
+    digests = found.digests
     known = np.zeros_like(found.known) if recheck else found.known
     result = Scan(dataset, digests, known)
     unknown = np.flatnonzero(~known).tolist()
@@ -173,8 +181,8 @@ def scan(
             _remember(stamps[known], digests[known], memory)
             saved = time.monotonic()
     result.set_aside.update({dataset.samples[index].id: reasons[index] for index in sorted(reasons)})
-    if unknown:
-        _remember(stamps[known], digests[known], memory)
+    if unknown or not _has_seen(memory, stamps):
+        _remember(stamps[known], digests[known], memory, seen=_all_of(stamps))
     if not known.any():
         reason = next(iter(result.set_aside.values()), "it has no samples")
         message = f"none of the {len(dataset.samples)} images of {dataset.name!r} can be read: {reason}"
@@ -229,6 +237,11 @@ def remembered(dataset: Dataset, memory: Path, workers: int = 2) -> Remembered:
         memory: See `memory_of`; one that is not there or cannot be read knows nothing.
         workers: Threads that ask for the stamps; where a server is asked for each, there are more.
     """
+    return _look_up(_stamps(dataset, workers), memory)
+
+
+def _stamps(dataset: Dataset, workers: int) -> Stamps:
+    """Keys of the stamps of all samples."""
     total = len(dataset.samples)
     stamps = np.empty(total, np.uint64)
     asking, at_once = (_ASKING, _ASKED) if dataset.asks_for_stamps else (workers, _AT_ONCE)
@@ -240,11 +253,16 @@ def remembered(dataset: Dataset, memory: Path, workers: int = 2) -> Remembered:
     with threads(asking, "stamp") as pool:
         for _ in ahead(ask, range(0, total, at_once), pool, depth=2 * asking):
             pass
-    digests, known = np.zeros((total, 32), np.uint8), np.zeros(total, bool)
+    return stamps
+
+
+def _look_up(stamps: Stamps, memory: Path) -> Remembered:
+    """What a memory knows of samples with these stamps."""
+    digests, known = np.zeros((len(stamps), 32), np.uint8), np.zeros(len(stamps), bool)
     try:
         with np.load(memory, allow_pickle=False) as file:
             keys, found = file["keys"], file["digests"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    except _UNREADABLE:
         return Remembered(stamps, digests, known)
     if keys.dtype != stamps.dtype or found.dtype != np.uint8 or found.shape != (len(keys), 32) or not len(keys):
         return Remembered(stamps, digests, known)
@@ -254,16 +272,30 @@ def remembered(dataset: Dataset, memory: Path, workers: int = 2) -> Remembered:
     return Remembered(stamps, digests, known)
 
 
+def _all_of(stamps: Stamps) -> bytes:
+    """What stands for a whole data set with these stamps."""
+    return hashlib.sha256(stamps.tobytes()).digest()
+
+
+def _has_seen(memory: Path, stamps: Stamps) -> bool:
+    """Whether the last scan that ended has looked at all samples of just this data set, readable or not."""
+    try:
+        with np.load(memory, allow_pickle=False) as file:
+            return bool(file["seen"].tobytes() == _all_of(stamps))
+    except _UNREADABLE:
+        return False
+
+
 def _key(stamp: str | None) -> int:
     """64 bits that stand for a stamp; samples without one share 0, which is never looked up."""
     return 0 if stamp is None else int.from_bytes(hashlib.blake2b(stamp.encode(), digest_size=8).digest(), "little")
 
 
-def _remember(stamps: Stamps, digests: Digests, memory: Path) -> None:
-    """Write the memory, sorted by key, through a temporary name of this process's own."""
+def _remember(stamps: Stamps, digests: Digests, memory: Path, seen: bytes = b"") -> None:
+    """Write the memory, sorted by key, through a temporary name of this process's own; `seen` says that it is whole."""
     order = np.argsort(stamps)
     memory.parent.mkdir(parents=True, exist_ok=True)
     partial = memory.with_name(f"{memory.name}.{os.getpid()}.partial")
     with naming(memory), partial.open("wb") as file:
-        np.savez(file, keys=stamps[order], digests=digests[order])
+        np.savez(file, keys=stamps[order], digests=digests[order], seen=np.frombuffer(seen, np.uint8))
     partial.replace(memory)

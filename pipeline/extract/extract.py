@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -135,9 +135,6 @@ def extract(
         encoder.check(dataset.name, dataset.mask(0))
     clock = Clock()
     with clock("total"):
-        if ranks.rank:
-            with clock("wait for the leader"):
-                _await_leader(path, ranks.wait_seconds)
         with clock("scan"):
             rows = Rows(
                 scan(
@@ -147,6 +144,7 @@ def extract(
                     workers=workers,
                     strict=strict,
                     look=None if on is None else partial(on.look, dataset),
+                    wait=partial(_await_leader, path, ranks.wait_seconds) if ranks.rank else None,
                     progress=progress,
                 )
             )
@@ -245,16 +243,22 @@ def _most_rows(contents: Contents, batch: int) -> int | None:
     return max(_MASKED_ROWS, batch) if any(is_masks(tap) for tap in contents.taps) else None
 
 
-def _await_leader(path: Path, wait_seconds: float) -> None:
-    """Wait for the first process to have looked at all images, so that the others need not: they read its memory."""
-    give_up = time.monotonic() + wait_seconds
-    while time.monotonic() < give_up:
-        try:
-            cache.info(path)
-        except cache.StoreNotFoundError:
-            time.sleep(_POLL_SECONDS)
-        else:
-            return
+def _await_leader(path: Path, wait_seconds: float, has_looked: Callable[[], bool]) -> None:
+    """Wait for the first process to have looked at all images, so that the others need not: they read its memory.
+
+    Another store at `path` than at first says so, too: the first process has finished it.
+    """
+    give_up, store = time.monotonic() + wait_seconds, _named(path)
+    while time.monotonic() < give_up and not has_looked() and _named(path) == store:
+        time.sleep(_POLL_SECONDS)
+
+
+def _named(path: Path) -> int | None:
+    """Number of the file or folder that has a name now."""
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return None
 
 
 def _help(store: _Store, encoding: Encoding, wait_seconds: float) -> int:

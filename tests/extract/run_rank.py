@@ -1,4 +1,4 @@
-"""One of several processes that make a store together: `python -m tests.extract.run_rank STORE RANK WORLD SECONDS`."""
+"""One of several processes that make a store: `python -m tests.extract.run_rank STORE RANK WORLD SECONDS COUNT`."""
 
 from __future__ import annotations
 
@@ -26,9 +26,17 @@ class Slow(CountingEncoder):
         return super().encode(*batch)
 
 
+class Large(Pictures):
+    """Take their time to decode, so that others come while the first process looks at them."""
+
+    def read(self, index):  # type: ignore[no-untyped-def]
+        time.sleep(0.03)
+        return super().read(index)
+
+
 def main() -> None:
-    path, rank, world, seconds = sys.argv[1:]
-    source = Pictures({f"{i:03d}.png": picture(i) for i in range(COUNT)})
+    path, rank, world, seconds, count = sys.argv[1:]
+    source = Large({f"{i:03d}.png": picture(i) for i in range(int(count))})
     encoder = Slow(float(seconds))
     encoder.taps = {"neck": (256, 16, 16)}  # 8 rows of 128 KiB in a shard of 1 MiB
     report = extract(

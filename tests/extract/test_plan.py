@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,6 +50,31 @@ def test_a_stopped_scan_remembers_what_it_had_found(tmp_path: Path, monkeypatch:
     source.reads.clear()
     scan(source.dataset(), tmp_path / "memory.npz")
     assert sum(source.reads.values()) == 6
+
+
+def test_whoever_waits_is_told_when_just_this_data_set_has_been_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where an image cannot be read, which is never remembered; and not by a scan that was stopped."""
+    monkeypatch.setattr(scanning, "SAVE_EVERY_SECONDS", -1.0)
+    source, memory, told = pictures(5), tmp_path / "memory.npz", list[bool]()
+
+    def ask(has_looked: Callable[[], bool]) -> None:
+        told.append(has_looked())
+
+    def stop(task: str, done: int, total: int, **info: float | str) -> None:
+        if done == total:
+            raise KeyboardInterrupt
+
+    source.images["002.png"] = b"no image"
+    with pytest.raises(KeyboardInterrupt):
+        scan(source.dataset(), memory, wait=ask, progress=stop)
+    scan(source.dataset(), memory, wait=ask)
+    scan(source.dataset(), memory, wait=ask)
+    source.images["002.png"] = picture(9)
+    scan(source.dataset(), memory, wait=ask)
+    scan(source.dataset(), memory, wait=ask)
+    assert told == [False, False, True, False, True]
 
 
 def test_images_are_kept_for_the_encoder_as_memory_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

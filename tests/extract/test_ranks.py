@@ -13,8 +13,8 @@ from tests import warm
 from .run_rank import COUNT
 
 
-def start(store: Path, rank: int, world: int, seconds: float) -> warm.Child:
-    return warm.start("tests.extract.run_rank", store, rank, world, seconds)
+def start(store: Path, rank: int, world: int, seconds: float, count: int = COUNT) -> warm.Child:
+    return warm.start("tests.extract.run_rank", store, rank, world, seconds, count)
 
 
 def finish(process: warm.Child) -> int:
@@ -49,6 +49,16 @@ def test_four_processes_make_the_bytes_of_one(tmp_path: Path, alone: dict[str, b
     assert done[0][1] == COUNT  # the leader looks at every image once,
     assert all(read == count for count, read in done[1:])  # the others at their own
     assert sum(count > 0 for count in encoded) > 1, encoded
+    assert files(store) == alone
+
+
+def test_an_update_too_is_looked_at_by_the_leader_alone(tmp_path: Path, alone: dict[str, bytes]) -> None:
+    store = tmp_path / "s.zarr"
+    assert finish(start(store, 0, 1, 0.0, COUNT // 2)) == COUNT // 2
+    done = [counts(p) for p in [start(store, rank, 3, 0.3) for rank in range(3)]]
+    assert sum(count for count, _ in done) == COUNT // 2
+    assert done[0][1] == COUNT // 2
+    assert all(read == count for count, read in done[1:])
     assert files(store) == alone
 
 
