@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -58,6 +60,18 @@ def download_imagenet(backbone: str) -> Path:
         msg = f"The ImageNet weights of {backbone!r} cannot be fetched ({error}): copy them to {str(file)!r} by hand."
         raise ConfigError(msg) from error
     return file
+
+
+def file_sha256(file: Path) -> str:
+    """SHA-256 of a file, hexadecimal; reckoned once per process for as long as the file stays the same."""
+    status = file.stat()
+    return _sha256(file.resolve(), (status.st_ino, status.st_size, status.st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=64)
+def _sha256(file: Path, unchanged: tuple[int, ...]) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:

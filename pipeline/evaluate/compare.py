@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from cache import Fingerprint
 from pipeline.errors import RunError
 from pipeline.evaluate.intervals import interval, resample
 from pipeline.evaluate.metrics import Bools, Floats, Ints, Scorer, by_name, one_hot
@@ -162,7 +161,7 @@ def other_settings(first: Path, second: Path) -> list[dict[str, Any]] | None:
         follows.add("data.pixels_sha256")  # known of runs that read a store
     return [
         {"setting": found.field, "first": found.ours, "second": found.theirs}
-        for found in Fingerprint(one).differences(Fingerprint(two))
+        for found in run_folder.differences(one, two)
         if found.field not in follows and not ("features" in follows and found.field.startswith("features."))
     ]
 

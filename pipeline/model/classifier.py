@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from pipeline import clip as clips
 from pipeline.clip import Architecture, is_clip
 from pipeline.errors import ConfigError
 from pipeline.mask_tap import others_of
@@ -21,6 +23,7 @@ from pipeline.model.overlay import Overlay, OverlayOptions
 from pipeline.model.pooled import Pooled
 from pipeline.model.slca import Mix, Norm
 from pipeline.model.uses import OWN, Gates, Seen, Shape, Use
+from pipeline.weights import imagenet_file
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,19 @@ class ModelOptions:
     def taps(self) -> tuple[str, ...]:
         """The taps that must come from a store, each once: `feature_taps`, then those of `overlay`."""
         return tuple(dict.fromkeys([*self.feature_taps, *(() if self.overlay is None else self.overlay.taps)]))
+
+    @property
+    def weights_file(self) -> Path | None:
+        """The file that the backbone starts from, there or not; None where its weights are drawn.
+
+        Raises:
+            ConfigError: There are no such weights for the backbone.
+        """
+        if is_clip(self.backbone):
+            return clips.weights_file(self.backbone, self.weights)
+        if self.weights == "imagenet":
+            return imagenet_file(self.backbone)
+        return None if self.weights == "none" else Path(self.weights)
 
     @property
     def reads_images(self) -> bool:

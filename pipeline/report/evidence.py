@@ -258,7 +258,7 @@ def _compares(study: Path, ours: Path) -> bool:
     )
     for folder in _runs_of(study):
         try:
-            is_it = recorded_identity(folder) == settings
+            is_it = not run_folder.differences(recorded_identity(folder), settings)
             of_other_kind = bool(run_folder.load_description(folder).model.gates) != gated
             is_counterpart = of_other_kind and other_settings(ours, folder) == []
             if (is_it or is_counterpart) and what_differs(said, read_predictions(folder)) is None:

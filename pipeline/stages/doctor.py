@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import cache
-from pipeline import clip, data, encoders
+from pipeline import data, encoders
 from pipeline.config.schema import STORED, Config, to_dict
 from pipeline.errors import DataError, PipelineError
 from pipeline.extract.plan import Contents
@@ -29,7 +29,6 @@ from pipeline.stages.inputs import checkpoint, device, load_dataset, recipe, wor
 from pipeline.train.identity import device_name, versions
 from pipeline.train.optimise import TrainOptions
 from pipeline.train.train import training_part
-from pipeline.weights import imagenet_file
 
 Report = dict[str, Any]
 _IMAGES = 1000  # where nobody says how many there are
@@ -137,11 +136,8 @@ def _weights(config: Config | None) -> Iterator[Report]:
 
 def _classifier_weights(config: Config) -> Path | None:
     """The file that the backbone starts from, there or not; None where nobody can say which, without the extra say."""
-    backbone, weights = config.model.backbone, str(config.model.weights)
     try:
-        if clip.is_clip(backbone):
-            return clip.weights_file(backbone, weights)
-        return imagenet_file(backbone) if weights == "imagenet" else Path(weights)
+        return model_options(config).weights_file
     except PipelineError:  # training is clocked too, and says what is wrong
         return None
 

@@ -10,6 +10,7 @@ from pipeline.config.schema import Config
 from pipeline.errors import ConfigError, RunError
 from pipeline.progress import Progress
 from pipeline.stages import commands
+from pipeline.stages.arguments import model_options
 from pipeline.stages.commands import Report
 from pipeline.stages.inputs import finished
 from pipeline.stages.loaded import Shared
@@ -26,7 +27,7 @@ from pipeline.study.runs import (
     work_through,
 )
 from pipeline.study.table import Summary
-from pipeline.train.identity import data_identity, recorded_identity
+from pipeline.train.identity import changed_inputs
 
 TABLES_EVERY_SECONDS = 30.0  # while runs are made, so that a study that is killed leaves tables
 
@@ -40,7 +41,7 @@ def study(
         plan: The study.
         progress: Called after each run, and by each run that is made in this process.
         tables_only: Make no run: only the tables of those that are done.
-        replace: Make runs again that rest on other samples or other source pixels than are there now.
+        replace: Make runs again that rest on other inputs than are there now (see `identity.inputs_of`).
         ray: Have them made on the cluster at this address (see `pipeline.cluster.connected`).
 
     Raises:
@@ -144,22 +145,25 @@ def _make_runs(
 
 
 def _look_for_stale(plan: Study, shared: Shared, *, replace: bool) -> None:
-    """Find done runs whose samples or source pixels have changed since: forget their results, or refuse."""
-    stale = []
+    """Find done runs that rest on other inputs than are there now: forget their results, or refuse."""
+    stale: list[tuple[Planned, list[str]]] = []
     for planned in plan.runs:
         if result_of(planned) is not None:
             config = plan.configs[planned.name]
             store = shared.store(config) if plan.reads_store(planned.name) else None
-            then = recorded_identity(planned.folder)["data"]
-            if then != data_identity(shared.dataset(config), store):
-                stale.append(planned)
+            weights = model_options(config).weights_file
+            changed = changed_inputs(planned.folder, shared.dataset(config), store, weights)
+            if changed:
+                stale.append((planned, [difference.field for difference in changed]))
     if stale and not replace:
+        first, fields = stale[0]
         message = (
-            f"{len(stale)} of the finished runs of {str(plan.folder)!r}, among them {stale[0].name!r}, rest on other "
-            f"samples or images than are there now: make them again with --replace, or give the study another folder"
+            f"{len(stale)} of the finished runs of {str(plan.folder)!r}, among them {first.name!r}, rest on other "
+            f"samples, images, features or weights than are there now ({', '.join(fields)}): make them again with "
+            f"--replace, or give the study another folder"
         )
         raise RunError(message)
-    for planned in stale:
+    for planned, _ in stale:
         forget_result(planned)
 
 

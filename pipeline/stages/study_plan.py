@@ -8,19 +8,19 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from pipeline import encoders
+from pipeline import clip, encoders
 from pipeline.config.check import validate
 from pipeline.config.file import parse_override, read_yaml, set_key
 from pipeline.config.schema import STORED, Config, Section
 from pipeline.errors import ConfigError
-from pipeline.stages.inputs import check_encoder
+from pipeline.stages.inputs import check_encoder, checkpoint
 from pipeline.study.runs import Planned
 
 Overrides = dict[str, Any]  # dotted key of the experiment to its value
@@ -136,6 +136,7 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
         plan.folder.name, plan.folder, plan.baseline, plan.scores, plan.keep_weights, tuple(runs), configs, commands
     )
     _check_stores(path, study)
+    _check_weights(path, study)
     return study
 
 
@@ -266,6 +267,35 @@ def _check_stores(path: Path, study: Study) -> None:
                     f"store.path {str(config.store.path)!r}: give each its own"
                 )
                 raise ConfigError(message)
+
+
+def _check_weights(path: Path, study: Study) -> None:
+    """Refuse two runs for which `prepare` would make different weights in the same file."""
+    makers: dict[Path, tuple[str, Hashable]] = {}
+    for name, config in study.configs.items():
+        for key, file, made_from in _weights_made(config, reads_store=study.reads_store(name)):
+            first, known = makers.setdefault(file, (name, made_from))
+            if known != made_from:
+                message = (
+                    f"{path}: runs {first!r} and {name!r} have `prepare` make different weights and both name "
+                    f"{key} {str(file)!r}: give each its own"
+                )
+                raise ConfigError(message)
+
+
+def _weights_made(config: Config, *, reads_store: bool) -> Iterator[tuple[str, Path, Hashable]]:
+    """Weights that `pipeline.stages.prepare` makes for a run: key, file, and what they follow from."""
+    encoder, of_clip = config.encoder, (clip.DEMO, config.model.clip.training.model_dump_json())
+    if config.model.backbone == clip.DEMO and config.model.weights != "none":
+        yield "model.weights", Path(config.model.weights), of_clip
+    if not reads_store or encoder.name == STORED or encoders.family_of(encoder.name).reads == "mask":
+        return
+    if encoder.training.steps == 0:
+        yield "encoder.checkpoint", checkpoint(config), (encoder.name, 0, encoder.training.seed)
+    elif encoder.name == clip.DEMO:
+        yield "encoder.checkpoint", encoder.checkpoint, of_clip
+    elif encoder.name == "sam_demo":
+        yield "encoder.checkpoint", encoder.checkpoint, (encoder.name, encoder.training.model_dump_json())
 
 
 def _cell(variant: str, labels: Mapping[str, Any], config: Config) -> dict[str, Any]:

@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cache import Fingerprint, Store
+from cache.errors import Difference
 from pipeline.data import Dataset
 from pipeline.data.dataset import SPLITS, positives
 from pipeline.errors import RunError
 from pipeline.image_tap import of_features
-from pipeline.train.run_folder import damage_named, load_description, read_csv, write_csv
+from pipeline.train.run_folder import damage_named, differences, load_description, read_csv, write_csv
+from pipeline.weights import file_sha256
 
 if TYPE_CHECKING:
     from pipeline.model.classifier import ModelOptions
@@ -45,12 +47,10 @@ def identity_of(
         augmentation: On what.
 
     Returns:
-        JSON values: `data` (see `data_identity`), `features`, `model`, `train`, `augmentation`.
+        JSON values: those of `inputs_of`, `model`, `train`, `augmentation`.
     """
-    read = store if model.taps else None
     return {
-        "data": data_identity(dataset, read),
-        "features": None if read is None else of_features(read.fingerprint).fields,
+        **inputs_of(dataset, store if model.taps else None, model.weights_file),
         "model": _without_new_defaults(asdict(model)),
         "train": _without_new_defaults(asdict(options)),
         "augmentation": asdict(augmentation),
@@ -73,6 +73,33 @@ _CAME_LATER: dict[str, Any] = {
 def _without_new_defaults(section: dict[str, Any]) -> dict[str, Any]:
     """Leave out keys that came later where they change nothing: a run of an earlier version is the same run."""
     return {key: value for key, value in section.items() if key not in _CAME_LATER or value != _CAME_LATER[key]}
+
+
+def inputs_of(dataset: Dataset, store: Store | None, first_weights: Path | None) -> dict[str, Any]:
+    """The part of `identity_of` that may change while the configuration stays the same.
+
+    Args:
+        dataset: The samples.
+        store: Whose rows are read; None if none are.
+        first_weights: The file that the backbone starts from; None where its weights are drawn.
+
+    Returns:
+        JSON values: `data` (see `data_identity`); `features`, what their fingerprint says; and `first_weights_sha256`,
+        where there is a file.
+    """
+    return {
+        "data": data_identity(dataset, store),
+        "features": None if store is None else of_features(store.fingerprint).fields,
+        **({"first_weights_sha256": file_sha256(first_weights)} if first_weights and first_weights.is_file() else {}),
+    }
+
+
+def changed_inputs(
+    folder: Path, dataset: Dataset, store: Store | None, first_weights: Path | None
+) -> tuple[Difference, ...]:
+    """What a finished run rests on that is otherwise by now, its settings apart; see `inputs_of`."""
+    now, recorded = inputs_of(dataset, store, first_weights), recorded_identity(folder)
+    return differences({key: recorded[key] for key in now if key in recorded}, now)
 
 
 def data_identity(dataset: Dataset, store: Store | None) -> dict[str, Any]:

@@ -39,6 +39,8 @@ import torch
 from torch import Tensor
 
 from cache import Fingerprint
+from cache.errors import Difference
+from cache.fingerprint import MISSING
 from pipeline.clip import read_architecture
 from pipeline.errors import DamagedFileError, RunError, naming
 from pipeline.model.classifier import Classifier, ModelOptions
@@ -54,6 +56,7 @@ _QUOTED = re.compile(r"'+[=+\-@\t\r]")
 EXTERNAL = "external"  # in a run: a folder for each external test set
 _EARLIER = "earlier"  # in a run: scores of images that were its test set before
 _MOST_BYTES = 256 << 20  # of JSON: a history of a million epochs
+_CAME_LATER = ("first_weights_sha256", "data.groups_sha256")  # earlier versions did not record it
 _LONGEST = 80  # characters of a setting in a message
 _OF_TRAINING = ("last.pt", "samples.csv", "model.*", "best-*.safetensors", "history.*")
 _OF_EVALUATION = ("metrics.json", "predictions.csv", "roc.*", "precision_recall.*", "reliability.*",
@@ -342,6 +345,19 @@ def steps_of(history: Sequence[Mapping[str, Any]], kept: int) -> tuple[str, str,
     return ("epoch", "epochs", f"epoch {kept}") if "lr" in row else ("setting", "settings", "the only one")
 
 
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[Difference, ...]:
+    """The leaves in which two records of what a run depends on differ.
+
+    What one of them does not say, because an earlier version wrote it, fits whatever the other says: finished runs stay
+    valid when this program comes to record more.
+    """
+    return tuple(
+        found
+        for found in Fingerprint(ours).differences(Fingerprint(theirs))
+        if found.field not in _CAME_LATER or MISSING not in (found.ours, found.theirs)
+    )
+
+
 def begin(folder: Path, settings: Mapping[str, Any], *, replace: bool) -> None:
     """Claim a folder for a run with these settings; one that holds the same run is left as it is.
 
@@ -356,18 +372,17 @@ def begin(folder: Path, settings: Mapping[str, Any], *, replace: bool) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "settings.json"
-    wanted = Fingerprint(settings)
     if file.is_file():
         try:
-            differences = wanted.differences(Fingerprint(read_json(file)))
+            others = differences(settings, read_json(file))
         except ValueError as error:
             msg = f"{str(file)!r} cannot be read ({error}): delete the folder {str(folder)!r} and train again."
             raise RunError(msg) from error
-        if not differences:
+        if not others:
             return
         started = any((folder / name).exists() for name in ("last.pt", "model.json"))
         if started and not replace:
-            listed = "; ".join(f"{d.field} is {brief(d.ours)} and was {brief(d.theirs)}" for d in differences)
+            listed = "; ".join(f"{d.field} is {brief(d.ours)} and was {brief(d.theirs)}" for d in others)
             msg = (
                 f"{str(folder)!r} holds a run with other settings: {listed}. "
                 f"Name another folder (`--set run=runs/NAME`), or start over with `--replace`."
@@ -378,7 +393,7 @@ def begin(folder: Path, settings: Mapping[str, Any], *, replace: bool) -> None:
                 old.unlink()
         for name in (EXTERNAL, _EARLIER):  # what it came to on other images
             shutil.rmtree(folder / name, ignore_errors=True)
-    write_json(file, wanted.fields)
+    write_json(file, Fingerprint(settings).fields)
 
 
 def keep_earlier(folder: Path, tested: Mapping[str, str]) -> None:

@@ -154,6 +154,17 @@ def test_taps_that_are_the_encoders_own_may_be_left_out_or_not(folder):
             "{}\n  other: {encoder.pool: 2}",
             "differ in data, encoder or store and both name store.path 'features/demo.zarr': give each its own",
         ),
+        (
+            "{model.slca: {mix: multiply}}",
+            "{}\n  other: {encoder.training.steps: 5, store.path: features/other.zarr}",
+            "`prepare` make different weights and both name encoder.checkpoint 'weights/sam_demo.pth': give each its",
+        ),
+        (
+            "{model.slca: {mix: multiply}}",
+            "&clip {model.gates: [], model.backbone: 'clip:demo', model.weights: weights/clip.safetensors}\n"
+            "  more: {<<: *clip, model.clip.training.steps: 640}",
+            "make different weights and both name model.weights 'weights/clip.safetensors': give each its own",
+        ),
         ("gated: {model.slca: {mix: multiply}}", '"plain ": {model.gates: []}', "s.yaml: two runs are plain-small-"),
     ],
 )

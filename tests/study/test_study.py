@@ -247,6 +247,25 @@ def test_runs_on_images_that_have_changed_since_do_not_count_as_done(studied, fr
     assert studies.study(plan, silent)["missing"] == 0
 
 
+def test_runs_on_features_that_were_made_anew_since_do_not_count_as_done(studied, fresh, monkeypatch):
+    shutil.copytree(studied[0] / "studies", fresh / "studies")
+    monkeypatch.chdir(fresh)
+    plan = load_study(Path("study.yaml"))
+    assert studies.study(plan, silent)["missing"] == 0
+    mask = next(Path("data/demo/masks").rglob("*.png"))
+    Image.fromarray(255 - np.asarray(Image.open(mask))).save(mask)  # the images stay, and so do samples and pixels
+    config = next(plan.configs[planned.name] for planned in plan.runs if plan.reads_store(planned.name))
+    commands.extract(config, silent, replace=True)
+    said = r"2 of the finished runs .*'mask-fraction0.5-seed0-.* than are there now \(features.masks_sha256\)"
+    with pytest.raises(RunError, match=said):
+        studies.study(plan, silent)
+    monkeypatch.setattr(studies, "make_run", lambda plan, planned, *_, **__: {"made": planned.name})
+    monkeypatch.setattr(studies, "_write", lambda plan, summary: [{}])
+    studies.study(plan, silent, replace=True)
+    again = {planned.name for planned in plan.runs if "made" in result_of(planned)}
+    assert again == {planned.name for planned in plan.runs if planned.name.startswith("mask")}
+
+
 def test_a_store_is_prepared_once_whatever_backbones_read_it(only_configured, monkeypatch):
     Path("study.yaml").write_text(OF_ONE_SEED.replace("[0.5, 1]", "[1]\n  model.backbone: [resnet18, resnet34]"))
     asked = []
