@@ -174,7 +174,8 @@ def check_feed(folder: Path, dataset: Dataset, feed: Feed) -> None:
     """Refuse to score or show images under another split than the one that the run used them in.
 
     On the very samples of the training this always holds. On others (images added, renamed or removed since, another
-    data set) no image may be one that the run has used otherwise, by its pixels where both are known, else by its id.
+    data set) no image may be one that the run has used otherwise, by its pixels where both are known, else by its id
+    (a run that read images ahead of each step need not have read all of them when it wrote them down).
     So a run may be tested on images from elsewhere, and never on those that it has learnt.
 
     Args:
@@ -199,10 +200,11 @@ def check_feed(folder: Path, dataset: Dataset, feed: Feed) -> None:
     with damage_named(folder / _SAMPLES):
         by_pixels = {row["pixels_sha256"]: row["split"] for row in used if row["pixels_sha256"]}
         by_id = {row["id"]: row["split"] for row in used}
+        unread = {row["id"]: row["split"] for row in used if not row["pixels_sha256"]}
     moved = []
     for position, name in enumerate(feed.ids):
         digest = feed.pixel_digest(position)
-        known = by_pixels.get(digest.hex()) if digest is not None and by_pixels else by_id.get(name)
+        known = by_id.get(name) if digest is None else by_pixels.get(digest.hex(), unread.get(name))
         if known is not None and known != feed.split:
             moved.append((name, known))
     if moved:

@@ -13,7 +13,8 @@ from pipeline.errors import RunError
 from pipeline.evaluate.evaluate import evaluate
 from pipeline.explain.explain import explain
 from pipeline.train.identity import check_samples
-from tests.train.scenes import PLAIN, QUICK, do, make_dataset, make_store
+from pipeline.train.run_folder import read_csv, write_csv
+from tests.train.scenes import PLAIN, QUICK, Arrays, do, make_dataset, make_store
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,36 @@ def test_a_test_image_that_the_run_has_used_is_refused_by_its_pixels(scene, plai
     assert next(iter(moved)) in str(refused.value)
     assert "train again" in str(refused.value)
     assert {path: path.read_bytes() for path in plain.rglob("*") if path.is_file()} == before
+
+
+@pytest.fixture(scope="module")
+def half_read(scene, tmp_path_factory):
+    """A run that has not read every second image, as may be where images are read ahead of each step."""
+    folder = do(scene, None, tmp_path_factory.mktemp("half") / "run", model=PLAIN).folder
+    rows = read_csv(folder / "samples.csv")
+    for row in rows:
+        if int(row["id"][1:]) % 2:
+            row["pixels_sha256"] = ""
+    write_csv(folder / "samples.csv", rows)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("moved", "name_them"),
+    [("s003", lambda dataset: dataset), ("s004", lambda dataset: dataset), ("s004", renamed)],
+    ids=["by name, for it was not read", "by pixels", "by pixels though renamed"],
+)
+def test_images_that_the_run_has_not_read_are_known_by_name(scene, half_read, moved, name_them):
+    with pytest.raises(RunError, match="1 of 13 images of split 'test' were used otherwise") as refused:
+        evaluate(half_read, name_them(drawn_anew(scene, {moved: "test"})), None)
+    assert moved in str(refused.value)
+
+
+def test_another_image_under_the_name_of_one_that_was_read_is_no_leak(scene, half_read):
+    images = scene.source.images.copy()
+    images[4] = 255 - images[4]
+    changed = dataclasses.replace(drawn_anew(scene, {"s004": "test"}), source=Arrays(images))
+    assert evaluate(half_read, changed, None, resamples=20)["n"] == 13
 
 
 def test_features_do_not_hide_it(scene, store, tmp_path):
