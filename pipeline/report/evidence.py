@@ -176,8 +176,8 @@ def collect(
         progress: Called while images are read.
 
     Raises:
-        RunError: The run is not finished, not evaluated or without its weights, was trained on other samples, or the
-            study has no table.
+        RunError: The run is not finished, not evaluated or without its weights, was trained on other samples or
+            evaluated over other groups, or the study has no table.
     """
     description = run_folder.load_description(folder)
     figures = read_figures(folder, description)
@@ -188,6 +188,7 @@ def collect(
     if description.fingerprint is not None and store is not None:
         found, changed, stored = _look_at_store(store, description.fingerprint, dataset, seen, notes)
     said = read_predictions(folder)
+    _check_groups(folder, said, dataset)
     digest = hashlib.sha256(run_folder.weights_file(folder).read_bytes()).hexdigest()
     return Evidence(
         name=str(folder),
@@ -214,6 +215,21 @@ def collect(
         elsewhere=_elsewhere(folder, figures, notes),
         notes=tuple(notes),
     )
+
+
+def _check_groups(folder: Path, said: Predictions, dataset: Dataset) -> None:
+    """Refuse intervals that were drawn over other groups than the page would count.
+
+    Raises:
+        RunError: Some image was of another group when the run was evaluated.
+    """
+    now = {sample.id: sample.group for sample in dataset.samples}
+    if any(now.get(name, group) != group for name, group in zip(said.ids, said.groups, strict=True)):
+        msg = (
+            f"The scores in {str(folder)!r} are of other groups (patients) than {dataset.name!r} has now: run "
+            f"`pipeline evaluate` on this run again."
+        )
+        raise RunError(msg)
 
 
 def _if_of_the_run(made: Mapping[str, Any], description: run_folder.Description) -> Mapping[str, Any]:

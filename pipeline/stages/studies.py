@@ -159,8 +159,8 @@ def _look_for_stale(plan: Study, shared: Shared, *, replace: bool) -> None:
         first, fields = stale[0]
         message = (
             f"{len(stale)} of the finished runs of {str(plan.folder)!r}, among them {first.name!r}, rest on other "
-            f"samples, images, features or weights than are there now ({', '.join(fields)}): make them again with "
-            f"--replace, or give the study another folder"
+            f"inputs than are there now ({', '.join(fields)}): make them again with --replace, or give the study "
+            f"another folder"
         )
         raise RunError(message)
     for planned, _ in stale:

@@ -103,7 +103,9 @@ def changed_inputs(
 
 
 def data_identity(dataset: Dataset, store: Store | None) -> dict[str, Any]:
-    """What a run rests on that its configuration does not say: samples, and a store's source pixels.
+    """What a run rests on that its configuration does not say: samples, their groups, and a store's source pixels.
+
+    Groups choose the training part, and intervals are drawn over them.
 
     Args:
         dataset: The samples.
@@ -111,6 +113,7 @@ def data_identity(dataset: Dataset, store: Store | None) -> dict[str, Any]:
     """
     return {
         "samples_sha256": _samples_sha256(dataset),
+        "groups_sha256": _digest([sample.group for sample in dataset.samples]),
         "pixels_sha256": None if store is None else _pixels_sha256(dataset, store),
         "task": dataset.task,
         "class_names": list(dataset.class_names),
@@ -307,8 +310,11 @@ def check_features(folder: Path, trained_on: Fingerprint | None, given: Fingerpr
 
 def _samples_sha256(dataset: Dataset) -> str:
     """A digest of which samples there are, with what labels, in which splits: hexadecimal."""
-    samples = [[sample.id, sample.label, sample.split] for sample in dataset.samples]
-    return hashlib.sha256(json.dumps(samples).encode()).hexdigest()
+    return _digest([[sample.id, sample.label, sample.split] for sample in dataset.samples])
+
+
+def _digest(values: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 _SOFTWARE = ("slca-pipeline", "torch", "torchvision", "numpy", "pillow", "segment-anything")

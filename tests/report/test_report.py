@@ -194,6 +194,13 @@ def test_what_is_missing_is_refused_in_one_line(gated: Case, scene_without_group
         gated.collect(study=tmp_path)
 
 
+def test_intervals_over_other_patients_than_are_known_now_are_refused(gated: Case, tmp_path) -> None:
+    samples = [dataclasses.replace(sample, group=sample.id) for sample in gated.dataset.samples]
+    dataset = dataclasses.replace(gated.dataset, samples=tuple(samples))
+    with pytest.raises(RunError, match=r"of other groups \(patients\) than .* has now: run `pipeline evaluate`"):
+        dataclasses.replace(gated, dataset=dataset).collect()
+
+
 def test_a_run_whose_weights_were_not_kept_says_so(gated: Case, tmp_path) -> None:
     copy = dataclasses.replace(gated, folder=tmp_path / "run")
     shutil.copytree(gated.folder, copy.folder, ignore=shutil.ignore_patterns("model.safetensors"))

@@ -12,6 +12,7 @@ from pipeline.errors import RunError
 from pipeline.evaluate.compare import other_settings
 from pipeline.train import run_folder
 from pipeline.train.identity import changed_inputs, recorded_identity
+from pipeline.train.train import training_part
 from tests.train.scenes import PLAIN, QUICK, Tiny, do, equal, weights_of
 
 ONE_EPOCH = dataclasses.replace(QUICK, epochs=1)
@@ -74,6 +75,27 @@ def test_a_run_that_did_not_record_its_first_weights_stays_valid(started, scene,
     assert changed_inputs(folder, scene, None, file) == ()
     file.unlink()  # as where they were deleted once all runs were made
     assert changed_inputs(folder, scene, None, file) == ()
+
+
+def in_pairs(dataset):
+    """The data set with two images to a group."""
+    samples = [
+        dataclasses.replace(sample, group=f"{sample.split} {number // 2}")
+        for number, sample in enumerate(dataset.samples)
+    ]
+    return dataclasses.replace(dataset, samples=tuple(samples))
+
+
+def test_other_groups_make_another_run_for_they_choose_the_training_part(scene, tmp_path):
+    half, paired = dataclasses.replace(ONE_EPOCH, fraction=0.5), in_pairs(scene)
+    assert training_part(scene, half) != training_part(paired, half)
+    folder = do(scene, None, tmp_path / "run", model=PLAIN, options=half).folder
+    with pytest.raises(RunError, match=r"holds a run with other settings: data\.groups_sha256"):
+        do(paired, None, folder, model=PLAIN, options=half)
+    assert [found.field for found in changed_inputs(folder, paired, None, None)] == ["data.groups_sha256"]
+    as_before(folder, "data.groups_sha256")
+    assert do(paired, None, folder, model=PLAIN, options=half).feeds == ()
+    assert changed_inputs(folder, paired, None, None) == ()
 
 
 def test_drawn_weights_have_no_digest(scene, tmp_path):
