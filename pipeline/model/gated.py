@@ -141,7 +141,7 @@ class Gated(nn.Module):
         Returns:
             This classifier.
         """
-        self.gates.fit(lambda: [Seen(features, extents)])
+        self.gates.fit([Seen(features, extents)])
         return self
 
     def gate_maps(self, features: Mapping[str, Tensor], extents: Tensor | None, size: tuple[int, int]) -> list[Tensor]:

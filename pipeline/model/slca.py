@@ -13,7 +13,7 @@ training images say of it, and the layers start so that the gate varies by about
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
@@ -26,6 +26,35 @@ Mix = Literal["residual", "multiply"]
 Norm = Literal["standardise", "layer", "layer_on_blocks", "none"]
 
 _NOISE = 1e-3  # of a channel's size: a smaller spread is float16's rounding
+
+
+class Moments:
+    """Mean and spread of each channel over the cells that it has been given so far."""
+
+    def __init__(self) -> None:
+        self._count, self._mean, self._squares = 0.0, torch.zeros(1), torch.zeros(1)
+
+    def add(self, cells: Tensor, shares: Tensor | None) -> None:
+        """Take in cells (B, n, C), and the share (B, n) of each that is image; None where all of them are.
+
+        They are merged as Chan, Golub and LeVeque (1983) do.
+        """
+        cells, weights = cells.flatten(0, 1).float(), None if shares is None else shares.flatten()[:, None].float()
+        number = float(len(cells) if weights is None else weights.sum())
+        if not number:
+            return
+        here = cells.mean(0) if weights is None else (cells * weights).sum(0) / number
+        apart = (cells - here).square()
+        spread = (apart if weights is None else apart * weights).sum(0).double().cpu()
+        step = here.double().cpu() - self._mean
+        total = self._count + number
+        self._mean = self._mean + step * number / total
+        self._squares = self._squares + spread + step.square() * self._count * number / total
+        self._count = total
+
+    def found(self) -> tuple[Tensor, Tensor]:
+        """The mean and the standard deviation of each channel: (C,) float64 on the CPU."""
+        return self._mean, (self._squares / max(self._count, 1.0)).sqrt()
 
 
 class Standardise(nn.Module):
@@ -52,26 +81,9 @@ class Standardise(nn.Module):
         return torch.addcmul(self.shift, cells, self.scale)
 
     @torch.no_grad()
-    def fit(self, parts: Iterable[tuple[Tensor, Tensor | None]]) -> None:
-        """Learn the mean and the standard deviation of each channel.
-
-        Args:
-            parts: Cells (B, n, C), and the share (B, n) of each that is image; None where all of them are.
-        """
-        count, mean, squares = 0.0, torch.zeros(1), torch.zeros(1)  # merged as Chan, Golub and LeVeque (1983) do
-        for cells, shares in parts:
-            cells, weights = cells.flatten(0, 1).float(), None if shares is None else shares.flatten()[:, None].float()
-            number = float(len(cells) if weights is None else weights.sum())
-            if not number:
-                continue
-            here = cells.mean(0) if weights is None else (cells * weights).sum(0) / number
-            apart = (cells - here).square()
-            spread = (apart if weights is None else apart * weights).sum(0).double().cpu()
-            step = here.double().cpu() - mean
-            total = count + number
-            mean, squares = mean + step * number / total, squares + spread + step.square() * count * number / total
-            count = total
-        deviation = (squares / max(count, 1.0)).sqrt()
+    def learn(self, moments: Moments) -> None:
+        """Take the mean and the standard deviation of each channel."""
+        mean, deviation = moments.found()
         varies = deviation > _NOISE * mean.abs()
         scale = torch.where(varies, 1 / deviation, 0.0)
         self.scale.copy_(scale)
@@ -149,7 +161,7 @@ class SLCA(nn.Module):
             parts: Features F (B, C, h, w), and the part (B, 2) of their grid that is image, or None.
         """
         if isinstance(self.norm, Standardise):
-            self.norm.fit(self._cells(*part) for part in parts)
+            fit_together([self], ([part] for part in parts))
 
     def forward(self, feature: Tensor, extents: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Compute the gate on its own coarse grid.
@@ -170,7 +182,7 @@ class SLCA(nn.Module):
         gate = _on_cells(self.excite, hidden).sigmoid_()  # (B, h' w', C_stage)
         return gate.transpose(1, 2).view(len(gate), -1, *pooled.shape[-2:]), extents
 
-    def _cells(self, feature: Tensor, extents: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def cells(self, feature: Tensor, extents: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The pooled cells (B, h' w', C) of a feature, and the share (B, h' w') of each that is image."""
         pooled, extents = self._pooled(feature.float(), extents)
         shares = None if extents is None else image_shares(extents, pooled.shape[-2], pooled.shape[-1]).flatten(1)
@@ -189,6 +201,23 @@ class SLCA(nn.Module):
             whole = torch.ones(len(feature), 2, device=feature.device) if extents is None else extents
             extents = whole * torch.tensor(covered, device=feature.device)
         return pooled, extents
+
+
+@torch.no_grad()
+def fit_together(gates: Sequence[SLCA], batches: Iterable[Sequence[tuple[Tensor, Tensor | None]]]) -> None:
+    """Let the norms of several gates, each `Standardise`, see features in one pass: bit for bit as one after the other.
+
+    Args:
+        gates: Their n gates.
+        batches: Of each batch n pairs: features F (B, C, h, w), and the part (B, 2) of their grid that is image or None.
+    """
+    moments = [Moments() for _ in gates]
+    for batch in batches:
+        for gate, seen, part in zip(gates, moments, batch, strict=True):
+            seen.add(*gate.cells(*part))
+    for gate, seen in zip(gates, moments, strict=True):
+        assert isinstance(gate.norm, Standardise)
+        gate.norm.learn(seen)
 
 
 def factor(gate: Tensor, mix: Mix = "residual", *, identity_start: bool = False) -> tuple[Tensor, int]:

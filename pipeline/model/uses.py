@@ -7,7 +7,7 @@ together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pipeline.errors import ConfigError
 from pipeline.model.gating import gate_stage
 from pipeline.model.geometry import sample_gate
-from pipeline.model.slca import SLCA, Mix, Norm, factor, integrate, is_block
+from pipeline.model.slca import SLCA, Mix, Norm, Standardise, factor, fit_together, integrate, is_block
 
 OWN = "own"  # a gate made from the stage itself: what is left of SLCA without the encoder
 Shape = tuple[int, int, int]  # (C, h, w) of a tap
@@ -100,16 +100,25 @@ class Gates(nn.ModuleList, Use):
         )
         self._pairs, self._mix, self._identity_start = tuple(pairs), mix, identity_start
 
-    def fit(self, batches: Callable[[], Iterable[Seen]]) -> None:
-        """Let the norms of stored taps see features of training images, before the training.
+    @property
+    def fitted(self) -> tuple[str, ...]:
+        """The taps whose features `fit` has to see, each once."""
+        return tuple(dict.fromkeys(tap for tap, _ in self._standardising()))
 
-        Args:
-            batches: Gives them from the start, each time it is called.
-        """
-        for (tap, _), slca in zip(self._pairs, self, strict=True):
-            if tap != OWN:
-                assert isinstance(slca, SLCA)
-                slca.fit((seen.features[tap], seen.extents) for seen in batches())
+    def fit(self, batches: Iterable[Seen]) -> None:
+        """Let the norms of stored taps see features of training images, once, before the training."""
+        learning = self._standardising()
+        fit_together(
+            [slca for _, slca in learning],
+            ([(seen.features[tap], seen.extents) for tap, _ in learning] for seen in batches),
+        )
+
+    def _standardising(self) -> list[tuple[str, SLCA]]:
+        """The gates that have to know the scale of their features, each with its tap."""
+        gates = zip(self._pairs, self, strict=True)
+        return [
+            (tap, slca) for (tap, _), slca in gates if isinstance(slca, SLCA) and isinstance(slca.norm, Standardise)
+        ]
 
     def on_stage(self, stage: str, x: Tensor, seen: Seen) -> Tensor:
         """Gate the output `x` (B, C_stage, H, W) of a stage by its taps; without any it stays as it is."""

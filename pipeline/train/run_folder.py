@@ -442,6 +442,11 @@ def save_checkpoint(folder: Path, checkpoint: Mapping[str, Any]) -> None:
         torch.save({"version": _VERSION, **checkpoint}, file)
 
 
+def is_started(folder: Path) -> bool:
+    """Whether there is a checkpoint to continue from."""
+    return (folder / "last.pt").is_file()
+
+
 def load_checkpoint(folder: Path, device: torch.device) -> dict[str, Any] | None:
     """Read `last.pt` if there is one.
 

@@ -6,7 +6,7 @@ continuing needs no more than a checkpoint at the end of each epoch, at the pric
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -158,10 +158,11 @@ def train(
         )
         for feed in (train_feed, val_feed):  # without those that the store lacks
             metrics.check_labels(dataset.task, feed.labels, dataset.class_names, feed.split)
-        if classifier.pooled is not None and store is not None:
-            classifier.pooled.fit(pool_rows(store, train_feed.rows, model.fuse, progress=progress))
-        if model.gates:
-            classifier.gates.fit(lambda: _some_features(train_feed))
+        if not run_folder.is_started(folder):  # else the checkpoint knows the scale of the features
+            if classifier.pooled is not None and store is not None:
+                classifier.pooled.fit(pool_rows(store, train_feed.rows, model.fuse, progress=progress))
+            if classifier.gates.fitted:
+                classifier.gates.fit(_some_features(train_feed, classifier.gates.fitted))
         loop = _build_loop(classifier, options, augmentation, machine, train_feed, dataset, team)
         journal = Journal(folder, tensorboard=machine.tensorboard)
         figures = _run_epochs(loop, val_feed, dataset, journal, options, progress)
@@ -342,21 +343,22 @@ def _run_epochs(
     return {**journal.best, **({"gate_spread": kept} if kept else {}), **costs(loop.classifier)}
 
 
-def _some_features(feed: Feed) -> Iterator[Seen]:
-    """Features of the training images, `_FITTED_ON` of them where there are more, at even distances.
+def _some_features(feed: Feed, taps: Sequence[str]) -> Iterator[Seen]:
+    """Features of the training images at some taps, `_FITTED_ON` of them where there are more, at even distances.
 
     Raises:
         RunError: They are not finite, which would make every gate's scale so.
     """
     positions = torch.linspace(0, len(feed) - 1, min(len(feed), _FITTED_ON)).long()
-    for batch in feed.batches(torch.split(positions, _AT_ONCE)):
-        for tap, feature in batch.features.items():
+    for part in torch.split(positions, _AT_ONCE):
+        features, extents = feed.stored(part, taps)
+        for tap, feature in features.items():
             bad = (~feature.flatten(1).isfinite().all(dim=1)).nonzero().flatten().tolist()
             if bad:
-                name = feed.ids[int(batch.positions[bad[0]])]
+                name = feed.ids[int(part[bad[0]])]
                 msg = f"The stored features of tap {tap!r} are not finite in sample {name!r}: extract them again."
                 raise RunError(msg)
-        yield Seen(batch.features, batch.extents)
+        yield Seen(features, extents)
 
 
 def costs(classifier: Classifier) -> Row:

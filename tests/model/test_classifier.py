@@ -135,11 +135,26 @@ def test_the_fit_scales_each_tap_by_itself():
     features = features_of(8)
     features["neck"] = 0.09 * features["neck"] - 5
     halves = [Seen({tap: feature[part] for tap, feature in features.items()}) for part in (slice(4), slice(4, 8))]
-    classifier.gates.fit(lambda: halves)
+    classifier.gates.fit(iter(halves))
     for tap, gate in zip(("middle", "neck"), classifier.gates, strict=True):
         cells = gate.norm(features[tap].flatten(2).transpose(1, 2))
         assert cells.mean().item() == pytest.approx(0, abs=1e-4)
         assert cells.std().item() == pytest.approx(1, abs=1e-2)
+
+
+def test_one_pass_over_all_taps_gives_each_gate_what_a_pass_of_its_own_would():
+    gates = (("middle", "stage1"), ("own", "stage2"), ("neck", "stage3"), ("middle", "stage4"))
+    together, alone = (Classifier(ModelOptions(gates=gates, pool=2), TAPS, outputs=3).gates for _ in range(2))
+    features, extents = features_of(9), torch.tensor([[1.0, 0.55]]).expand(9, 2)
+    parts = [slice(4), slice(4, 8), slice(8, 9)]
+    assert together.fitted == ("middle", "neck")
+    together.fit(Seen({tap: features[tap][part] for tap in together.fitted}, extents[part]) for part in parts)
+    for (tap, _), one, other in zip(gates, together, alone, strict=True):
+        if tap != "own":
+            other.fit((features[tap][part], extents[part]) for part in parts)
+            assert torch.equal(one.norm.scale, other.norm.scale)
+            assert torch.equal(one.norm.shift, other.norm.shift)
+            assert other.norm.scale.std() > 0
 
 
 def test_several_taps_on_one_stage_are_averaged():

@@ -18,7 +18,7 @@ from pipeline.train.augment import Augmentation
 from pipeline.train.feeding.feed import Feed
 from pipeline.train.forward import infer
 from pipeline.train.train import Machine, train
-from tests.train.scenes import PLAIN, QUICK, TINY, do, equal, make_dataset, make_store, weights_of
+from tests.train.scenes import PLAIN, QUICK, TINY, Arrays, do, equal, make_dataset, make_store, weights_of
 
 CPU = torch.device("cpu")
 
@@ -61,6 +61,25 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(scene, store,
 def test_the_place_of_the_data_changes_nothing(scene, store, finished, tmp_path, place):
     report = do(scene, store, tmp_path, machine=Machine(place=place))
     assert equal(weights_of(report.folder), weights_of(finished.folder))
+
+
+def test_the_scale_of_features_is_learnt_without_images_and_not_again_by_a_run_that_continues(
+    scene, store, tmp_path, monkeypatch
+):
+    decoded, looked_at, stored = [], [], Feed.stored
+    monkeypatch.setattr(Arrays, "read", lambda self, index: (decoded.append(index), self.images[index])[1])
+    monkeypatch.setattr(Feed, "stored", lambda self, *asked: (looked_at.extend(asked[0]), stored(self, *asked))[1])
+
+    def stop(task, done, total, **info):
+        if task == "epoch":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        do(scene, store, tmp_path / "run", machine=Machine(place="stream"), progress=stop)
+    assert sorted(decoded) == list(range(36))  # each image of train and val once, by the epoch
+    assert len(looked_at) == 24
+    assert do(scene, store, tmp_path / "run", machine=Machine(place="stream")).feeds
+    assert len(looked_at) == 24
 
 
 def test_both_store_formats_give_the_same_run(scene, finished, tmp_path):
