@@ -209,7 +209,7 @@ def fit_together(gates: Sequence[SLCA], batches: Iterable[Sequence[tuple[Tensor,
 
     Args:
         gates: Their n gates.
-        batches: Of each batch n pairs: features F (B, C, h, w), and the part (B, 2) of their grid that is image or None.
+        batches: Of each batch n pairs: features F (B, C, h, w), and the part (B, 2) of their grid that is image.
     """
     moments = [Moments() for _ in gates]
     for batch in batches:
