@@ -103,11 +103,12 @@ class Encoder(Described, Protocol):
 
         Args:
             pixels: (B, ...), the `Prepared.pixels` of each sample, on any device.
-            sizes: int (B, 2), the `Prepared.size` of each.
+            sizes: int (n, 2), the `Prepared.size` of each. What follows the n samples in `pixels` fills the batch up to
+                its size, on which the last bits depend; what comes of it is nobody's.
             dtype: Type that features are stored in.
 
         Returns:
-            (B, C, h, w) of every tap, of type `dtype`, on the encoder's device.
+            (n, C, h, w) of every tap, of type `dtype`, on the encoder's device.
         """
 
 

@@ -100,15 +100,18 @@ class FrozenEncoder(nn.Module):
 
         Args:
             pixels: uint8 (B, 3, S, S), as `prepare` gives them; on any device.
-            sizes: int (B, 2), height and width of each image within `pixels`, px.
+            sizes: int (n, 2), height and width of each image within `pixels`, px. What follows the n images fills the
+                batch up to its size.
             dtype: Type that features are stored in, to which maps are rounded before the pool and after each of its
                 steps, which `cache.pool_steps` describes.
 
         Returns:
-            (B, C, g, g) of every tap, of type `dtype`, on the encoder's device; masks and their scores have types of
+            (n, C, g, g) of every tap, of type `dtype`, on the encoder's device; masks and their scores have types of
             their own (see `pipeline.mask_tap`).
         """
         pixels = pixels.to(self.device, non_blocking=True)
+        images = len(sizes)
+        sizes = torch.cat([sizes, sizes[-1:].expand(len(pixels) - images, 2)])
         features: dict[str, Tensor] = {}
         kept: list[Tensor] = []  # for the masks
         views = [view for _, view in self._recipe.sources.values()]
@@ -118,11 +121,12 @@ class FrozenEncoder(nn.Module):
             maps = self.maps(self.normalise(*turned(pixels, sizes, view)))
             for depth, found in zip(range(max([*taps.values(), *for_masks]) + 1), maps, strict=False):
                 for tap in (tap for tap, wanted in taps.items() if wanted == depth):
-                    features[tap] = average(found, self._recipe.pools[tap], dtype)
+                    features[tap] = average(found, self._recipe.pools[tap], dtype)[:images]
                 if depth in for_masks:
-                    kept.append(found)
+                    kept.append(found[:images])
         if self.everything:
-            found_masks = [self.find_masks(maps, size) for *maps, size in zip(*kept, sizes.tolist(), strict=True)]
+            real = zip(*kept, sizes[:images].tolist(), strict=True)
+            found_masks = [self.find_masks(maps, size) for *maps, size in real]
             for tap, values in zip((mask_tap.MASKS, mask_tap.SCORES), zip(*found_masks, strict=True), strict=True):
                 features[tap] = torch.stack(values)
         return {tap: features[tap] for tap in self.taps}

@@ -25,7 +25,7 @@ from pipeline.errors import naming
 if TYPE_CHECKING:
     from pipeline.encoders import Encoder
 
-CPU_BATCH, GPU_BATCH = 1, 16  # at 1024 px; smaller inputs take as many more as they have fewer pixels
+CPU_BATCH, GPU_BATCH = 1, 16  # at 1024 px; other inputs take as many more as they have fewer pixels
 LARGEST_BATCH = 256
 PAYS = 1.03  # a batch of twice the size must be faster by this much an image
 SEARCH_FROM_IMAGES = 20_000  # at 1024 px: a quarter of an hour and more on today's devices
@@ -43,9 +43,9 @@ class BatchSize:
     def __init__(self, encoder: Encoder, given: int | None, memory: Path) -> None:
         self._encoder, self._given, self._memory = encoder, given, memory
         self._device = encoder.device
-        self._pixels = (1024 // encoder.input_px) ** 2
+        self._per_1024_px = (1024 / encoder.input_px) ** 2
         at_1024_px = CPU_BATCH if self._device.type == "cpu" else GPU_BATCH
-        self._fitting = max(1, min(LARGEST_BATCH, at_1024_px * self._pixels))
+        self._fitting = max(1, min(LARGEST_BATCH, int(at_1024_px * self._per_1024_px)))
         self.recall()
 
     def recall(self) -> None:
@@ -66,7 +66,7 @@ class BatchSize:
             rows: Images to encode, about.
             seconds: Time of one batch of a size, raising where memory ends; None measures it on the device.
         """
-        needless = self._given or self._chosen or rows < SEARCH_FROM_IMAGES * self._pixels
+        needless = self._given or self._chosen or rows < SEARCH_FROM_IMAGES * self._per_1024_px
         if needless or (seconds is None and self._device.type != "cuda"):
             return
         self._chosen = largest_that_pays(seconds or self._measure, max(1, self._fitting // 4), self._limit)

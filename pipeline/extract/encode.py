@@ -115,14 +115,14 @@ def launch(encoder: Encoder, batch: Sequence[Prepared], start: int, size: int, d
     device = encoder.device
     full = [*batch, *[batch[-1]] * (size - len(batch))]
     pixels = torch.stack([image.pixels for image in full])
-    sizes = torch.tensor([image.size for image in full])
+    sizes = torch.tensor([image.size for image in batch])
     if device.type == "cuda":
         pixels = pixels.pin_memory().to(device, non_blocking=True)
-    features = {tap: feature[: len(batch)] for tap, feature in encoder.encode(pixels, sizes, dtype).items()}
+    features = encoder.encode(pixels, sizes, dtype)
     finite = torch.stack([feature.isfinite().flatten(1).all(1) for feature in features.values()]).all(0)
     return Flight(
         start=start,
-        extents=(sizes[: len(batch)].numpy() / encoder.input_px).astype(np.float32),
+        extents=(sizes.numpy() / encoder.input_px).astype(np.float32),
         features={tap: _to_host(feature) for tap, feature in features.items()},
         finite=_to_host(finite),
         arrived=_record_event(device),

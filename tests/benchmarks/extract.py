@@ -174,7 +174,7 @@ class Null(nn.Module):
         return Prepared(torch.tensor(image).permute(2, 0, 1), (self.input_px, self.input_px))
 
     def encode(self, pixels: Tensor, sizes: Tensor, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-        grey = pixels[:, 0, 0, 0].to(dtype)[:, None, None, None]
+        grey = pixels[: len(sizes), 0, 0, 0].to(dtype)[:, None, None, None]
         return {tap: grey.expand(-1, *shape) for tap, shape in self.taps.items()}
 
 

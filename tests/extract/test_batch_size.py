@@ -146,9 +146,29 @@ def test_a_spoilt_memory_is_as_good_as_none(tmp_path: Path, spoilt: str) -> None
 
 def test_smaller_inputs_take_as_many_more_as_they_have_fewer_pixels(tmp_path: Path) -> None:
     encoder = CountingEncoder()
-    for side, images in ((1024, 1), (512, 4), (256, 16), (16, batch_size.LARGEST_BATCH)):
+    for side, images in ((1536, 1), (1024, 1), (512, 4), (256, 16), (16, batch_size.LARGEST_BATCH)):
         encoder.input_px = side
         assert sizes(tmp_path, encoder=encoder).images == images
+
+
+def test_a_larger_input_takes_fewer_on_a_gpu_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = CountingEncoder()
+    monkeypatch.setattr(encoder, "device", torch.device("cuda"))
+    for side, images in ((2048, 4), (1536, 7), (1024, 16), (512, 64), (256, 256)):
+        encoder.input_px = side
+        assert sizes(tmp_path, encoder=encoder).images == images
+
+
+@pytest.mark.parametrize(("side_px", "images"), [(1536, 8_889), (1024, 20_000), (512, 80_000)])
+def test_a_search_begins_with_as_many_pixels_whatever_the_input(tmp_path: Path, side_px: int, images: int) -> None:
+    tried: list[int] = []
+    encoder = CountingEncoder()
+    encoder.input_px = side_px
+    chosen = sizes(tmp_path, encoder=encoder)
+    chosen.search(images - 1, machine(1.0, 1000, tried))
+    assert not tried
+    chosen.search(images, machine(1.0, 1000, tried))
+    assert tried
 
 
 def test_the_file_says_what_it_is_about(tmp_path: Path) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 import cache
 from pipeline.data import load_demo
 from pipeline.data.layouts.demo import generate_demo
 from pipeline.encoders import build_encoder, make_recipe, write_untrained_encoder
+from pipeline.encoders.frozen import FrozenEncoder
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.extract.extract import extract
 from pipeline.progress import silent
@@ -130,6 +133,23 @@ def test_a_damaged_mask_is_found_and_encoded_again(made: Path, weights: Path, tm
     assert {damage.tap for damage in cache.verify(path)} == {"masks"}
     repair(load_demo(made.parent / "demo"), encoder(weights), path, reading={}, batch_size=2)
     assert files(path) == before
+
+
+def test_masks_are_searched_in_real_images_alone(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched: list[tuple[int, int]] = []
+
+    def count(self: FrozenEncoder, maps: Sequence[Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        searched.append(size)
+        return torch.full((1, 64, 64), len(searched), dtype=torch.uint8), torch.zeros(2, 255, 1)
+
+    monkeypatch.setattr(FrozenEncoder, "find_masks", count)
+    generate_demo(tmp_path / "demo", count=5, size_px=64, seed=0)
+    run(tmp_path / "demo", tmp_path / "store.zarr", weights)  # the last of three batches is half full
+    assert len(searched) == 5
+    with cache.open_store(tmp_path / "store.zarr") as store:
+        assert store.read(range(5))["masks"][:, 0, 0, 0].tolist() == [1, 2, 3, 4, 5]
 
 
 def test_a_conversion_leaves_masks_and_scores_whole(made: Path, tmp_path: Path) -> None:

@@ -85,9 +85,9 @@ class KnownMask:
         return Prepared(torch.cat(parts), (self.input_px, self.input_px))
 
     def encode(self, pixels: Tensor, sizes: Tensor, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-        """Take taps (B, D) apart, each of its own type; known masks are sure, so their scores are 1."""
+        """Take taps (n, D) apart, each of its own type; known masks are sure, so their scores are 1."""
         stored = {tap: getattr(torch, dtype_of(tap, str(dtype).removeprefix("torch."))) for tap in self.taps}
-        parts = torch.split(pixels, [math.prod(shape) for shape in self.taps.values()], dim=1)
+        parts = torch.split(pixels[: len(sizes)], [math.prod(shape) for shape in self.taps.values()], dim=1)
         return {tap: part.view(-1, *self.taps[tap]).to(stored[tap]) for tap, part in zip(self.taps, parts, strict=True)}
 
 
