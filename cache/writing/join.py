@@ -89,6 +89,11 @@ class StoreWorker:
         self._shards = shards
         self.pending: tuple[ShardPlan, ...] = shards.pending if shards else ()
 
+    @property
+    def shard_rows(self) -> int:
+        """Rows of a full shard; 1 where the store is finished."""
+        return self._shards.shard_rows if self._shards else 1
+
     def claims(self) -> Iterator[ShardPlan]:
         """Shards that no other process has taken; write each before asking for the next."""
         return claims(self._work, self.pending, wait=False)

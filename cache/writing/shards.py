@@ -72,6 +72,7 @@ class ShardWriter:
         self._work = work
         self._taps = taps
         self._plan = plan
+        self.shard_rows = plan.shard_rows
         self._origin = origins
         self.pending: tuple[ShardPlan, ...] = self._find_pending()
 

@@ -206,6 +206,11 @@ class StoreWriter:
             raise StoreError(message)
         self._shards.write(plan, features, extents, set_aside)
 
+    @property
+    def shard_rows(self) -> int:
+        """Rows of a full shard; 1 where nothing is left to write."""
+        return self._shards.shard_rows if self._shards else 1
+
     def claims(self) -> Iterator[ShardPlan]:
         """The pending shards, shared with processes that have called `join_store`.
 

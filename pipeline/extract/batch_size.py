@@ -5,15 +5,22 @@ On a CPU a batch of 1024 x 1024 pixels fills the cores, and larger ones pay noth
 where tens of thousands of images wait: blocks are compiled anew for each size that is tried. That part, and the size
 that shorter runs on a GPU take, have not been measured on one.
 
-The last bits of a feature depend on the size of the batch, so what was chosen is kept in `NAME.batch.json` beside the
-store, and every later run and every process of this run takes the same.
+Shards are encoded one by one, and a short batch is filled up. So a full shard is cut into batches as equal as whole
+images allow: 409 rows, of which 256 may go at once, are two batches of 205. In batches of 256 the network would see 512
+images, and 256 for a shard of 25 rows.
+
+The last bits of a feature depend on the size of the batch, so that depends on nothing but the rows of a full shard and
+how many images may go at once: never on how many wait. The latter is kept in `NAME.batch.json` beside the store, and
+every later run and every process of this run takes the same.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,8 +43,11 @@ class BatchSize:
 
     Args:
         encoder: Whose batches they are.
-        given: The size that a person asked for; it is halved where memory demands it, like any other.
+        given: What a person allowed; it is halved where memory demands it, like any other size.
         memory: File that remembers what was chosen and what memory forced.
+
+    Attributes:
+        most: Images at once at most, whatever the shards.
     """
 
     def __init__(self, encoder: Encoder, given: int | None, memory: Path) -> None:
@@ -46,6 +56,7 @@ class BatchSize:
         self._per_1024_px = (1024 / encoder.input_px) ** 2
         at_1024_px = CPU_BATCH if self._device.type == "cpu" else GPU_BATCH
         self._fitting = max(1, min(LARGEST_BATCH, int(at_1024_px * self._per_1024_px)))
+        self._shard_rows: int | None = None
         self.recall()
 
     def recall(self) -> None:
@@ -57,10 +68,21 @@ class BatchSize:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             chosen, limit = 0, LARGEST_BATCH  # nothing is remembered
         self._chosen, self._limit = max(0, chosen), max(1, limit)
-        self.images = min(self._given or self._chosen or self._fitting, self._limit)
+        self.most = min(self._given or self._chosen or self._fitting, self._limit)
+
+    @property
+    def images(self) -> int:
+        """Images in a batch."""
+        return evenly(self.most, self._shard_rows)
+
+    def fit(self, shard_rows: int) -> None:
+        """Make equal batches of the rows of a full shard; of several times the last one counts."""
+        self._shard_rows = shard_rows
 
     def search(self, rows: int, seconds: Callable[[int], float] | None = None) -> None:
         """Find the largest size that pays, and remember it; nothing happens where that would not.
+
+        Only sizes are tried that full shards, of the rows said before, are encoded in.
 
         Args:
             rows: Images to encode, about.
@@ -69,18 +91,25 @@ class BatchSize:
         needless = self._given or self._chosen or rows < SEARCH_FROM_IMAGES * self._per_1024_px
         if needless or (seconds is None and self._device.type != "cuda"):
             return
-        self._chosen = largest_that_pays(seconds or self._measure, max(1, self._fitting // 4), self._limit)
-        self.images = min(self._chosen, self._limit)
+        allowed = (min(2**power, self._limit) for power in range(self._limit.bit_length() + 1))
+        choice = sorted({evenly(most, self._shard_rows) for most in allowed})
+        start = evenly(max(1, self._fitting // 4), self._shard_rows)
+        self._chosen = self.most = largest_that_pays(seconds or self._measure, choice, start)
         self._remember()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def halve(self) -> bool:
-        """Take half as many from now on, in later runs too; False if one image is too many already."""
-        if self.images == 1:
+    def halve(self, images: int | None = None) -> bool:
+        """Take half as many from now on, in later runs too; False if one image is too many already.
+
+        Args:
+            images: How many were too many; None for a batch of today's size.
+        """
+        images = images or self.images
+        if images == 1:
             return False
-        self.images //= 2
-        self._limit = self.images
+        self._limit = min(self._limit, math.ceil(images / 2))
+        self.most = min(self.most, self._limit)
         self._remember()
         if self._device.type == "cuda":
             torch.compiler.reset()  # graphs of the size before count against the compiler's limit
@@ -126,6 +155,9 @@ class Told:
     def recall(self) -> None:
         """Keep it."""
 
+    def fit(self, shard_rows: int) -> None:
+        """Keep it."""
+
     def search(self, rows: int) -> None:
         """Keep it."""
 
@@ -134,26 +166,38 @@ class Told:
         return False
 
 
-def largest_that_pays(seconds: Callable[[int], float], start: int, limit: int) -> int:
-    """Double the size of a batch while that makes an image faster by `PAYS` and memory suffices.
+def evenly(most: int, rows: int | None) -> int:
+    """Size of the batches that rows are encoded in: as equal as whole images allow, and `most` at most.
+
+    Args:
+        most: Images at once at most.
+        rows: How many there are; None where that is not known, and `most` is taken.
+    """
+    return most if rows is None else math.ceil(rows / math.ceil(rows / most))
+
+
+def largest_that_pays(seconds: Callable[[int], float], sizes: Sequence[int], start: int) -> int:
+    """Take the next larger size of a batch while that makes an image faster by `PAYS` and memory suffices.
 
     Args:
         seconds: Time of one batch of a size, raising where memory ends.
-        start: The first size tried; halved while it does not fit.
-        limit: Largest size allowed.
+        sizes: To choose from, ascending, each about twice the one before.
+        start: The first size tried is the first one that is no smaller; if it does not fit, those below it.
     """
-    speed = _speed(seconds, start)
+    place = min(bisect_left(sizes, start), len(sizes) - 1)
+    speed = _speed(seconds, sizes[place])
     if speed is None:
-        return largest_that_pays(seconds, start // 2, start // 2) if start > 1 else 1
-    while 2 * start <= limit:
+        return largest_that_pays(seconds, sizes[:place], sizes[place - 1]) if place else sizes[0]
+    best = sizes[place]
+    for size in sizes[place + 1 :]:
         try:
-            faster = _speed(seconds, 2 * start)
+            faster = _speed(seconds, size)
         except RuntimeError:
             break  # not for lack of memory: some kernels count elements in 32 bits, and a smaller size works
         if faster is None or faster < PAYS * speed:
             break
-        start, speed = 2 * start, faster
-    return start
+        best, speed = size, faster
+    return best
 
 
 def _speed(seconds: Callable[[int], float], images: int) -> float | None:

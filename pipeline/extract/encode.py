@@ -216,6 +216,7 @@ class Encoding:
         self._total = sum(len(plan.rows) for plan in writer.pending)
         self._began = time.perf_counter()
         self._report(0)
+        self.sizes.fit(writer.shard_rows)
         with threads(self.workers, "decode") as decoders, threads(1, "write") as writers:
             writing: Future[None] | None = None
             for plan in writer.claims():

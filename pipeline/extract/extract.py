@@ -114,7 +114,7 @@ def extract(
         dtype: Type of the stored numbers.
         image_px: Side of the images to store beside the features (see `pipeline.image_tap`); None for none.
         shard_mib: Size of the largest tap's shard files, MiB; with masks they hold few rows whatever it is.
-        batch_size: Images per encoder call; None chooses (see `pipeline.extract.batch_size`).
+        batch_size: Images per encoder call at most; None chooses (see `pipeline.extract.batch_size`).
         workers: Decoding threads.
         reuse: Older stores of the same fingerprint whose rows may be taken.
         replace: Swap out a store of another fingerprint or another data set once the new one is complete, instead of
@@ -179,6 +179,7 @@ def extract(
             reused = _help(store, encoding, ranks.wait_seconds)
             kept, bad = len(store.rows), dict[str, str]()
         else:
+            encoding.sizes.fit(_shard_rows(wanted, shard_mib))
             encoding.sizes.search(len(store.rows))
             reused, kept, bad = _lead(store, encoding, provenance=provenance, shard_mib=shard_mib, replace=replace)
             bad = {**rows.set_aside, **bad}
@@ -226,7 +227,7 @@ def _lead(
         rows=store.rows,
         provenance=provenance,
         shard_mib=shard_mib,
-        shard_rows=_most_rows(store.contents, encoding.sizes.images),
+        shard_rows=_shard_rows(store.contents, shard_mib),
         reuse=store.reuse,
         replace=replace,
     ) as writer:
@@ -238,9 +239,10 @@ def _lead(
             return writer.reused, len(finished), dict(finished.set_aside)
 
 
-def _most_rows(contents: Contents, batch: int) -> int | None:
-    """Rows of a shard at most: with masks few, but a whole batch; None where its size alone decides."""
-    return max(_MASKED_ROWS, batch) if any(is_masks(tap) for tap in contents.taps) else None
+def _shard_rows(contents: Contents, shard_mib: int) -> int:
+    """Rows of a full shard of a new store: as many as its size allows, with masks few."""
+    fitting = shard_mib * 2**20 // max(array.row_bytes for array in cache.arrays_of(contents.taps).values())
+    return max(1, min(fitting, _MASKED_ROWS) if any(is_masks(tap) for tap in contents.taps) else fitting)
 
 
 def _await_leader(path: Path, wait_seconds: float, has_looked: Callable[[], bool]) -> None:

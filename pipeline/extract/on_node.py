@@ -98,6 +98,7 @@ class Part:
         names: Of the samples.
         digests: uint8 (n, 32), sha256 of their pixels.
         images: In a batch.
+        memory: What is remembered of the size of batches; see `BatchSize`.
     """
 
     shard: int
@@ -106,6 +107,7 @@ class Part:
     names: tuple[str, ...]
     digests: npt.NDArray[np.uint8]
     images: int
+    memory: str
 
     def halves(self) -> Sequence[Part]:
         """Two parts, or none of a single row."""
@@ -132,10 +134,12 @@ class SizeFor:
 
     Attributes:
         rows: Images to encode, about.
+        shard_rows: Rows of a full shard, about.
         memory: What earlier runs remember; see `BatchSize`.
     """
 
     rows: int
+    shard_rows: int
     memory: str
 
 
@@ -144,7 +148,7 @@ class Size:
     """Images to encode at once, as a worker has found out; also in place of a shard that did not fit into its memory.
 
     Attributes:
-        images: In a batch.
+        images: In a batch at most.
         memory: To remember.
         device: Where, as people call it.
     """
@@ -184,7 +188,7 @@ class NodeEncoder:
     def __call__(self, asked: Part | SizeFor) -> Encoded | Size:
         """Encode a part, or choose the size of a batch."""
         if isinstance(asked, SizeFor):
-            return self._size(asked.memory, lambda sizes: sizes.search(asked.rows))
+            return self._size(asked.memory, partial(_search, asked))
         job, clock = self._job, Clock()
         plan = cache.ShardPlan(asked.shard, tuple(range(len(asked.indices))))
         encoding = Encoding(
@@ -202,7 +206,7 @@ class NodeEncoder:
         except RuntimeError as error:
             if not out_of_memory(error) or asked.images == 1:
                 raise
-            return self._size("", lambda sizes: _halve(sizes, asked.images))
+            return self._size(asked.memory, lambda sizes: sizes.halve(asked.images))
         return Encoded(shard.features, shard.extents, shard.bad, clock.seconds)
 
     def _read(self, part: Part, place: int) -> npt.NDArray[Any]:
@@ -229,13 +233,13 @@ class NodeEncoder:
             change(sizes)
             device = self._encoder.device
             name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-            return Size(sizes.images, file.read_text(), name)
+            return Size(sizes.most, file.read_text(), name)
 
 
-def _halve(sizes: BatchSize, images: int) -> None:
-    """Have it remembered that so many images at once are too many."""
-    sizes.images = images
-    sizes.halve()
+def _search(asked: SizeFor, sizes: BatchSize) -> None:
+    """Choose the size of a batch."""
+    sizes.fit(asked.shard_rows)
+    sizes.search(asked.rows)
 
 
 def files_of(weights: Path | None) -> tuple[tuple[str, npt.NDArray[np.uint8]], ...]:

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from pipeline.cluster import Cluster, Lost, Need, Pool, hired
 from pipeline.data import Dataset
 from pipeline.data.scan import Looked, Looker
 from pipeline.errors import ClusterError, DataError, naming
+from pipeline.extract.batch_size import evenly
 from pipeline.extract.encode import Clock, report_encoding
 from pipeline.extract.on_node import SAME_PATH, Encoded, Job, NodeEncoder, Part, Plain, Size, SizeFor, files_of
 from pipeline.extract.plan import Contents, Rows
@@ -44,7 +45,7 @@ class OnRay:
         plain: The encoder.
         need: What a worker takes of a node.
         threads: Decoding threads of a worker; None for one for each of its processors.
-        batch_size: Images per encoder call; None chooses, on a worker.
+        batch_size: Images per encoder call at most; None chooses, on a worker.
         strict: Stop at a bad image.
     """
 
@@ -110,27 +111,41 @@ class OnRay:
 
 
 class _Sizes:
-    """How many images the encoder takes at once, as a worker chooses and everyone then does."""
+    """How many images the encoder takes at once, as a worker chooses and everyone then does.
+
+    Attributes:
+        known: What is remembered of that, as text; see `BatchSize`.
+        device: Where a worker encodes, as people call it.
+    """
 
     def __init__(self, ask: Callable[[SizeFor], Size], memory: Path) -> None:
         self._ask, self._memory = ask, memory
-        self.images, self.device = 0, ""
+        self._most, self._shard_rows = 0, 1
+        self.known, self.device = "", ""
+
+    @property
+    def images(self) -> int:
+        """Images in a batch."""
+        return evenly(self._most, self._shard_rows)
+
+    def fit(self, shard_rows: int) -> None:
+        """Make equal batches of the rows of a full shard."""
+        self._shard_rows = shard_rows
 
     def search(self, rows: int) -> None:
         """Have a worker choose."""
-        try:
-            known = self._memory.read_text()
-        except OSError:
-            known = ""
-        self.take(self._ask(SizeFor(rows, known)), known)
+        with suppress(OSError):
+            self.known = self._memory.read_text()
+        self.take(self._ask(SizeFor(rows, self._shard_rows, self.known)))
 
-    def take(self, size: Size, known: str = "") -> None:
+    def take(self, size: Size) -> None:
         """Do as a worker says, and remember it; never more at once than another one had room for."""
         self.device = size.device
-        if self.images and size.images > self.images:
+        if self._most and size.images > self._most:
             return  # it has tried an older size
-        self.images = size.images
-        if size.memory and size.memory != known:
+        self._most = size.images
+        if size.memory != self.known:
+            self.known = size.memory
             self._memory.parent.mkdir(parents=True, exist_ok=True)
             with naming(self._memory):
                 self._memory.write_text(size.memory)
@@ -203,6 +218,7 @@ class RayEncoding:
         began = time.perf_counter()
         report = partial(report_encoding, self.progress, self._job.contents, total, began)
         report(0)
+        self.sizes.fit(writer.shard_rows)
         todo: Iterable[Part] = map(self._whole, writer.pending)
         plans = {plan.number: plan for plan in writer.pending}
         done = 0
@@ -224,7 +240,7 @@ class RayEncoding:
                     del gathered
                 if not too_large:
                     break
-                todo = [replace(part, images=self.sizes.images) for part in too_large]
+                todo = [replace(part, images=self.sizes.images, memory=self.sizes.known) for part in too_large]
             with self.clock("wait for write"):
                 if writing is not None:
                     writing.result()
@@ -273,7 +289,7 @@ class RayEncoding:
     def _whole(self, plan: cache.ShardPlan) -> Part:
         """A shard as a single part."""
         indices, names, digests = self._rows.samples_of(plan.rows)
-        return Part(plan.number, 0, indices, names, digests, self.sizes.images)
+        return Part(plan.number, 0, indices, names, digests, self.sizes.images, self.sizes.known)
 
     def _ask(self, question: SizeFor) -> Size:
         (outcome,) = self._workers.map([question], named=lambda item: "the size of a batch")

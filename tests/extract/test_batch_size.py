@@ -5,16 +5,26 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
+from pipeline.data.scan import memory_of, scan
+from pipeline.encoders import Encoder
 from pipeline.extract import batch_size
-from pipeline.extract.batch_size import BatchSize, largest_that_pays
+from pipeline.extract.batch_size import BatchSize, evenly, largest_that_pays
+from pipeline.extract.on_node import Job, NodeEncoder, Part, Plain, Size, SizeFor
+from pipeline.extract.plan import Contents, Rows
+from tests.ray.paint import Paint
 
 from .fakes import CountingEncoder, as_encoder
+from .pictures import pictures
 
 MANY = 10**9
+DOUBLED = [2**power for power in range(9)]
 
 
 def machine(overhead: float, memory: int, tried: list[int] | None = None) -> Callable[[int], float]:
@@ -46,13 +56,13 @@ def sizes(tmp_path: Path, given: int | None = None, encoder: CountingEncoder | N
     ],
 )
 def test_the_largest_size_that_pays(overhead: float, memory: int, found: int) -> None:
-    assert largest_that_pays(machine(overhead, memory), 8, 256) == found
+    assert largest_that_pays(machine(overhead, memory), DOUBLED, 8) == found
 
 
 def test_each_size_is_faster_by_three_percent_than_the_one_before() -> None:
     tried: list[int] = []
     seconds = machine(1.0, 1000, tried)
-    chosen = largest_that_pays(seconds, 2, 256)
+    chosen = largest_that_pays(seconds, DOUBLED, 2)
     speeds = {images: images / (1.0 + images) for images in tried}
     assert tried == [2 * 2**i for i in range(len(tried))]
     assert all(speeds[2 * b] >= 1.03 * speeds[b] for b in tried if 2 * b <= chosen)
@@ -66,7 +76,7 @@ def test_another_error_is_no_lack_of_memory() -> None:
         raise RuntimeError(message)
 
     with pytest.raises(RuntimeError, match="illegal instruction"):
-        largest_that_pays(breaks, 8, 256)
+        largest_that_pays(breaks, DOUBLED, 8)
 
 
 def test_a_size_that_a_kernel_refuses_is_too_large() -> None:
@@ -76,7 +86,7 @@ def test_a_size_that_a_kernel_refuses_is_too_large() -> None:
             raise RuntimeError(message)
         return 1000.0 + images
 
-    assert largest_that_pays(seconds, 8, 256) == 32
+    assert largest_that_pays(seconds, DOUBLED, 8) == 32
 
 
 @pytest.mark.parametrize(
@@ -135,6 +145,76 @@ def test_memory_has_the_last_word_over_what_was_found_and_asked_for(tmp_path: Pa
     assert sizes(tmp_path, given=5).images == 5
     single = sizes(tmp_path, given=1)
     assert not single.halve()
+
+
+@given(st.integers(1, 3000), st.integers(1, 300))
+def test_batches_of_a_shard_are_as_few_and_as_equal_as_can_be(rows: int, most: int) -> None:
+    images = evenly(most, rows)
+    batches = -(-rows // images)
+    assert 1 <= images <= most
+    assert batches == -(-rows // most)
+    assert images * batches - rows < batches  # copies that fill up: less than one a batch
+    assert evenly(images, rows) == images  # so what is remembered may be either
+
+
+@pytest.mark.parametrize(("shard_rows", "images"), [(409, 205), (256, 256), (257, 129), (25, 25), (1, 1), (65536, 256)])
+def test_a_full_shard_makes_equal_batches(tmp_path: Path, shard_rows: int, images: int) -> None:
+    chosen = sizes(tmp_path)
+    chosen.fit(shard_rows)
+    assert (chosen.most, chosen.images) == (256, images)
+
+
+@pytest.mark.parametrize(
+    ("shard_rows", "tried", "images"),
+    [(409, [59, 103, 205], 205), (25, [25], 25), (100, [50, 100], 100), (65536, [64, 128, 256], 256)],
+)
+def test_the_search_tries_the_batches_of_a_full_shard(
+    tmp_path: Path, shard_rows: int, tried: list[int], images: int
+) -> None:
+    found: list[int] = []
+    chosen = sizes(tmp_path)
+    chosen.fit(shard_rows)
+    chosen.search(MANY, machine(1000.0, 1000, found))
+    assert (found, chosen.images) == (tried, images)
+    later = sizes(tmp_path)
+    later.fit(shard_rows)
+    assert later.images == images
+
+
+def test_what_an_older_version_remembers_is_a_bound(tmp_path: Path) -> None:
+    sizes(tmp_path).search(MANY, machine(1000.0, 1000))
+    assert json.loads((tmp_path / "s.zarr.batch.json").read_text())["chosen"] == 256  # as it was without shards
+    again = sizes(tmp_path)
+    again.fit(409)
+    assert again.images == 205
+
+
+def test_a_part_of_a_shard_is_halved_not_the_bound(tmp_path: Path) -> None:
+    chosen = sizes(tmp_path, given=200)
+    chosen.fit(25)
+    taken = [chosen.images]
+    while chosen.halve():
+        taken.append(chosen.images)
+    assert taken == [25, 13, 7, 4, 2, 1]
+    assert sizes(tmp_path).images == 1
+
+
+def test_a_node_without_enough_memory_forgets_nothing_that_was_found(tmp_path: Path) -> None:
+    source, paint = pictures(2), Paint(limit=40)
+    contents = Contents(paint.fingerprint(), paint.taps, {})
+    job = Job(source, cast("Plain", paint), contents, (), 1, "cpu", None, False)
+    alone = BatchSize(cast("Encoder", paint.build(None, "cpu")), None, tmp_path / "s.zarr.batch.json")
+    alone.search(MANY, machine(1000.0, 100))
+    known = (tmp_path / "s.zarr.batch.json").read_text()
+    indices, names, digests = Rows(scan(source.dataset(), memory_of(tmp_path / "s.zarr"))).samples_of([0, 1])
+    lowered = NodeEncoder(job)(Part(0, 0, indices, names, digests, images=64, memory=known))
+    assert alone.halve()
+    assert isinstance(lowered, Size)
+    assert (lowered.images, lowered.memory) == (32, (tmp_path / "s.zarr.batch.json").read_text())
+    assert json.loads(lowered.memory)["chosen"] == 64
+    asked = NodeEncoder(job)(SizeFor(MANY, 8, lowered.memory))
+    assert isinstance(asked, Size)
+    assert (asked.images, asked.memory) == (32, lowered.memory)
 
 
 @pytest.mark.parametrize("spoilt", ["", "[]", "{}", '{"device": "cpu", "limit": "many"}'])

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
 import cache
 from pipeline.data import Image, Reading, reading_rules
 from pipeline.errors import DataError
 from pipeline.extract.extract import ExtractReport, _advice, extract
+from pipeline.extract.repair import repair
 
 from .fakes import CountingEncoder, as_encoder
 from .pictures import Pictures, picture, pictures
@@ -133,6 +136,52 @@ def test_a_short_batch_is_filled_up_so_that_numbers_do_not_depend_on_its_size(tm
     run(pictures(5), encoder, tmp_path / "s.zarr", batch_size=4)
     assert encoder.batches == [4, 4]
     assert values(tmp_path / "s.zarr") == {f"{i:03d}.png": float(i) for i in range(5)}
+
+
+class Telling(CountingEncoder):
+    """Features that say how many images went in at once; 8 rows of 128 KiB fill a shard of 1 MiB."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taps = {"neck": (256, 16, 16)}
+
+    def encode(self, pixels: Tensor, sizes: Tensor, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        super().encode(pixels, sizes, dtype)
+        return {tap: torch.full((len(sizes), *shape), len(pixels), dtype=dtype) for tap, shape in self.taps.items()}
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "batches"),
+    [(None, [8] * 3), (8, [8] * 3), (7, [4] * 6), (3, [3] * 9), (2, [2] * 12)],
+)
+def test_the_network_sees_few_copies(tmp_path: Path, batch_size: int | None, batches: list[int]) -> None:
+    """In batches of 256, the largest of this input, it would see 768 images for 24."""
+    encoder = Telling()
+    run(pictures(24), encoder, tmp_path / "s.zarr", batch_size=batch_size, shard_mib=1)
+    assert encoder.batches == batches
+
+
+def test_a_batch_has_its_size_however_many_images_wait(tmp_path: Path) -> None:
+    """At first, with one more, after a stop, and in a repair: 20 rows are two full shards of 8, and 4."""
+    path, encoder = tmp_path / "s.zarr", Telling()
+
+    def stop(task: str, done: int, total: int, **info: float | str) -> None:
+        if done > 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(pictures(20), encoder, path, batch_size=7, shard_mib=1, progress=stop)
+    run(pictures(20), encoder, path, batch_size=7, shard_mib=1)
+    run(pictures(21), encoder, path, batch_size=7, shard_mib=2)  # a store keeps the rows of its shards
+    file = path / "neck" / "c.0.0.0.0"
+    content = bytearray(file.read_bytes())
+    content[0] ^= 1
+    file.write_bytes(content)
+    before = len(encoder.batches)
+    assert repair(pictures(21).dataset(), as_encoder(encoder), path, reading={}, batch_size=7).encoded == 1
+    assert encoder.batches[before:] == [4]
+    with cache.open_store(path) as store:
+        assert (store.read(range(21))["neck"] == 4).all()
 
 
 def test_an_image_that_never_fits_is_an_error(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def test_a_stopped_run_ends_with_the_same_bytes(made: Path, weights: Path, tmp_p
 def test_a_stopped_run_into_one_file_ends_with_the_same_bytes(
     made: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.extract.extract._MASKED_ROWS", 1)  # then a shard is a batch of 2
+    monkeypatch.setattr("pipeline.extract.extract._MASKED_ROWS", 2)
     whole, path = tmp_path / "whole.h5", tmp_path / "stopped.h5"
     run(made.parent / "demo", whole, weights)
     stop(made.parent / "demo", path, weights, after=5)
@@ -110,7 +110,7 @@ def test_a_stopped_run_into_one_file_ends_with_the_same_bytes(
 def test_a_stop_loses_the_masks_of_few_images(
     made: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.extract.extract._MASKED_ROWS", 1)  # then a batch of 2 is more
+    monkeypatch.setattr("pipeline.extract.extract._MASKED_ROWS", 2)
     path = tmp_path / "store.zarr"
     stop(made.parent / "demo", path, weights, after=5)
     assert run(made.parent / "demo", path, weights).encoded <= 4

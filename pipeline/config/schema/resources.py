@@ -30,7 +30,7 @@ class Resources(Section):
     workers: Positive | None = None
     """Decoding threads; null is one for each processor, at most 16, and 16 where the data are behind a URL."""
     batch_size: Positive | None = None
-    """Images per call of the encoder; null finds it out."""
+    """Images per call of the encoder at most; null finds it out. `extract` makes equal batches of a full shard."""
     features: Literal["auto", "device", "host", "stream"] = "auto"
     """Where features wait: on the device, in host memory, or in the store; `auto` goes by their size."""
     channels_last: bool = False

@@ -99,7 +99,7 @@ class StoreConfig(Section):
     image_px: Annotated[int, Field(ge=16, le=4096)] | None = None
     """Keep the images there too, at this side, so that training decodes nothing; null keeps none."""
     shard_mib: Positive = 64
-    """Size of a file of the largest tap. With masks a file holds 64 images or a batch at most, as each takes long."""
+    """Size of a file of the largest tap. With masks a file holds 64 images at most, as each takes long."""
     license: str = "unknown"
     """Licence of the data, on the store's card."""
     citation: str = "Cite the data set and the encoder that these features come from."
