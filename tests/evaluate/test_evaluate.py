@@ -42,7 +42,7 @@ class ColourEncoder(torch.nn.Module):
         return Prepared(pixels=pixels, size=(height, width))
 
     def encode(self, pixels, sizes, dtype=torch.float32):
-        cells = torch.nn.functional.avg_pool2d(pixels[: len(sizes)].float() / 255, 8)  # (n, 3, 4, 4)
+        cells = torch.nn.functional.avg_pool2d(pixels.float() / 255, 8)  # (B, 3, 4, 4)
         both = torch.cat((cells, cells.square()), dim=1).to(dtype)
         return {tap: both[:, :channels] for tap, (channels, _, _) in TAPS.items()}
 
