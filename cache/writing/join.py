@@ -165,14 +165,16 @@ def _join(
     Work of other rows or another fingerprint may be what an interrupted run has left, unless a process leads it.
     """
     stores: list[OpenedStore] = []
+    finished = False
     with suppress(StoreNotFoundError):
         current = open_files(target)
         if not identity.differences(current.description.fingerprint, current.description.taps):
             if holds(current.index, rows):
                 return StoreWorker(work, None)
+            finished = holds(current.index, rows, also_set_aside=True)  # to try those again is the leader's choice
             stores.append(current)
     if not work.exists():
-        return None
+        return StoreWorker(work, None) if finished else None
     try:
         begun, plan, _ = work.load()
         if led:

@@ -74,9 +74,19 @@ def rows_sha256(rows: Sequence[Row]) -> str:
     return digest.hexdigest()
 
 
-def holds(index: Index, rows: Sequence[Row]) -> bool:
-    """Whether a store holds exactly these rows; a sample set aside is tried again, so a store with one does not."""
-    if index.digest is None or index.set_aside or tuple(row.id for row in rows) != index.ids:
+def holds(index: Index, rows: Sequence[Row], *, also_set_aside: bool = False) -> bool:
+    """Whether a store holds exactly these rows.
+
+    Args:
+        index: Of the store.
+        rows: The rows, in order.
+        also_set_aside: Whether a sample that the store has set aside counts as held; else it is to be tried again.
+    """
+    if index.digest is None or (index.set_aside and not also_set_aside):
         return False
-    wanted = np.frombuffer(b"".join(row.digest for row in rows), np.uint8).reshape(-1, 32)
+    bad = {(item["id"], item["digest"]) for item in index.set_aside}
+    good = [row for row in rows if (row.id, row.digest.hex()) not in bad] if bad else rows
+    if tuple(row.id for row in good) != index.ids:
+        return False
+    wanted = np.frombuffer(b"".join(row.digest for row in good), np.uint8).reshape(-1, 32)
     return bool((index.digest[index.slot] == wanted).all())

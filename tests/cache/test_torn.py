@@ -328,6 +328,20 @@ def test_a_helper_takes_no_rows_from_a_store_that_is_to_be_replaced(tmp_path: Pa
         assert join(path, wanted, fingerprint=other).pending == leader.pending
 
 
+def test_a_helper_that_comes_late_is_done_also_where_a_sample_was_set_aside(tmp_path: Path) -> None:
+    path, wanted = tmp_path / "store.zarr", rows(range(8))
+    with begin(path, wanted) as leader:
+        for plan in leader.pending:
+            write(leader, plan, wanted, set_aside={i: "bad" for i in plan.rows if i == 2})
+        leader.commit()
+    assert join(path, wanted).pending == ()
+    with pytest.raises(cache.StoreError, match="no process has begun"):
+        join(path, rows(range(9)), wait_seconds=0.1)
+    with begin(path, wanted) as leader:
+        assert [plan.rows for plan in leader.pending] == [(2,)]
+        assert join(path, wanted).pending == leader.pending
+
+
 def test_work_of_another_fingerprint_is_waited_out_unless_somebody_leads_it(tmp_path: Path) -> None:
     path, wanted = tmp_path / "store.zarr", rows(range(8))
     other = cache.Fingerprint({"encoder": "another"})
