@@ -49,7 +49,7 @@ class ExtractReport:
             report has all of them, the others' have none.
         seconds: Wall time of the parts seen from the encoder's thread: `scan`, `wait for decode`, `encode`,
             `wait for write`, `commit`; and `total`. `decode` and `write` are the time that other threads were busy
-            meanwhile. Only `scan` and `total` where nothing was to do.
+            meanwhile. Only `scan` and `total` where nothing was to do. A helper's `scan` has its wait for the first's.
         advice: One line if the encoder was starved, else empty.
         device: Where it encoded, as torch names it, or people where it was a cluster; empty where nothing was to do.
         nodes: What each node of a cluster did: its name, workers, images and seconds.
