@@ -108,6 +108,7 @@ def explain(
     verdicts = judge(dataset.task, feed, heat, dataset.class_names)
     gallery = Gallery(dataset, feed, heat, verdicts, lesions, split, trained.classifier.overlay)
     scratch = _fresh(folder / f"{FOLDER}-partial")
+    kept, cells = localise.cover(lesions, gallery.indices, machine.workers)
     found: dict[str, Any] = {
         "split": split,
         "weights_sha256": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
@@ -118,16 +119,17 @@ def explain(
             gallery,
             trained.classifier,
             feed,
+            kept,
+            cells,
             resamples=resamples,
             seed=seed,
-            workers=machine.workers,
             progress=progress,
         ),
     }
     if trained.classifier.overlay is not None and store is not None:
         found["overlay"] = _explain_overlay(
-            scratch, gallery, trained, store, found["images"], resamples=resamples, seed=seed, workers=machine.workers,
-            progress=progress,
+            scratch, gallery, trained, store, found["images"], kept, resamples=resamples, seed=seed,
+            workers=machine.workers, progress=progress,
         )  # fmt: skip
     run_folder.write_json(scratch / "explain.json", found)
     _swap(scratch, folder / FOLDER)
@@ -140,6 +142,7 @@ def _explain_overlay(
     trained: Trained,
     store: Store,
     images: Sequence[Mapping[str, Any]],
+    kept: Sequence[int],
     *,
     resamples: int,
     seed: int,
@@ -166,8 +169,6 @@ def _explain_overlay(
         )
         progress("leave masks out", done, len(images))
     found: dict[str, Any] = {**asdict(classifier.overlay.options), **count_masks(classifier, feed), "cases": cases}
-    lesions = [gallery.masks(index) for index in gallery.indices]
-    kept = [i for i, lesion in enumerate(lesions) if lesion is not None and lesion.any() and not lesion.all()]
     if not kept:
         return {**found, "localisation": None}
     best = overlays.best_overlaps(
@@ -203,14 +204,14 @@ def _localise(
     gallery: Gallery,
     classifier: Classifier,
     feed: Feed,
+    kept: Sequence[int],
+    cells: localise.Cells,
     *,
     resamples: int,
     seed: int,
-    workers: int,
     progress: Progress,
 ) -> dict[str, Any] | None:
     """Score the maps against the masks, and write the tables; None where no lesion is known."""
-    kept, cells = localise.cover(gallery.masks, gallery.indices, workers)
     if not kept:
         return None
     scores = localise.score_maps(gallery.heat, kept, cells, feed.groups, progress)

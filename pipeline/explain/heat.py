@@ -163,11 +163,45 @@ def look(
 
 
 @torch.no_grad()
-def untrained_gates(classifier: Classifier, feed: Feed, *, seed: int, batch_size: int = 64) -> dict[str, CoarseMaps]:
-    """Compute the gates of stored taps as if training had just begun: the same layers, newly drawn from a seed.
+def untrained_gates(
+    classifier: Classifier, feed: Feed, positions: Sequence[int], *, seeds: Sequence[int], batch_size: int = 64
+) -> list[dict[str, CoarseMaps]]:
+    """Compute the gates of stored taps as if training had just begun: the same layers, newly drawn from seeds.
 
     What these show is in the features, not in what the gates have learned.
+
+    Args:
+        classifier: A trained one.
+        feed: The samples, of which the features are read once and no image.
+        positions: Those to compute the gates of.
+        seeds: Of the draws.
+        batch_size: Samples at a time.
+
+    Returns:
+        For each seed the maps of the positions, by gate.
     """
+    pairs = enumerate(classifier.options.gates)
+    stored = [(number, tap, f"{tap} → {stage}") for number, (tap, stage) in pairs if tap != OWN]
+    if not stored:
+        return []
+    drawn = [_newly_drawn(classifier, feed, seed) for seed in seeds]
+    taps = tuple(dict.fromkeys(tap for _, tap, _ in stored))
+    gates: list[dict[str, list[Tensor]]] = [{name: [] for _, _, name in stored} for _ in drawn]
+    visible: dict[str, list[Tensor | None]] = {name: [] for _, _, name in stored}
+    for part in torch.split(torch.as_tensor(positions), batch_size):
+        features, extents = feed.stored(part, taps)
+        for number, tap, name in stored:
+            for fresh, into in zip(drawn, gates, strict=True):
+                gate, shown = fresh[number](features[tap], extents)
+                into[name].append(gate.mean(dim=1, keepdim=True).cpu())
+            visible[name].append(None if shown is None else shown.cpu())  # the same whatever was drawn
+    return [
+        {name: CoarseMaps(torch.cat(maps), _joined(visible[name])) for name, maps in found.items()} for found in gates
+    ]
+
+
+def _newly_drawn(classifier: Classifier, feed: Feed, seed: int) -> nn.ModuleList:
+    """The gates that the classifier would have begun with, had it been built from this seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         options, backbone = replace(classifier.options, weights="none"), classifier.backbone
@@ -176,19 +210,7 @@ def untrained_gates(classifier: Classifier, feed: Feed, *, seed: int, batch_size
     for mine, theirs in zip(fresh, classifier.gates, strict=True):
         if isinstance(mine.norm, Standardise):  # which knew the features' scale before the training
             mine.norm.load_state_dict(theirs.norm.state_dict())  # type: ignore[union-attr]
-    chosen = {
-        f"{tap} → {stage}": (tap, fresh[number])
-        for number, (tap, stage) in enumerate(classifier.options.gates)
-        if tap != OWN
-    }
-    gates: dict[str, list[Tensor]] = {name: [] for name in chosen}
-    visible: dict[str, list[Tensor | None]] = {name: [] for name in chosen}
-    for batch in feed.batches(torch.split(torch.arange(len(feed)), batch_size)):
-        for name, (tap, slca) in chosen.items():
-            gate, extents = slca(batch.features[tap], batch.extents)
-            gates[name].append(gate.mean(dim=1, keepdim=True).cpu())
-            visible[name].append(None if extents is None else extents.cpu())
-    return {name: CoarseMaps(torch.cat(gates[name]), _joined(visible[name])) for name in chosen}
+    return fresh
 
 
 def grad_cam(net: Callable[[Tensor], Tensor], head: Head, last_stage: Tensor, classes: Tensor) -> Tensor:

@@ -162,9 +162,9 @@ def score_untrained(
 ) -> dict[str, list[float]]:
     """Mean auc of each stored tap's gate, newly drawn from each seed, over the first 256 images with a lesion."""
     kept, found = kept[:_UNTRAINED], dict[str, list[float]]()
-    for seed in range(seeds):
-        for name, maps in untrained_gates(classifier, feed, seed=seed).items():
-            laid = maps.lay(torch.as_tensor(kept), (SIDE, SIDE)).numpy()
+    for drawn in untrained_gates(classifier, feed, kept, seeds=range(seeds)):
+        for name, maps in drawn.items():
+            laid = maps.lay(torch.arange(len(kept)), (SIDE, SIDE)).numpy()
             aucs = [score_map(values, cover)["auc"] for values, cover in zip(laid, cells, strict=False)]
             found.setdefault(name, []).append(float(np.mean(aucs)))
     return found

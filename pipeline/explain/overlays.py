@@ -28,6 +28,7 @@ from pipeline.model.classifier import Classifier
 from pipeline.model.overlay import Overlay
 from pipeline.model.tasks import Head, probabilities
 from pipeline.model.uses import Seen
+from pipeline.overlap import ahead
 from pipeline.progress import Progress, silent
 from pipeline.train.feeding.feed import Batch, Feed
 from pipeline.train.forward import outputs
@@ -232,7 +233,7 @@ def best_overlaps(
     """
     best = np.zeros(len(kept))
     with ThreadPoolExecutor(workers, "mask") as pool:
-        for number, (position, mask) in enumerate(zip(kept, pool.map(lesion, kept), strict=True)):
+        for number, (position, mask) in enumerate(zip(kept, ahead(lesion, kept, pool, depth=4 * workers), strict=True)):
             assert mask is not None
             features, extents = feed.stored(torch.tensor([position]), overlay.options.taps)
             height, width = mask.shape

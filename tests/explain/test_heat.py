@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.explain.heat import GRAD_CAM, MEAN, grad_cam, look, untrained_gates
+from pipeline.explain.localise import SIDE, score_untrained
 from pipeline.model.classifier import Classifier
 from pipeline.model.geometry import sample_gate, sample_image
 from pipeline.model.tasks import probabilities
@@ -137,9 +138,27 @@ def test_untrained_gates_are_those_of_a_new_classifier_and_leave_the_random_stat
         assert not torch.equal(theirs.norm.scale, mine.norm.scale)
         mine.norm.load_state_dict(theirs.norm.state_dict())  # the scale of the features is known before the training
     before = torch.get_rng_state()
-    found = untrained_gates(classifier, feed, seed=7)
+    _, found = untrained_gates(classifier, feed, range(len(feed)), seeds=(6, 7))
     assert torch.equal(torch.get_rng_state(), before)
     (batch,) = feed.batches([torch.arange(len(feed))])
     maps = fresh.gate_maps(batch.features, batch.extents, (6, 8))
     for laid, expected in zip(found.values(), maps, strict=True):
         torch.testing.assert_close(laid.lay(torch.arange(len(feed)), (6, 8)), expected.mean(dim=1).detach())
+
+
+def test_untrained_gates_are_scored_without_an_image_and_read_what_they_need_once(seen, monkeypatch):
+    classifier, _, feed, _ = seen
+    cells = np.zeros((12, SIDE, SIDE), np.float16)
+    cells[:, :40, 30:60] = 1
+    kept = [position for position in range(len(feed)) if position not in (2, 5)]
+    everything = score_untrained(classifier, feed, range(len(feed)), cells, seeds=3)
+    read, stored = [], Feed.stored
+    monkeypatch.setattr(Feed, "batches", None)
+    monkeypatch.setattr(Feed, "stored", lambda self, *asked: (read.extend(asked[0].tolist()), stored(self, *asked))[1])
+    found = score_untrained(classifier, feed, kept, cells[kept], seeds=3)
+    assert read == kept
+    assert found.keys() == everything.keys() == {"early → stage1", "neck → stage4"}
+    assert all(len(set(aucs)) == 3 for aucs in found.values())
+    alone = [score_untrained(classifier, feed, [position], cells[:1], seeds=3) for position in kept]
+    for name, aucs in found.items():
+        np.testing.assert_allclose(aucs, np.mean([one[name] for one in alone], axis=0), atol=1e-4)

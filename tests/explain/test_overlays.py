@@ -121,6 +121,19 @@ def test_explain_leaves_pictures_numbers_and_a_table(painted):
     assert {mask["rank"] for case in found["cases"] for mask in case["masks"]} == {1, 2, 3}
 
 
+def test_explain_reads_each_lesion_once_for_the_maps_and_once_for_the_masks(painted, monkeypatch):
+    folder, dataset, store = painted
+    read = []
+    monkeypatch.setattr(
+        Masked, "mask", lambda self, index, known=Masked.mask: (read.append(index), known(self, index))[1]
+    )
+    found = explain(folder, dataset, store, count=1, resamples=20)
+    drawn = {image["id"] for image in found["images"]}
+    rest = [index for index in dataset.indices("test") if dataset.samples[index].id not in drawn]
+    assert len(rest) > 8
+    assert [read.count(index) for index in rest] == [2] * len(rest)
+
+
 def test_a_run_without_an_overlay_has_no_such_part(painted, tmp_path):
     _, dataset, _ = painted
     do(dataset, None, tmp_path / "run", model=PLAIN)
