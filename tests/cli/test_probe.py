@@ -33,7 +33,7 @@ def test_a_probe_is_a_run_for_every_command(extracted: Path) -> None:
     text = (extracted / page).read_text()
     assert "How well do pooled features of the frozen encoder sam_demo alone tell" in text
     assert re.search(rf"pipeline probe -c tiny.yaml .*--run {HANDED} --tap", text)
-    assert "Loss by penalty, strong to weak" in text
+    assert "Loss by penalty, from strong to weak" in text
     assert "pipeline train" not in text
     succeed(extracted, "export", HANDED, "handed_on", "-c", "tiny.yaml")
     image = next((extracted / "data/demo/images").glob("*.png")).relative_to(extracted)

@@ -228,12 +228,17 @@ class Feed:
             self._store.read(self.rows[positions], taps=tuple(out), out=out)
 
     def stored(self, positions: Tensor, taps: Sequence[str]) -> tuple[dict[str, Tensor], Tensor | None]:
-        """Read what the store holds of samples (B,) at some taps, and their extents (B, 2), without their images."""
+        """What the store holds of samples (B,) at some taps, and their extents (B, 2), without their images."""
         assert self._store is not None
+        extents = None if self._extents is None else self._extents[positions.to(self.device)]
+        names = arrays_read(self._store, taps)
+        if self._place != "stream" and all(name in self._features for name in names):
+            at = self._held_at[positions.to(self._target)]
+            there = {name: self._features[name][at].to(self.device) for name in names}
+            return unpacked(self._store, taps, there), extents
         features = {}
         for tap in taps:
             features[tap] = torch.from_numpy(self._store.read(self.rows[positions.numpy()], taps=(tap,))[tap])
-        extents = None if self._extents is None else self._extents[positions.to(self.device)]
         return {tap: feature.to(self.device) for tap, feature in features.items()}, extents
 
     def shapes(self) -> dict[str, tuple[tuple[int, int, int], torch.dtype]]:
