@@ -160,6 +160,10 @@ class Pool(Generic[T, R]):
                         yield outcome
                         del outcome  # its result may be large
                 del ready, awaited
+                for worker in [worker for worker in self._workers if worker.is_to_bury()]:
+                    lost = self._bury(worker, queue)
+                    if lost is not None:
+                        yield lost
         finally:
             for worker in [worker for worker in self._workers if worker.tasks]:  # nobody waits for these any more
                 self._dismiss(worker)
@@ -257,8 +261,8 @@ class Pool(Generic[T, R]):
 
     def _take(
         self, worker: _Worker[T], reference: Any, queue: Queue[T], named: Callable[[T], str]
-    ) -> Done[T, R] | Lost[T] | None:
-        """Take what came of a task; None where it has to be done again."""
+    ) -> Done[T, R] | None:
+        """Take what came of a task; None where there is nothing: its worker is dead, or it has to be done again."""
         assert worker.share is not None
         task, exceptions = worker.tasks.pop(reference), self._ray.exceptions
         try:
@@ -279,7 +283,7 @@ class Pool(Generic[T, R]):
             worker.share.items += 1
             worker.share.busy_seconds += seconds
             return Done(task.item, result, worker.share.node, seconds)
-        return self._bury(worker, queue) if worker.died_of is not None and not worker.tasks else None
+        return None
 
     def _bury(self, worker: _Worker[T], queue: Queue[T]) -> Lost[T] | None:
         """Have others do what a dead worker was to do; it took its tasks in order, so it died of the first."""
@@ -351,6 +355,10 @@ class _Worker(Generic[T]):
     def references(self) -> list[Any]:
         """What is awaited of it."""
         return [*self.tasks, *(one for one in (self.begun, self.verdict) if one is not None)]
+
+    def is_to_bury(self) -> bool:
+        """Whether it is dead, and nothing more comes of its tasks."""
+        return self.died_of is not None and self.verdict is None and not self.tasks
 
     def can_take(self) -> bool:
         """Whether it may be handed a task beside those that it has."""

@@ -79,6 +79,27 @@ def test_a_worker_that_dies_costs_nothing_but_time(nodes: Nodes, tmp_path: Path)
     assert died == 1
 
 
+def test_a_result_that_comes_after_the_death_of_its_worker_loses_no_item_before_it(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it happens where a node dies: of two items of a worker the second is done, and the first is not."""
+    with pool_on(nodes, Squares, need=Need(max=1)) as pool:
+        get, dead = pool._ray.get, list[Any]()
+
+        def once(reference: Any) -> Any:
+            if pool.size and not dead:
+                dead.append(reference)
+                raise pool._ray.exceptions.ActorDiedError
+            return get(reference)
+
+        monkeypatch.setattr(pool._ray, "get", once)
+        outcomes = list(pool.map(single(2)))
+        monkeypatch.undo()
+        died = sum(share.died for share in pool.shares)
+    assert squares(outcomes) == {(n,): [n**2] for n in range(2)}
+    assert (len(dead), died) == (1, 1)
+
+
 def test_an_item_that_kills_its_workers_is_found_among_its_company_and_given_up_alone(nodes: Nodes) -> None:
     items = [(0, 1, 2, 3), (4, 5, -6, 7)]
     with pool_on(nodes, Squares, need=Need(max=1)) as pool:
