@@ -37,6 +37,7 @@ BESIDE = {
     "url",
     "overlap",
     "process",
+    "records",
     "download",
     "weights",
     "image_tap",

@@ -39,6 +39,7 @@ STARTS = {  # the modules that a stage's command calls, by file and stage; layou
 SAME_RESULT = {
     "errors": "words",
     "progress": "words",
+    "records": "how files are written, not what they say",
     "download": "the digest of what it fetches is known",
     "encoders/weight_files": "the digests of what is fetched",
     "train/feeding/in_memory": "where numbers lie",

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from pipeline import records
 from pipeline.errors import RunError
 from pipeline.evaluate.intervals import interval, resample
 from pipeline.evaluate.metrics import Bools, Floats, Ints, Scorer, by_name, one_hot
 from pipeline.model.tasks import Task
-from pipeline.train import run_folder
+from pipeline.train import run_folder, trained_model
 
 _OF_GATES = ("pool", "reduction", "norm", "mix", "identity_start")  # options of its gates
 
@@ -50,13 +51,13 @@ def read_predictions(folder: Path) -> Predictions:
     Raises:
         RunError: The run has not been evaluated, or the file is damaged.
     """
-    description = run_folder.load_description(folder)
+    description = trained_model.load_description(folder)
     names, file = description.class_names, folder / "predictions.csv"
     if not file.is_file():
         msg = f"There are no predictions at {str(file)!r}: run `pipeline evaluate` on this run first."
         raise RunError(msg)
-    with run_folder.damage_named(file):
-        rows = sorted(run_folder.read_csv(file), key=lambda row: row["id"])
+    with records.damage_named(file):
+        rows = sorted(records.read_csv(file), key=lambda row: row["id"])
         if description.task == "multilabel":
             labels = np.array([[int(row[f"y_{name}"]) for name in names] for row in rows], np.int64)
         else:
@@ -76,7 +77,7 @@ def read_predictions(folder: Path) -> Predictions:
 def _positive(folder: Path, class_names: Sequence[str]) -> int | None:
     """The class that an evaluated run looks for; None if none was named."""
     try:
-        figures = run_folder.read_json(folder / "metrics.json")
+        figures = records.read_json(folder / "metrics.json")
     except (OSError, ValueError):
         return None
     named = figures.get("positive")
@@ -135,7 +136,7 @@ def compare(first: Path, second: Path, *, resamples: int = 2000, seed: int = 0) 
 
 def _gates(folder: Path) -> list[tuple[str, str]]:
     """The gates of a run, in any order that they were configured in."""
-    return sorted(run_folder.load_description(folder).model.gates)
+    return sorted(trained_model.load_description(folder).model.gates)
 
 
 def _what_else(first: Path, second: Path, pixels_known: bool) -> list[dict[str, Any]] | None:
@@ -149,7 +150,7 @@ def other_settings(first: Path, second: Path) -> list[dict[str, Any]] | None:
 
     Where one of them has no gates, or none that reads features, what goes with them is not listed.
     """
-    one, two = (run_folder.load_description(folder).provenance.get("settings") for folder in (first, second))
+    one, two = (trained_model.load_description(folder).provenance.get("settings") for folder in (first, second))
     if not one or not two:
         return None
     follows = {"model.gates"}

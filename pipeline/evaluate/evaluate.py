@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from cache import Store
+from pipeline import records
 from pipeline.data import Dataset, Split
 from pipeline.evaluate import decision, intervals, metrics, operating, plots
 from pipeline.evaluate.subgroups import by_subgroup
 from pipeline.model.tasks import Task
 from pipeline.progress import Progress, silent
-from pipeline.train import run_folder
+from pipeline.train import run_folder, trained_model
 from pipeline.train.feeding.feed import Feed
 from pipeline.train.feeding.in_memory import Holdings
 from pipeline.train.finished_run import Trained
@@ -143,7 +144,7 @@ def leave_scores(
     Returns:
         What `metrics.json` holds; see `evaluate`.
     """
-    description = run_folder.load_description(run)
+    description = trained_model.load_description(run)
     task, names, positive = dataset.task, dataset.class_names, dataset.positive_class
     subgroups = _subgroups(dataset, feed)
     at_points = {point: _at_point(task, feed, said, chosen, names) for point, chosen in thresholds.items()}
@@ -170,10 +171,10 @@ def leave_scores(
         "parameters": description.metrics["parameters"],
         "flops": description.metrics["flops"],
     }
-    run_folder.write_json(folder / "metrics.json", figures)
-    run_folder.write_csv(folder / "predictions.csv", _prediction_rows(task, feed, said, names, subgroups))
+    records.write_json(folder / "metrics.json", figures)
+    records.write_csv(folder / "predictions.csv", _prediction_rows(task, feed, said, names, subgroups))
     steps = intervals.reliability(task, feed.labels, said, feed.groups)
-    run_folder.write_csv(folder / "decision_curve.csv", _decision_rows(task, feed, said, names, resamples, seed))
+    records.write_csv(folder / "decision_curve.csv", _decision_rows(task, feed, said, names, resamples, seed))
     _draw(folder, run, task, feed.labels, said, names, steps, figures)
     return figures
 
@@ -271,9 +272,9 @@ def _draw(
     hits = metrics.one_hot(task, labels, len(names))
     roc = {name: metrics.roc_curve(hits[:, k], said[:, k]) for k, name in enumerate(names)}
     recall = {name: metrics.precision_recall(hits[:, k], said[:, k]) for k, name in enumerate(names)}
-    run_folder.write_csv(folder / "roc.csv", _curve_rows(roc, ("fpr", "tpr")))
-    run_folder.write_csv(folder / "precision_recall.csv", _curve_rows(recall, ("recall", "precision")))
-    run_folder.write_csv(folder / "reliability.csv", steps)
+    records.write_csv(folder / "roc.csv", _curve_rows(roc, ("fpr", "tpr")))
+    records.write_csv(folder / "precision_recall.csv", _curve_rows(recall, ("recall", "precision")))
+    records.write_csv(folder / "reliability.csv", steps)
     plots.draw_roc(folder / "roc.png", roc, figures["class_auc"])
     plots.draw_precision_recall(folder / "precision_recall.png", recall, figures["class_ap"])
     plots.draw_reliability(folder / "reliability.png", steps, figures["ece"])

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from cache import Store
+from pipeline import records
 from pipeline.data import Dataset, Split, as_test_set
 from pipeline.errors import RunError
 from pipeline.evaluate import metrics
 from pipeline.evaluate.evaluate import leave_scores
 from pipeline.progress import Progress, silent
-from pipeline.train import run_folder
+from pipeline.train import run_folder, trained_model
 from pipeline.train.finished_run import Trained
 from pipeline.train.forward import infer
 from pipeline.train.identity import data_identity
@@ -66,7 +67,7 @@ def evaluate_elsewhere(
             run has learnt; or the folder holds the scores of other images.
         DataError: The classes do not fit, or AUC is not defined.
     """
-    description = run_folder.load_description(folder)
+    description = trained_model.load_description(folder)
     own = _own_figures(folder)
     tested = as_test_set(dataset, description.class_names, description.task, named=named, split=split)
     tested = dataclasses.replace(tested, positive=own["positive"])
@@ -105,7 +106,7 @@ def _own_figures(folder: Path) -> dict[str, Any]:
         RunError: It has not been asked.
     """
     try:
-        figures: dict[str, Any] = run_folder.read_json(folder / "metrics.json")
+        figures: dict[str, Any] = records.read_json(folder / "metrics.json")
         return {"positive": figures.get("positive"), "operating_points": figures["operating_points"]}
     except (OSError, ValueError, KeyError, AttributeError) as error:
         message = (
@@ -122,7 +123,7 @@ def _check_target(target: Path, about: Mapping[str, Any]) -> None:
         RunError: It does.
     """
     try:
-        before = run_folder.read_json(target / "metrics.json")["external"]
+        before = records.read_json(target / "metrics.json")["external"]
     except FileNotFoundError:
         return
     except (OSError, ValueError, KeyError, TypeError) as error:

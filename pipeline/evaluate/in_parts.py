@@ -22,6 +22,7 @@ from typing import Any
 from cache import Fingerprint
 from cache.durable import sync_folder
 from cache.writing.lock import WriterLock
+from pipeline import records
 from pipeline.data.named import Name
 from pipeline.errors import DataError, RunError, from_extra
 from pipeline.train import run_folder
@@ -120,7 +121,7 @@ class TableInParts:
             for row in said["predictions"]:
                 shares = (row["probabilities"][name] for name in self.class_names)
                 value["rows"].append([row["image"], row["predicted"], *shares])
-        with run_folder.replacing(self._file(part.number)) as file:
+        with records.replacing(self._file(part.number)) as file:
             file.write(json.dumps(value, allow_nan=False, separators=(",", ":")).encode())
 
     def join(self) -> Summary:
@@ -137,7 +138,7 @@ class TableInParts:
 
         def rows() -> Iterator[Row]:
             for number in range(-(-len(self.names) // PART_IMAGES)):
-                part = run_folder.read_json(self._file(number))
+                part = records.read_json(self._file(number))
                 set_aside.update(part["set_aside"])
                 for image, called, *shares in part["rows"]:
                     names = [called] if isinstance(called, str) else called
@@ -148,7 +149,7 @@ class TableInParts:
                     yield dict(zip(self.columns, (image, "|".join(names), *shares), strict=True))
 
         joined = self._folder / "joined"
-        write = _write_parquet if self.path.suffix == PARQUET else run_folder.write_csv
+        write = _write_parquet if self.path.suffix == PARQUET else records.write_csv
         write(joined, rows(), self.columns)
         if set_aside.keys() == set(map(str, self.names)):
             raise DataError(next(iter(set_aside.values())))
@@ -156,7 +157,7 @@ class TableInParts:
         aside.unlink(missing_ok=True)  # of a table before this one
         if set_aside:
             listed = ({"image": name, "reason": reason} for name, reason in set_aside.items())
-            run_folder.write_csv(aside, listed)
+            records.write_csv(aside, listed)
         joined.replace(self.path)
         sync_folder(self.path.parent)
         shutil.rmtree(self._folder)
@@ -179,7 +180,7 @@ class TableInParts:
 
     def _is_done(self, part: Part) -> bool:
         file = self._file(part.number)
-        return file.is_file() and run_folder.read_json(file)["stamp"] == part.stamp
+        return file.is_file() and records.read_json(file)["stamp"] == part.stamp
 
 
 @contextmanager
@@ -225,7 +226,7 @@ def _begin(table: TableInParts, wanted: Fingerprint, *, replace: bool) -> None:
         RunError: There are such parts.
     """
     file = table._folder / "request.json"
-    differences = wanted.differences(Fingerprint(run_folder.read_json(file))) if file.is_file() else ()
+    differences = wanted.differences(Fingerprint(records.read_json(file))) if file.is_file() else ()
     if differences and not replace:
         listed = "; ".join(
             f"{d.field} is {run_folder.brief(d.ours)} and was {run_folder.brief(d.theirs)}" for d in differences
@@ -238,7 +239,7 @@ def _begin(table: TableInParts, wanted: Fingerprint, *, replace: bool) -> None:
     if differences or not file.is_file():
         for old in table._folder.glob("*.json"):
             old.unlink()
-        run_folder.write_json(file, wanted.fields)
+        records.write_json(file, wanted.fields)
 
 
 def _stamp(names: Sequence[Name]) -> str:
@@ -263,6 +264,6 @@ def _write_parquet(path: Path, rows: Iterator[Row], columns: Sequence[str]) -> N
     """Write a table as Parquet: names and classes as text, probabilities as float64."""
     pa = _parquet()
     schema = pa.schema([(name, pa.string() if name in _COLUMNS else pa.float64()) for name in columns])
-    with run_folder.replacing(path) as file, pa.parquet.ParquetWriter(file, schema) as writer:
+    with records.replacing(path) as file, pa.parquet.ParquetWriter(file, schema) as writer:
         while group := list(itertools.islice(rows, _GROUP_ROWS)):
             writer.write_table(pa.Table.from_pylist(group, schema=schema))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from pipeline import records
 from pipeline.train import run_folder
 
 if TYPE_CHECKING:
@@ -256,7 +257,7 @@ def drawing(path: Path, *, width_in: float, height_in: float) -> Iterator[Figure
     with rc_context(_STYLE):
         figure = Figure(figsize=(width_in, height_in), layout="constrained")
         yield figure
-        with run_folder.replacing(path) as file:
+        with records.replacing(path) as file:
             figure.savefig(file, format="png", dpi=130)
 
 

@@ -24,7 +24,7 @@ from pipeline.model.tasks import Task, probabilities
 from pipeline.model.uses import Seen
 from pipeline.overlap import ahead, threads
 from pipeline.progress import Progress, silent
-from pipeline.train import run_folder
+from pipeline.train import trained_model
 from pipeline.train.forward import autocast
 from pipeline.train.identity import check_features
 from pipeline.url import Url
@@ -76,7 +76,7 @@ class Predictor:
         device: str = "cpu",
     ) -> None:
         self._device = torch.device(device)
-        self._classifier, description = run_folder.load_classifier(folder, device=self._device)
+        self._classifier, description = trained_model.load_classifier(folder, device=self._device)
         self.class_names, self.task = description.class_names, description.task
         self._head, self._precision = description.head, description.training["precision"]
         if fingerprint is not None:

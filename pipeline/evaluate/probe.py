@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cache import Store
+from pipeline import records
 from pipeline.data import Dataset, Split
 from pipeline.errors import RunError
 from pipeline.evaluate import metrics, plots
@@ -30,7 +31,7 @@ from pipeline.model.classifier import Classifier, ModelOptions
 from pipeline.model.pooled import standard
 from pipeline.model.tasks import Head, head_of, losses, outputs_of, probabilities
 from pipeline.progress import Progress, silent
-from pipeline.train import identity, run_folder
+from pipeline.train import identity, run_folder, trained_model
 from pipeline.train.augment import Augmentation
 from pipeline.train.feeding.feed import Feed, check_taps
 from pipeline.train.feeding.pooling import pool_rows
@@ -328,12 +329,12 @@ def write_run(
         **costs(classifier),
     }
     identity.record_samples(folder, (samples.feeds["train"], val))
-    run_folder.write_json(folder / "history.json", history)
-    run_folder.write_csv(folder / "history.csv", history)
-    run_folder.save_weights(folder / "model.safetensors", classifier.state_dict())
-    run_folder.save_description(
+    records.write_json(folder / "history.json", history)
+    records.write_csv(folder / "history.csv", history)
+    trained_model.save_weights(folder / "model.safetensors", classifier.state_dict())
+    trained_model.save_description(
         folder,
-        run_folder.Description(
+        trained_model.Description(
             model=model,
             task=dataset.task,
             head=samples.head,
@@ -358,8 +359,8 @@ def write_table(folder: Path, samples: Samples, rows: Sequence[Row], chosen: Seq
         "table": list(rows),
         "plot": str(folder / "probe.png"),
     }
-    run_folder.write_json(folder / "probe.json", {key: found[key] for key in ("chosen", "samples", "table")})
-    run_folder.write_csv(folder / "probe.csv", [_flat(row) for row in rows])
+    records.write_json(folder / "probe.json", {key: found[key] for key in ("chosen", "samples", "table")})
+    records.write_csv(folder / "probe.csv", [_flat(row) for row in rows])
     plots.draw_probe(folder / "probe.png", rows)
     return found
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from cache import Store
+from pipeline import records
 from pipeline.data import Dataset, Split
 from pipeline.errors import ConfigError, RunError
 from pipeline.explain import heat as heat_maps
@@ -23,7 +24,7 @@ from pipeline.explain.localise import Masks
 from pipeline.explain.pictures import draw_masks
 from pipeline.model.classifier import Classifier
 from pipeline.progress import Progress, silent
-from pipeline.train import run_folder
+from pipeline.train import trained_model
 from pipeline.train.feeding.feed import Feed
 from pipeline.train.finished_run import Trained
 from pipeline.train.painted import count_masks
@@ -88,7 +89,7 @@ def explain(
         DataError: An image or a mask cannot be read, or which mask is whose is not clear.
     """
     machine = machine or Machine()
-    if not run_folder.load_description(folder).model.reads_images:
+    if not trained_model.load_description(folder).model.reads_images:
         msg = (
             f"The run {str(folder)!r} classifies pooled features and looks at no image, so there is no place that it "
             f"looked at: explain a run with a backbone."
@@ -131,7 +132,7 @@ def explain(
             scratch, gallery, trained, store, found["images"], kept, resamples=resamples, seed=seed,
             workers=machine.workers, progress=progress,
         )  # fmt: skip
-    run_folder.write_json(scratch / "explain.json", found)
+    records.write_json(scratch / "explain.json", found)
     _swap(scratch, folder / FOLDER)
     return found
 
@@ -182,7 +183,7 @@ def _explain_overlay(
     rows = [
         {"id": feed.ids[i], "group": feed.groups[i], "best_iou": float(iou)} for i, iou in zip(kept, best, strict=True)
     ]
-    run_folder.write_csv(folder / "masks_samples.csv", rows)
+    records.write_csv(folder / "masks_samples.csv", rows)
     scored = overlays.summarise(best, [feed.groups[i] for i in kept], resamples=resamples, seed=seed)
     return {**found, "localisation": scored}
 
@@ -223,14 +224,14 @@ def _localise(
         for name, values in found["maps"].items()
         for score, value in values.items()
     ]
-    run_folder.write_csv(folder / "localisation.csv", rows)
+    records.write_csv(folder / "localisation.csv", rows)
     by_sample = [
         {"id": feed.ids[kept[row]], "group": groups[row], "map": name, "share": float(share[row])}
         | {score: float(column[row]) for score, column in values.items() if score in found["maps"][name]}
         for row in range(len(kept))
         for name, values in scores.items()
     ]
-    run_folder.write_csv(folder / "localisation_samples.csv", by_sample)
+    records.write_csv(folder / "localisation_samples.csv", by_sample)
     untrained = localise.score_untrained(classifier, feed, kept, cells)
     return {**found, "untrained_auc": untrained, "left_out": len(feed) - len(kept)}
 

@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.clip import DEMO, is_clip
 from pipeline.report.verdict import Units, encoder_kind, frozen_model, headline_auc
 from pipeline.train.gate_spread import flat_gates
-from pipeline.train.run_folder import Description
+from pipeline.train.trained_model import Description
 
 FEW_GROUPS = 200  # test groups below which an interval is called wide: our choice
 

@@ -12,6 +12,7 @@ from typing import Any, cast
 import numpy as np
 
 import cache
+from pipeline import records
 from pipeline.data import Dataset, Split, identical_across_splits
 from pipeline.data.layouts.stored import StoredImages
 from pipeline.data.scan import Scan, scan
@@ -23,7 +24,7 @@ from pipeline.progress import Progress, silent
 from pipeline.report.cohort import Cohort, follow
 from pipeline.report.reproduce import Commands
 from pipeline.report.verdict import Units
-from pipeline.train import run_folder
+from pipeline.train import run_folder, trained_model
 from pipeline.train.identity import check_samples, data_in_numbers, recorded_identity, versions
 
 
@@ -106,7 +107,7 @@ class Evidence:
     """
 
     name: str
-    description: run_folder.Description
+    description: trained_model.Description
     figures: Mapping[str, Any]
     said: Predictions
     history: Sequence[Mapping[str, Any]]
@@ -179,7 +180,7 @@ def collect(
         RunError: The run is not finished, not evaluated or without its weights, was trained on other samples or
             evaluated over other groups, or the study has no table.
     """
-    description = run_folder.load_description(folder)
+    description = trained_model.load_description(folder)
     figures = read_figures(folder, description)
     check_samples(folder, dataset)
     notes: list[str] = []
@@ -189,7 +190,7 @@ def collect(
         found, changed, stored = _look_at_store(store, description.fingerprint, dataset, seen, notes)
     said = read_predictions(folder)
     _check_groups(folder, said, dataset)
-    digest = hashlib.sha256(run_folder.weights_file(folder).read_bytes()).hexdigest()
+    digest = hashlib.sha256(trained_model.weights_file(folder).read_bytes()).hexdigest()
     return Evidence(
         name=str(folder),
         description=description,
@@ -232,7 +233,7 @@ def _check_groups(folder: Path, said: Predictions, dataset: Dataset) -> None:
         raise RunError(msg)
 
 
-def _if_of_the_run(made: Mapping[str, Any], description: run_folder.Description) -> Mapping[str, Any]:
+def _if_of_the_run(made: Mapping[str, Any], description: trained_model.Description) -> Mapping[str, Any]:
     """What is recorded of an encoder's weights, if the run's features are of these weights."""
     fields = {} if description.fingerprint is None else description.fingerprint.fields
     return made if made and made.get("sha256") == fields.get("weights_sha256") else {}
@@ -250,7 +251,7 @@ def read_study(folder: Path, beside: Path) -> Study:
         RunError: There is no table.
     """
     try:
-        rows = run_folder.read_csv(folder / "table.csv")
+        rows = records.read_csv(folder / "table.csv")
     except OSError as error:
         msg = f"There is no study at {str(folder)!r} ({error.strerror}): name the folder that has its table.csv."
         raise RunError(msg) from None
@@ -268,14 +269,14 @@ def _compares(study: Path, ours: Path) -> bool:
     """Whether a study has a run, and its counterpart with gates where it has none or without where it has some."""
     has_it = has_counterpart = False
     gated, settings, said = (
-        bool(run_folder.load_description(ours).model.gates),
+        bool(trained_model.load_description(ours).model.gates),
         recorded_identity(ours),
         read_predictions(ours),
     )
     for folder in _runs_of(study):
         try:
             is_it = not run_folder.differences(recorded_identity(folder), settings)
-            of_other_kind = bool(run_folder.load_description(folder).model.gates) != gated
+            of_other_kind = bool(trained_model.load_description(folder).model.gates) != gated
             is_counterpart = of_other_kind and other_settings(ours, folder) == []
             if (is_it or is_counterpart) and what_differs(said, read_predictions(folder)) is None:
                 has_it, has_counterpart = has_it or is_it, has_counterpart or is_counterpart
@@ -287,12 +288,12 @@ def _compares(study: Path, ours: Path) -> bool:
 def _runs_of(study: Path) -> list[Path]:
     """Folders of the finished runs of a study, wherever it lies by now."""
     try:
-        return [study / "runs" / Path(row["run"]).name for row in run_folder.read_csv(study / "results.csv")]
+        return [study / "runs" / Path(row["run"]).name for row in records.read_csv(study / "results.csv")]
     except (OSError, KeyError):
         return []
 
 
-def read_figures(folder: Path, description: run_folder.Description) -> dict[str, Any]:
+def read_figures(folder: Path, description: trained_model.Description) -> dict[str, Any]:
     """Read what `evaluate` found about the model.
 
     Raises:
@@ -354,8 +355,8 @@ def _used(folder: Path, scored: Split, ids: Sequence[str]) -> dict[Split, list[s
     """Ids that a run trained on, chose on and was scored on, by split."""
     used: dict[Split, list[str]] = {"train": [], "val": [], "test": []}
     try:
-        with run_folder.damage_named(folder / "samples.csv"):
-            for row in run_folder.read_csv(folder / "samples.csv"):
+        with records.damage_named(folder / "samples.csv"):
+            for row in records.read_csv(folder / "samples.csv"):
                 used[cast(Split, row["split"])].append(row["id"])
     except OSError as error:
         msg = f"There is no list of images in {str(folder)!r} ({error.strerror}): train it again with this version."
@@ -390,7 +391,7 @@ def _read_pictures(folder: Path, weights_sha256: str, notes: list[str]) -> Pictu
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
-        value: dict[str, Any] = run_folder.read_json(path)
+        value: dict[str, Any] = records.read_json(path)
     except FileNotFoundError:
         return None
     return value

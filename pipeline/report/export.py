@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cache import Fingerprint
-from pipeline import data, encoders
+from pipeline import data, encoders, records
 from pipeline.clip import without_folder
 from pipeline.errors import CheckpointError, RunError
 from pipeline.evaluate.predict import Predictor
@@ -30,7 +30,7 @@ from pipeline.report.evidence import read_figures
 from pipeline.report.model_card import render_card
 from pipeline.report.onnx_file import write_onnx
 from pipeline.report.reproduce import sections
-from pipeline.train import run_folder
+from pipeline.train import trained_model
 
 SCRIPT = '''\
 """Class probabilities of image files, one JSON object a line; needs the package slca-pipeline."""
@@ -128,8 +128,8 @@ def export(
         RunError: The run is not evaluated, its weights are not there or damaged, it reads masks that no new image has,
             or `target` holds something else.
     """
-    description = run_folder.load_description(folder)
-    figures, weights = read_figures(folder, description), run_folder.read_weights(folder, description)
+    description = trained_model.load_description(folder)
+    figures, weights = read_figures(folder, description), trained_model.read_weights(folder, description)
     if description.fingerprint is not None and "masks_sha256" in description.fingerprint.fields:
         msg = f"The model in {str(folder)!r} reads the known masks, which new images do not have: export another run."
         raise RunError(msg)
@@ -139,13 +139,13 @@ def export(
     scratch.mkdir(parents=True)
     try:
         report = write_onnx(folder, scratch / "model.onnx") if onnx else None
-        with run_folder.replacing(scratch / "model.safetensors") as file:
+        with records.replacing(scratch / "model.safetensors") as file:
             file.write(weights)
-        run_folder.save_description(scratch, narrowed)
-        run_folder.write_json(scratch / "classes.json", list(description.class_names))
-        run_folder.write_json(scratch / "config.json", _configuration(narrowed, facts, reading))
-        run_folder.write_json(scratch / "metrics.json", figures)
-        run_folder.write_json(scratch / "preprocessing.json", _preprocessing(narrowed, reading))
+        trained_model.save_description(scratch, narrowed)
+        records.write_json(scratch / "classes.json", list(description.class_names))
+        records.write_json(scratch / "config.json", _configuration(narrowed, facts, reading))
+        records.write_json(scratch / "metrics.json", figures)
+        records.write_json(scratch / "preprocessing.json", _preprocessing(narrowed, reading))
         card = render_card(
             narrowed,
             figures,
@@ -156,7 +156,7 @@ def export(
             onnx=report,
         )
         for name, text in (("README.md", card), ("predict.py", SCRIPT)):
-            with run_folder.replacing(scratch / name) as file:
+            with records.replacing(scratch / name) as file:
                 file.write(text.encode())
         unchanged = _put(scratch, target)
     finally:
@@ -178,7 +178,7 @@ def load_export(folder: Path, *, checkpoint: Path | None = None, device: str = "
         RunError: The folder is none that `export` wrote.
         CheckpointError: The encoder's weights are missing, or others than in training.
     """
-    description = run_folder.load_description(folder)
+    description = trained_model.load_description(folder)
     reading = reading_of(folder)
     encoder = identity = None
     if description.fingerprint is not None:
@@ -206,7 +206,7 @@ def reading_of(folder: Path) -> data.Reading:
         RunError: The folder is none that `export` wrote.
     """
     try:
-        rules = run_folder.read_json(folder / "preprocessing.json")["reading"]
+        rules = records.read_json(folder / "preprocessing.json")["reading"]
         values: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in rules.items()
         }
@@ -217,14 +217,14 @@ def reading_of(folder: Path) -> data.Reading:
         raise RunError(msg) from None
 
 
-def _narrowed(description: run_folder.Description) -> Fingerprint | None:
+def _narrowed(description: trained_model.Description) -> Fingerprint | None:
     """The fingerprint of a store with the classifier's own taps and no others."""
     if description.fingerprint is None:
         return None
     return Fingerprint(encoders.of_taps(description.fingerprint.fields, description.taps))
 
 
-def _without_paths(description: run_folder.Description) -> run_folder.Description:
+def _without_paths(description: trained_model.Description) -> trained_model.Description:
     """The same, but of a file of first weights only its name: where it lies is nobody's business."""
     weights, provenance = Path(description.model.weights).name, dict(description.provenance)
     backbone = without_folder(description.model.backbone)
@@ -238,7 +238,7 @@ def _without_paths(description: run_folder.Description) -> run_folder.Descriptio
 
 
 def _configuration(
-    description: run_folder.Description, facts: Mapping[str, Any], reading: data.Reading
+    description: trained_model.Description, facts: Mapping[str, Any], reading: data.Reading
 ) -> dict[str, Any]:
     """What the run was configured as, under the keys of a configuration, as far as the run knows."""
     changes = description.provenance.get("settings", {}).get("augmentation", {})
@@ -256,7 +256,7 @@ def _configuration(
     }
 
 
-def _preprocessing(description: run_folder.Description, reading: data.Reading) -> dict[str, Any]:
+def _preprocessing(description: trained_model.Description, reading: data.Reading) -> dict[str, Any]:
     """What happens to an image file before the classifier and before the encoder, for those who rebuild it."""
     side = description.model.image_px
     scale = {} if description.clip is None else description.clip["architecture"]

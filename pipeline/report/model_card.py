@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.report.page.tables import SCORES, interval, with_interval
 from pipeline.report.verdict import Units
-from pipeline.train.run_folder import Description
+from pipeline.train.trained_model import Description
 
 _USE = """It is meant for research: to repeat the figures below, to compare with them, and to try the model on images of
 the same kind. It is not meant for any decision about a patient. Before any other use, score it on images of your own

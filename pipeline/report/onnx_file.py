@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pipeline import records
 from pipeline.errors import RunError, from_extra
 from pipeline.mask_tap import is_masks, is_scores
 from pipeline.model.classifier import Classifier
 from pipeline.model.tasks import Head, probabilities
 from pipeline.model.uses import Seen
-from pipeline.train import run_folder
+from pipeline.train import trained_model
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -98,7 +99,7 @@ def write_onnx(folder: Path, path: Path) -> dict[str, Any]:
         ConfigError: The extra `onnx` is not installed.
         RunError: The classifier holds something that ONNX has no word for, or the file computes other numbers.
     """
-    classifier, description = run_folder.load_classifier(folder)
+    classifier, description = trained_model.load_classifier(folder)
     served = Served(classifier, description.head)
     content = _exported(served, folder)
     difference = _largest_difference(served, content)
@@ -108,7 +109,7 @@ def write_onnx(folder: Path, path: Path) -> dict[str, Any]:
             f"than {TOLERANCE:g}: it is not written; leave out --onnx, or try another version of torch."
         )
         raise RunError(msg)
-    with run_folder.replacing(path) as file:
+    with records.replacing(path) as file:
         file.write(content)
     shapes = {name: ["B", *value.shape[1:]] for name, value in zip(served.inputs, served.example(1), strict=True)}
     return {"opset": OPSET, "inputs": shapes, "largest_difference": difference}

@@ -9,11 +9,11 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
+from pipeline import records
 from pipeline.report.evidence import Evidence
 from pipeline.report.page import checklists, making, patients, results
 from pipeline.report.page.html import Markup, tag
 from pipeline.report.page.summary import summary
-from pipeline.train import run_folder
 
 FILE = "report.html"
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -39,7 +39,7 @@ _HEADING = re.compile(r'<h2 id="([^"]+)">(.*?)</h2>')
 
 def write(folder: Path, evidence: Evidence) -> Path:
     """Write the page into the folder of the run."""
-    with run_folder.replacing(folder / FILE) as file:
+    with records.replacing(folder / FILE) as file:
         file.write(render(evidence).encode())
     return folder / FILE
 

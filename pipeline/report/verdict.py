@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pipeline.clip import DEMO, is_clip
 from pipeline.encoders import PUBLISHED
-from pipeline.train.run_folder import Description
+from pipeline.train.trained_model import Description
 
 Kind = Literal["better", "open", "worse"]
 EncoderKind = Literal["none", "masks", "untrained", "miniature", "published", "unknown"]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import cache
-from pipeline import clip, data
+from pipeline import clip, data, records
 from pipeline.clip import is_clip
 from pipeline.config.schema import Config, DemoData, StoreData, load_config, to_dict
 from pipeline.errors import CheckpointError, ConfigError
@@ -32,7 +32,7 @@ from pipeline.stages.inputs import class_texts, device, load_dataset, reading, w
 from pipeline.stages.loaded import Shared
 from pipeline.stages.prepare import encoder_record, prepare_data, prepare_demo_clip, prepare_encoder
 from pipeline.stages.store_check import check_images, check_plan, check_store
-from pipeline.train import identity, run_folder
+from pipeline.train import identity, run_folder, trained_model
 from pipeline.train import train as stage_two
 from pipeline.train.gate_spread import flat_gates
 from pipeline.url import without_access
@@ -120,7 +120,7 @@ def extract(
     if report.encoded and "total" in report.seconds and leads:
         took: Report = {"encoded": report.encoded, "seconds": report.seconds["total"]}
         took["device"] = report.device if report.nodes else identity.device_name(report.device)
-        run_folder.write_json(evidence.extraction_record(report.store), took)
+        records.write_json(evidence.extraction_record(report.store), took)
     return {
         "store": str(report.store),
         "rows": report.rows,
@@ -230,7 +230,7 @@ def evaluate(
     config: Config, progress: Progress, *, points: Sequence[str] = operating.POINTS, shared: Shared | None = None
 ) -> Report:
     """Read the test set once and leave metrics, predictions and plots in the folder `run`."""
-    description = run_folder.load_description(config.run)
+    description = trained_model.load_description(config.run)
     with _features(config, bool(description.model.taps), shared) as store:
         figures = test_set.evaluate(
             config.run,
@@ -257,7 +257,7 @@ def evaluate_elsewhere(
         named: Which class of the run a class of the external data is, where they differ in name.
         split: Only this split of it; None for all.
     """
-    description = run_folder.load_description(config.run)
+    description = trained_model.load_description(config.run)
     theirs = load_config(other)
     dataset = load_dataset(theirs, only_test=split is None)
     with _features(theirs, bool(description.model.taps)) as store:
@@ -292,7 +292,7 @@ def explain(
     masks: Path | None = None,
 ) -> Report:
     """Draw where the run looks, and score it where masks are; everything is left in the folder `explain` of `run`."""
-    description = run_folder.load_description(config.run)
+    description = trained_model.load_description(config.run)
     with _features(config, bool(description.model.taps)) as store:
         found = pictures.explain(
             config.run,
@@ -330,7 +330,7 @@ def report(
     """
     folder = folder or config.run
     settings = identity.recorded_identity(folder)
-    points = evidence.read_figures(folder, run_folder.load_description(folder))["operating_points"]
+    points = evidence.read_figures(folder, trained_model.load_description(folder))["operating_points"]
     names = _that_made(settings, folder)
     if isinstance(config.data, StoreData):
         names.pop("extract", None)

@@ -26,7 +26,7 @@ from pipeline.report import export
 from pipeline.stages.commands import Report
 from pipeline.stages.inputs import build_encoder, contents, device, reading, workers
 from pipeline.stages.nodes import need_of, on_this_node
-from pipeline.train import run_folder
+from pipeline.train import trained_model
 from pipeline.url import is_url
 
 
@@ -56,7 +56,7 @@ class OfRun:
         """Load it on this machine."""
         config = self.config
         encoder = features = None
-        if run_folder.load_description(config.run).model.taps:
+        if trained_model.load_description(config.run).model.taps:
             encoder = build_encoder(config)
             features = changed(contents(config, encoder.fingerprint()), image_px=None).fingerprint
         size = config.resources.batch_size or BATCH
@@ -130,7 +130,7 @@ def predict_into(
         DataError: None of the files can be read, or a node does not see those that are here.
         RunError: See `making`.
     """
-    description = run_folder.load_description(model.folder)
+    description = trained_model.load_description(model.folder)
     about = {"model": description.weights_sha256, "reading": data.reading_rules(model.reading)}
     names = data.images_named(arguments)
     nodes: list[Report] = []

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import torch
 
-from pipeline import clip, data, encoders
+from pipeline import clip, data, encoders, records
 from pipeline.config.schema import STORED, Config, DemoData, FolderData, MedMnistData, to_dict
 from pipeline.data.count import count
 from pipeline.data.glance import glance
@@ -22,7 +22,6 @@ from pipeline.encoders.sam.recipe import ARITHMETIC
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.progress import Progress
 from pipeline.stages.inputs import checkpoint, encoder_name, load_dataset
-from pipeline.train import run_folder
 from pipeline.train.identity import data_in_numbers
 
 Report = dict[str, Any]
@@ -248,10 +247,10 @@ def _made_once(
         if known.get("settings") == settings and "sha256" in known:
             return known
     path.parent.mkdir(parents=True, exist_ok=True)
-    run_folder.write_json(_record_of(path), {"settings": settings})  # whatever a kill leaves behind was made here
+    records.write_json(_record_of(path), {"settings": settings})  # whatever a kill leaves behind was made here
     report = {"checkpoint": str(path), **make(), "settings": settings}
     report["sha256"] = encoders.weights_sha256(path)
-    run_folder.write_json(_record_of(path), report)
+    records.write_json(_record_of(path), report)
     return report
 
 

@@ -9,8 +9,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from pipeline import records
 from pipeline.errors import RunError
-from pipeline.train import run_folder
+from pipeline.train import trained_model
 
 Report = dict[str, Any]
 _SCORES = ("auc", "acc", "balanced_acc")
@@ -43,7 +44,7 @@ def list_runs(folder: Path) -> Report:
 def write_runs(report: Mapping[str, Any], path: Path) -> Path:
     """Write the runs as a table with a column per figure."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    run_folder.write_csv(path, [_flat(row) for row in report["runs"]])
+    records.write_csv(path, [_flat(row) for row in report["runs"]])
     return path
 
 
@@ -69,7 +70,7 @@ def _row(folder: Path) -> Report:
 
 
 def _of_finished(folder: Path) -> Report:
-    description = run_folder.load_description(folder)
+    description = trained_model.load_description(folder)
     provenance = description.provenance
     settings = provenance.get("settings") or {}
     store, features = provenance.get("store"), settings.get("features") or {}
@@ -109,7 +110,7 @@ def _of_unfinished(folder: Path) -> Report:
 
 def _read(file: Path) -> Any:
     """JSON of a file; None where there is none."""
-    return run_folder.read_json(file, kind=list if file.name == "history.json" else dict) if file.is_file() else None
+    return records.read_json(file, kind=list if file.name == "history.json" else dict) if file.is_file() else None
 
 
 def _when(folder: Path) -> str | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import cache
+from pipeline import records
 from pipeline.cluster import Lost, connected, hired
 from pipeline.errors import DataError, RunError
 from pipeline.progress import Progress, silent
@@ -161,7 +162,7 @@ def on_cluster(bench: Bench, address: str, nodes: list[dict[str, Any]], progress
                     continue
                 for name, content in done.result.files.items():
                     (planned.folder / name).parent.mkdir(parents=True, exist_ok=True)
-                    with run_folder.replacing(planned.folder / name) as file:
+                    with records.replacing(planned.folder / name) as file:
                         file.write(content)
                 yield planned, done.result.said
             for share in pool.shares:

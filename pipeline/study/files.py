@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline import records
 from pipeline.evaluate import plots
 from pipeline.study.folds import MEAN
 from pipeline.study.runs import SCORES, Row
 from pipeline.study.table import Summary
-from pipeline.train import run_folder
 
 _FIGURES = (
     "score", "seeds", "missing", "mean", "sd", "low", "high", "difference", "difference_low", "difference_high",
@@ -30,10 +30,10 @@ def write_files(folder: Path, summary: Summary) -> list[Row]:
     if not results:
         return table
     missing = len(summary.runs) - len(results)
-    run_folder.write_csv(folder / "results.csv", results)
+    records.write_csv(folder / "results.csv", results)
     if not table:  # no cross-validation is complete yet
         return table
-    run_folder.write_csv(folder / "table.csv", table)
+    records.write_csv(folder / "table.csv", table)
     said = legend(summary.baseline, cross_validated=summary.cross_validated)
     _write_text(folder / "table.md", as_markdown(table, summary.baseline, missing, said))
     _write_text(folder / "table.tex", as_latex(table, summary.baseline, missing, said))
@@ -41,14 +41,14 @@ def write_files(folder: Path, summary: Summary) -> list[Row]:
     if not by_fold:
         _remove(folder, "folds.csv", "folds.md")
     if by_fold:
-        run_folder.write_csv(folder / "folds.csv", by_fold)
+        records.write_csv(folder / "folds.csv", by_fold)
         head, *body = fold_lines(by_fold)
         _write_text(folder / "folds.md", f"{_in_markdown([head, *body])}\n\n{FOLDS_LEGEND}\n")
     curve = [row for row in table if row["score"] == summary.scores[0]]
     across = _across(curve)
     if across:
         columns = [*cell_columns(curve), "score", "seeds", "mean", "sd", "low", "high"]
-        run_folder.write_csv(folder / "curve.csv", [{key: row[key] for key in columns} for row in curve])
+        records.write_csv(folder / "curve.csv", [{key: row[key] for key in columns} for row in curve])
         panels = _panels([row for row in curve if row[across] != "all"], across)
         plots.draw_efficiency(folder / "curve.png", panels, score=SCORES[summary.scores[0]], across=across)
     else:
@@ -216,5 +216,5 @@ def _panels(curve: Sequence[Row], across: str) -> dict[str, dict[str, list[Row]]
 
 
 def _write_text(path: Path, text: str) -> None:
-    with run_folder.replacing(path) as file:
+    with records.replacing(path) as file:
         file.write(text.encode())

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from pipeline import records
 from pipeline.errors import RunError
 from pipeline.evaluate.compare import Predictions, read_predictions
 from pipeline.evaluate.evaluate import scores_with_intervals
 from pipeline.study.runs import Planned, Row
-from pipeline.train import run_folder
 
 POOLED, MEAN = "pooled", "mean"
 
@@ -106,7 +106,7 @@ def _figures(folder: Path) -> dict[str, Any]:
         RunError: It has not been asked.
     """
     try:
-        figures: dict[str, Any] = run_folder.read_json(folder / "metrics.json")
+        figures: dict[str, Any] = records.read_json(folder / "metrics.json")
     except (OSError, ValueError) as error:
         message = f"There are no metrics of {str(folder)!r} ({error}): make the study again with --replace."
         raise RunError(message) from error

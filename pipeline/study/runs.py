@@ -16,9 +16,9 @@ from typing import Any
 
 from cache.errors import StoreLockedError
 from cache.writing.lock import WriterLock
+from pipeline import records
 from pipeline.errors import DataError, RunError
 from pipeline.progress import Progress, silent
-from pipeline.train import run_folder
 
 Row = dict[str, Any]
 SCORES = {"auc": "AUC", "ap": "AP", "acc": "ACC", "balanced_acc": "balanced ACC", "f1": "F1", "kappa": "kappa",
@@ -53,7 +53,7 @@ class Planned:
 def result_of(planned: Planned) -> Row | None:
     """Read what a run came to: `scores` by name, `val_auc`, `best_epoch`, `seconds`; None if it is not done."""
     try:
-        result: Row = run_folder.read_json(planned.folder / _RESULT)
+        result: Row = records.read_json(planned.folder / _RESULT)
     except FileNotFoundError:
         return None
     return result
@@ -125,7 +125,7 @@ def work_through(
                 if isinstance(outcome, str):
                     failed[planned.name] = outcome
                 else:
-                    run_folder.write_json(planned.folder / _RESULT, outcome)
+                    records.write_json(planned.folder / _RESULT, outcome)
                     after_each(planned)
                 claims.release(planned)
         if len(claims.held) == len(left):

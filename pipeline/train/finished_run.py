@@ -9,7 +9,7 @@ import torch
 from cache import Store
 from pipeline.data import Dataset, Split
 from pipeline.progress import Progress, silent
-from pipeline.train import run_folder
+from pipeline.train import trained_model
 from pipeline.train.feeding.feed import Feed
 from pipeline.train.feeding.in_memory import Holdings
 from pipeline.train.identity import check_classes, check_features, check_feed
@@ -51,7 +51,7 @@ class Trained:
             RunError: No finished run, other classes, or features of another fingerprint.
         """
         device = torch.device(machine.device)
-        self.classifier, self.description = run_folder.load_classifier(folder, device=device)
+        self.classifier, self.description = trained_model.load_classifier(folder, device=device)
         if store is not None:
             check_features(folder, self.description.fingerprint, store.fingerprint)
         check_classes(folder, self.description.task, self.description.class_names, dataset)

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline import records
 from pipeline.errors import RunError, from_extra
-from pipeline.train import run_folder
+from pipeline.train import run_folder, trained_model
 from pipeline.train.loop import Loop
 from pipeline.weights import TORN
 
@@ -74,24 +75,24 @@ class Journal:
         if not loop.team.leads:
             return
         if improved:
-            run_folder.save_weights(self._best_file(), loop.best_guess.plain_state())
+            trained_model.save_weights(self._best_file(), loop.best_guess.plain_state())
         history, best = json.dumps(self.history), json.dumps(self.best)
         run_folder.save_checkpoint(self.folder, {"loop": loop.state(), "history": history, "best": best})
         for file in self.folder.glob("best-*.safetensors"):
             if file != self._best_file():
                 file.unlink()
-        run_folder.write_json(self.folder / "history.json", self.history)
-        run_folder.write_csv(self.folder / "history.csv", self.history)
+        records.write_json(self.folder / "history.json", self.history)
+        records.write_csv(self.folder / "history.csv", self.history)
         if self._writer is not None:  # a file per epoch, so that a continued run repeats none
             with self._writer(self.folder / "tensorboard", filename_suffix=f".{row['epoch']:04d}") as events:
                 for key in row.keys() - {"epoch"}:
                     events.add_scalar(key, row[key], row["epoch"])
 
-    def finish(self, description: run_folder.Description) -> None:
+    def finish(self, description: trained_model.Description) -> None:
         """Leave the best weights under their final name, described; then drop what only continuing needed."""
-        with run_folder.replacing(self.folder / "model.safetensors") as file:
+        with records.replacing(self.folder / "model.safetensors") as file:
             file.write(self._best_file().read_bytes())
-        run_folder.save_description(self.folder, description)
+        trained_model.save_description(self.folder, description)
         run_folder.tidy(self.folder)
 
     def _best_file(self) -> Path:

@@ -22,7 +22,9 @@ from pipeline.data import Dataset
 from pipeline.data.dataset import SPLITS, positives
 from pipeline.errors import RunError
 from pipeline.image_tap import of_features
-from pipeline.train.run_folder import damage_named, differences, load_description, read_csv, write_csv
+from pipeline.records import damage_named, read_csv, write_csv
+from pipeline.train.run_folder import differences
+from pipeline.train.trained_model import load_description
 from pipeline.weights import file_sha256
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from pipeline.model.clip_backbone import ClipBackbone
 from pipeline.model.tasks import head_of, outputs_of
 from pipeline.model.uses import Seen
 from pipeline.progress import Progress, silent
-from pipeline.train import gate_spread, identity, parallel, run_folder
+from pipeline.train import gate_spread, identity, parallel, run_folder, trained_model
 from pipeline.train.augment import Augmentation, view_taps
 from pipeline.train.feeding.feed import Feed, Place, check_taps
 from pipeline.train.feeding.in_memory import Holdings
@@ -135,7 +135,7 @@ def train(
         if team.leads:
             run_folder.tidy(folder)
         return TrainReport(
-            folder, dict(run_folder.load_description(folder).metrics), run_folder.read_history(folder), ()
+            folder, dict(trained_model.load_description(folder).metrics), run_folder.read_history(folder), ()
         )
     progress = progress if team.leads else silent
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -200,9 +200,9 @@ def _describe(
     store: Store | None,
     figures: Row,
     made: Mapping[str, Any],
-) -> run_folder.Description:
+) -> trained_model.Description:
     """What `model.json` says of the finished run."""
-    return run_folder.Description(
+    return trained_model.Description(
         model=model,
         task=dataset.task,
         head=loop.head,

@@ -37,7 +37,7 @@ from pipeline.extract import batch_size
 from pipeline.extract.batch_size import BatchSize
 from pipeline.extract.extract import extract
 from pipeline.process import keep_freed_memory
-from pipeline.train.run_folder import write_json
+from pipeline.records import write_json
 from tests.benchmarks import encoder, train
 from tests.benchmarks import extract as stage_one
 from tests.encoders.seeded import image_like, relative_error

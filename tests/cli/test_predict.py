@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.data import images_named
 from pipeline.errors import DataError
-from pipeline.train.run_folder import read_csv
+from pipeline.records import read_csv
 from tests.cache.serving import Server
 
 from .conftest import complaint, copy_of, run_pipeline, start_pipeline, succeed

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from pipeline import records
 from pipeline.errors import ConfigError, RunError
 from pipeline.evaluate import adapt as module
 from pipeline.evaluate.adapt import ALPHAS, BETAS, Texts, adapt
@@ -16,7 +17,7 @@ from pipeline.evaluate.compare import compare
 from pipeline.evaluate.evaluate import evaluate
 from pipeline.evaluate.probe import Fitting, probe
 from pipeline.model.cached import CachedCosine
-from pipeline.train import run_folder
+from pipeline.train import run_folder, trained_model
 from pipeline.train.identity import recorded_identity
 from pipeline.train.optimise import TrainOptions
 from tests.train.scenes import make_dataset, make_store
@@ -59,7 +60,7 @@ def test_zero_shot_is_the_cosine_with_the_class_prompts(scene, tmp_path):
     found = run(scene, tmp_path / "run", "zero_shot", shots=1)
     (row,) = found["table"]
     assert (row["method"], row["setting"], row["chosen"]) == ("zero-shot", {}, True)
-    classifier, description = run_folder.load_classifier(tmp_path / "run")
+    classifier, description = trained_model.load_classifier(tmp_path / "run")
     read = torch.from_numpy(store.read(dataset.indices("test"))["embedding"])
     said = classifier(None, {"embedding": read})
     torch.testing.assert_close(said, 14.0 * embedded(store, dataset, "test") @ texts.classes.T)
@@ -78,7 +79,7 @@ def test_tip_adapter_is_its_formula_with_what_val_chooses(scene, tmp_path):
     assert row["method"] == "Tip-Adapter"
     assert {row["method"] for row in found["table"]} == {"zero-shot", "Tip-Adapter"}
     assert found["samples"]["train"] == 12
-    used = [line["id"] for line in run_folder.read_csv(tmp_path / "run/samples.csv") if line["split"] == "train"]
+    used = [line["id"] for line in records.read_csv(tmp_path / "run/samples.csv") if line["split"] == "train"]
     at = [sample.id for sample in dataset.samples]
     rows = [at.index(name) for name in used]
     keys = F.normalize(torch.from_numpy(store.read(rows)["embedding"]).flatten(1), dim=1)
@@ -93,7 +94,7 @@ def test_tip_adapter_is_its_formula_with_what_val_chooses(scene, tmp_path):
         return clip_logits + cache_logits * alpha
 
     alpha, beta = row["setting"]["alpha"], row["setting"]["beta"]
-    classifier, _ = run_folder.load_classifier(tmp_path / "run")
+    classifier, _ = trained_model.load_classifier(tmp_path / "run")
     read = torch.from_numpy(store.read(dataset.indices("test"))["embedding"])
     torch.testing.assert_close(classifier(None, {"embedding": read}), official("test", alpha, beta))
     from sklearn.metrics import roc_auc_score
@@ -118,7 +119,7 @@ def test_tip_adapter_f_tunes_its_keys_and_is_compared_and_repeated(scene, tmp_pa
     history = run_folder.read_history(tmp_path / "f")
     assert history[19]["train_loss"] < history[0]["train_loss"]
     run(scene, tmp_path / "tip", "tip", shots=8)
-    tuned, plain = (run_folder.load_classifier(tmp_path / name)[0].backbone.head[-1] for name in ("f", "tip"))
+    tuned, plain = (trained_model.load_classifier(tmp_path / name)[0].backbone.head[-1] for name in ("f", "tip"))
     assert torch.equal(tuned.values, plain.values)
     assert not torch.equal(tuned.keys, plain.keys)
     for name in ("f", "tip"):

@@ -12,8 +12,8 @@ from pipeline.data import load_folder
 from pipeline.errors import RunError
 from pipeline.evaluate.evaluate import evaluate
 from pipeline.explain.explain import explain
+from pipeline.records import read_csv, write_csv
 from pipeline.train.identity import check_samples
-from pipeline.train.run_folder import read_csv, write_csv
 from tests.train.scenes import PLAIN, QUICK, Arrays, do, make_dataset, make_store
 
 

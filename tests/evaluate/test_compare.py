@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline import records
 from pipeline.errors import RunError
 from pipeline.evaluate.compare import compare, delong_test, read_predictions
 from pipeline.evaluate.intervals import draw_weights, interval, named_intervals, resample
 from pipeline.evaluate.metrics import Scorer
 from pipeline.model.classifier import ModelOptions
-from pipeline.train import run_folder
+from pipeline.train import trained_model
 
 NAMES = ("a", "b")
 
@@ -155,8 +156,8 @@ def test_a_classifier_does_not_differ_from_itself():
 
 def write_run(folder, labels, p, *, ids=None, groups=None, names=NAMES, task="binary", pixels=None):
     folder.mkdir()
-    description = run_folder.Description(ModelOptions(gates=()), task, "softmax", names, {}, None, {}, {})
-    run_folder.save_description(folder, description)
+    description = trained_model.Description(ModelOptions(gates=()), task, "softmax", names, {}, None, {}, {})
+    trained_model.save_description(folder, description)
     rows = []
     for i in range(len(p)):
         row = {
@@ -170,7 +171,7 @@ def write_run(folder, labels, p, *, ids=None, groups=None, names=NAMES, task="bi
         if pixels is not None:
             row["pixels_sha256"] = pixels[i]
         rows.append(row)
-    run_folder.write_csv(folder / "predictions.csv", rows)
+    records.write_csv(folder / "predictions.csv", rows)
     return folder
 
 
@@ -226,8 +227,10 @@ def test_the_same_settings_are_said_only_where_the_pixels_are_known(tmp_path):
 
     def written(name, pixels, **changes):
         folder = write_run(tmp_path / name, labels, p, pixels=pixels)
-        record = dataclasses.replace(run_folder.load_description(folder), provenance={"settings": settings | changes})
-        run_folder.save_description(folder, record)
+        record = dataclasses.replace(
+            trained_model.load_description(folder), provenance={"settings": settings | changes}
+        )
+        trained_model.save_description(folder, record)
         return folder
 
     known, again, before = written("known", pixels), written("again", pixels), written("before", None)

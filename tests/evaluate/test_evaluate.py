@@ -21,7 +21,7 @@ from pipeline.evaluate.compare import compare, read_predictions
 from pipeline.evaluate.evaluate import evaluate
 from pipeline.evaluate.plots import draw_reliability
 from pipeline.evaluate.predict import ReadableImages, Taken, predict, verdicts
-from pipeline.train import run_folder
+from pipeline.train import trained_model
 from pipeline.train.run_folder import begin
 from pipeline.train.train import Machine, train
 from tests.train.scenes import QUICK, TAPS, TINY, Arrays, make_dataset, make_store
@@ -238,10 +238,10 @@ def test_damaged_weights_are_refused(setting, tmp_path):
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(RunError, match=r"model.safetensors' does not hold the weights that model.json describes"):
-        run_folder.load_classifier(tmp_path)
+        trained_model.load_classifier(tmp_path)
     (tmp_path / "model.json").write_text("{}")
     with pytest.raises(RunError, match=r"model.json' is no description of a model"):
-        run_folder.load_classifier(tmp_path)
+        trained_model.load_classifier(tmp_path)
 
 
 def test_prediction_encodes_on_the_fly_and_agrees_with_evaluation(setting):

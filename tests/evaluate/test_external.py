@@ -15,7 +15,7 @@ from pipeline.errors import DataError, RunError
 from pipeline.evaluate.evaluate import evaluate
 from pipeline.evaluate.external import evaluate_elsewhere
 from pipeline.evaluate.metrics import score
-from pipeline.train.run_folder import read_csv
+from pipeline.records import read_csv
 from tests.train.scenes import PLAIN, do, make_dataset, make_store
 
 NAMED = {"benign": "a", "malignant": "b"}

@@ -13,7 +13,7 @@ from cache import StoreLockedError
 from pipeline.errors import DataError, RunError
 from pipeline.evaluate import in_parts
 from pipeline.evaluate.in_parts import Part, making
-from pipeline.train.run_folder import read_csv
+from pipeline.records import read_csv
 
 CLASSES = ("a", "=b")
 ABOUT = {"model": "0" * 64}

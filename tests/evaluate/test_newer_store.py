@@ -13,8 +13,8 @@ from pipeline.errors import RunError
 from pipeline.evaluate.evaluate import evaluate
 from pipeline.evaluate.external import evaluate_elsewhere
 from pipeline.explain.explain import explain
+from pipeline.records import read_csv
 from pipeline.train.identity import data_identity
-from pipeline.train.run_folder import read_csv
 from tests.train.scenes import QUICK, Arrays, do, make_dataset, make_store
 
 TAPS = {"early": (5, 4, 4), "neck": (3, 4, 4)}

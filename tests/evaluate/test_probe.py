@@ -13,12 +13,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 import cache
+from pipeline import records
 from pipeline.errors import DataError, RunError
 from pipeline.evaluate.compare import compare
 from pipeline.evaluate.evaluate import evaluate
 from pipeline.evaluate.probe import Fitting, probe
 from pipeline.model.pooled import pool
-from pipeline.train import run_folder
+from pipeline.train import run_folder, trained_model
 from pipeline.train.logistic import STRENGTHS
 from pipeline.train.optimise import TrainOptions
 from tests.train.scenes import PLAIN, TAPS, do, equal, make_dataset, make_store, weights_of
@@ -73,7 +74,7 @@ def test_a_row_is_what_scikit_learn_alone_would_say(tmp_path):
     for split, indices in (("val", val), ("test", test)):
         said = oracle.predict_proba(x[indices])[:, 1]
         assert row[split]["auc"] == pytest.approx(roc_auc_score(labels[indices], said), abs=0.01)
-    classifier, _ = run_folder.load_classifier(tmp_path / "run")
+    classifier, _ = trained_model.load_classifier(tmp_path / "run")
     read = torch.from_numpy(store.read(test)["neck"])
     said = classifier(None, {"neck": read}, torch.from_numpy(extents[test])).softmax(1)[:, 1].detach().numpy()
     np.testing.assert_allclose(said, oracle.predict_proba(x[test])[:, 1], atol=2e-3)
@@ -106,9 +107,9 @@ def test_the_folder_is_that_of_a_run_with_the_table_beside_it(scene, tmp_path):
     assert (tmp_path / "run/probe.png").read_bytes().startswith(b"\x89PNG")
     history = run_folder.read_history(tmp_path / "run")
     assert [row["c"] for row in history] == list(STRENGTHS)
-    best = history[run_folder.load_description(tmp_path / "run").metrics["epoch"] - 1]
+    best = history[trained_model.load_description(tmp_path / "run").metrics["epoch"] - 1]
     assert best["val_auc"] == max(row["val_auc"] for row in history)
-    used = run_folder.read_csv(tmp_path / "run/samples.csv")
+    used = records.read_csv(tmp_path / "run/samples.csv")
     assert [row["split"] for row in used] == ["train"] * 40 + ["val"] * 30
     assert all(row["pixels_sha256"] for row in used)
 
@@ -133,7 +134,7 @@ def test_a_part_is_that_of_a_training(scene, tmp_path, part):
     probe(dataset, store, tmp_path / "probe", Fitting(TrainOptions(**part, seed=4), resamples=20))
     plain = make_dataset((40, 30, 30))
     do(plain, None, tmp_path / "plain", model=PLAIN, options=TrainOptions(**part, seed=4, epochs=1))
-    used = [[row["id"] for row in run_folder.read_csv(tmp_path / name / "samples.csv")] for name in ("probe", "plain")]
+    used = [[row["id"] for row in records.read_csv(tmp_path / name / "samples.csv")] for name in ("probe", "plain")]
     assert used[0] == used[1]
 
 

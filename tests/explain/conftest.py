@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from pipeline.data import Dataset, Sample
 from pipeline.model.classifier import ModelOptions
-from pipeline.train import run_folder
+from pipeline.train import trained_model
 from pipeline.train.train import train
 from tests.train.scenes import QUICK, make_store, register_tiny
 
@@ -81,15 +81,15 @@ def knowing_store(path, dataset):
 def knowing_run(folder, dataset, store, *, sign=1.0):
     """Train a run for one epoch and set its gate to rise (or, with sign -1, fall) with the lesion's part of a cell."""
     train(dataset, store, folder, model=ORACLE, options=dataclasses.replace(QUICK, epochs=1))
-    classifier, _ = run_folder.load_classifier(folder)
+    classifier, _ = trained_model.load_classifier(folder)
     state = classifier.state_dict()
     scale, shift = state["gates.0.norm.scale"], state["gates.0.norm.shift"]
     state["gates.0.squeeze.weight"].fill_(1 / scale.item())  # undoes the norm
     state["gates.0.squeeze.bias"].fill_(-shift.item() / scale.item())
     state["gates.0.excite.weight"].fill_(sign * 0.1)
     state["gates.0.excite.bias"].zero_()
-    run_folder.save_weights(folder / "model.safetensors", state)
-    run_folder.save_description(folder, run_folder.load_description(folder))  # names the weights by their digest
+    trained_model.save_weights(folder / "model.safetensors", state)
+    trained_model.save_description(folder, trained_model.load_description(folder))  # names the weights by their digest
     return folder
 
 

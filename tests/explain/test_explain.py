@@ -20,7 +20,7 @@ from pipeline.evaluate.evaluate import evaluate
 from pipeline.explain.explain import explain
 from pipeline.explain.gallery import file_name
 from pipeline.explain.pictures import varies
-from pipeline.train import run_folder
+from pipeline.train import trained_model
 from pipeline.train.train import train
 from tests.explain.conftest import GATED, HEIGHT, PLAIN, WIDTH, knowing_run, knowing_store, lesion_dataset
 from tests.train.scenes import QUICK
@@ -128,14 +128,14 @@ def test_the_sheet_shows_the_surest_hits_and_the_worst_misses(lesions, lesion_st
 def seeing_run(gated_run, tmp_path_factory):
     """A run with two gates of which none is flat: the one of `neck` rises with the lesion's part of a cell."""
     folder = shutil.copytree(gated_run, tmp_path_factory.mktemp("seeing") / "run")
-    state = run_folder.load_classifier(folder)[0].state_dict()
+    state = trained_model.load_classifier(folder)[0].state_dict()
     for number in range(2):
         for name, value in (("squeeze", 0.0), ("excite", 0.1)):
             state[f"gates.{number}.{name}.weight"].fill_(value)
             state[f"gates.{number}.{name}.bias"].zero_()
         state[f"gates.{number}.squeeze.weight"][:, 0] = 1
-    run_folder.save_weights(folder / "model.safetensors", state)
-    run_folder.save_description(folder, run_folder.load_description(folder))  # names the weights by their digest
+    trained_model.save_weights(folder / "model.safetensors", state)
+    trained_model.save_description(folder, trained_model.load_description(folder))  # names the weights by their digest
     return folder
 
 

@@ -15,7 +15,7 @@ from pipeline.explain.localise import SIDE, score_untrained
 from pipeline.model.classifier import Classifier
 from pipeline.model.geometry import sample_gate, sample_image
 from pipeline.model.tasks import probabilities
-from pipeline.train import run_folder
+from pipeline.train import trained_model
 from pipeline.train.feeding.feed import Feed
 from pipeline.train.forward import infer
 from pipeline.train.train import train
@@ -32,7 +32,7 @@ def feed_of(classifier, dataset, store, split="test"):
 
 @pytest.fixture
 def seen(lesions, lesion_store, gated_run):
-    classifier, description = run_folder.load_classifier(gated_run)
+    classifier, description = trained_model.load_classifier(gated_run)
     feed = feed_of(classifier, lesions, lesion_store)
     return classifier, description, feed, look(classifier, description.head, feed, batch_size=5)
 
@@ -58,7 +58,7 @@ def test_a_map_is_the_mean_over_channels_of_the_gate_on_the_image(seen):
 
 def test_padding_is_in_no_map(lesions, lesion_store, oracle_run):
     """The features of the padding say lesion; over the image they must not be seen."""
-    classifier, description = run_folder.load_classifier(oracle_run)
+    classifier, description = trained_model.load_classifier(oracle_run)
     heat = look(classifier, description.head, feed_of(classifier, lesions, lesion_store))
     laid = heat.lay("neck → stage4", range(12), (HEIGHT, WIDTH))
     for values, index in zip(laid, lesions.indices("test"), strict=True):
@@ -72,7 +72,7 @@ def test_padding_is_in_no_map(lesions, lesion_store, oracle_run):
 def test_an_own_gate_is_shown_too(lesions, tmp_path):
     train(lesions, None, tmp_path, model=dataclasses.replace(GATED, gates=(("own", "stage2"),)),
           options=dataclasses.replace(QUICK, epochs=1))  # fmt: skip
-    classifier, description = run_folder.load_classifier(tmp_path)
+    classifier, description = trained_model.load_classifier(tmp_path)
     feed = feed_of(classifier, lesions, None)
     heat = look(classifier, description.head, feed)
     assert heat.names == ("own → stage2", GRAD_CAM)
@@ -94,7 +94,7 @@ def test_looking_leaves_no_hook(seen):
 
 def test_the_plain_classifier_has_grad_cam_alone(lesions, tmp_path):
     train(lesions, None, tmp_path, model=PLAIN, options=dataclasses.replace(QUICK, epochs=1))
-    classifier, description = run_folder.load_classifier(tmp_path)
+    classifier, description = trained_model.load_classifier(tmp_path)
     heat = look(classifier, description.head, feed_of(classifier, lesions, None))
     assert heat.names == (GRAD_CAM,)
     assert heat.lay(GRAD_CAM, [0, 1], (6, 8)).shape == (2, 6, 8)

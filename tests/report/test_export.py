@@ -22,7 +22,7 @@ from pipeline.model.backbones import standardise
 from pipeline.model.classifier import Classifier, ModelOptions
 from pipeline.report import export
 from pipeline.report.onnx_file import write_onnx
-from pipeline.train import run_folder
+from pipeline.train import run_folder, trained_model
 from pipeline.train.identity import data_in_numbers
 from tests.report.conftest import CLASSES, HOSTILE, Case
 from tests.train.scenes import PLAIN, do, make_dataset
@@ -53,7 +53,7 @@ def test_the_folder_holds_what_is_promised(gated: Case, tmp_path: Path) -> None:
     names = ["README.md", "classes.json", "config.json", "metrics.json", "model.json", "model.safetensors"]
     assert found["files"] == [*names, "predict.py", "preprocessing.json"]
     assert json.loads((tmp_path / "out/classes.json").read_text()) == list(CLASSES)
-    ours, theirs = run_folder.load_classifier(gated.folder)[0], run_folder.load_classifier(tmp_path / "out")[0]
+    ours, theirs = trained_model.load_classifier(gated.folder)[0], trained_model.load_classifier(tmp_path / "out")[0]
     assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True))
     assert json.loads((tmp_path / "out/metrics.json").read_text()) == gated.figures
     text = "".join(path.read_text() for path in (tmp_path / "out").glob("*.json"))
@@ -177,7 +177,7 @@ def test_a_plain_model_predicts_without_a_checkpoint(plain: Case, tmp_path: Path
     pixels = plain.dataset.read(0)
     Image.fromarray(pixels).save(tmp_path / "image.png")
     (row,) = export.load_export(tmp_path / "out").predict([tmp_path / "image.png"])
-    classifier, _ = run_folder.load_classifier(plain.folder)
+    classifier, _ = trained_model.load_classifier(plain.folder)
     with torch.no_grad():
         z = classifier(standardise(torch.from_numpy(pixels).permute(2, 0, 1)[None].float()), {})[0].double()
     on = torch.sigmoid(z)  # P(y > k | y >= k)
@@ -199,7 +199,7 @@ def test_onnx_of_a_gated_model_gives_torch_s_numbers(gated: Case, tmp_path: Path
     found = hand_on(gated, tmp_path / "out", onnx=True)["onnx"]
     assert found["largest_difference"] < 1e-5
     assert found["inputs"]["early"] == ["B", 5, 4, 4]
-    classifier, _ = run_folder.load_classifier(gated.folder)
+    classifier, _ = trained_model.load_classifier(gated.folder)
     random = np.random.default_rng(0)
     for batch in (1, 7):
         images = random.integers(0, 256, (batch, 3, 16, 16)).astype(np.float32)
@@ -274,7 +274,7 @@ def test_onnx_of_the_backbones_of_real_runs(backbone, side, gates, tmp_path: Pat
     logits()
     classifier.eval()
     described = types.SimpleNamespace(head="softmax")
-    monkeypatch.setattr(run_folder, "load_classifier", lambda folder: (classifier, described))
+    monkeypatch.setattr(trained_model, "load_classifier", lambda folder: (classifier, described))
     assert write_onnx(tmp_path, tmp_path / "model.onnx")["largest_difference"] < 1e-5
     said = onnx_probabilities(tmp_path / "model.onnx", **inputs)
     expected = torch.softmax(logits(), dim=1).numpy()
@@ -292,9 +292,9 @@ class Branching(nn.Module):
 
 def test_what_onnx_has_no_word_for(gated: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
-    classifier, description = run_folder.load_classifier(gated.folder)
+    classifier, description = trained_model.load_classifier(gated.folder)
     classifier.backbone.head = Branching()
-    monkeypatch.setattr(run_folder, "load_classifier", lambda folder: (classifier, description))
+    monkeypatch.setattr(trained_model, "load_classifier", lambda folder: (classifier, description))
     with pytest.raises(RunError, match=r"The tiny in .* cannot be written as ONNX \(.+\): export it without --onnx"):
         hand_on(gated, tmp_path / "out", onnx=True)
     assert list(tmp_path.iterdir()) == []

@@ -18,9 +18,9 @@ from pipeline.errors import RunError
 from pipeline.evaluate import intervals
 from pipeline.evaluate.evaluate import evaluate
 from pipeline.explain.explain import explain
+from pipeline.records import write_csv
 from pipeline.report import report
 from pipeline.report.page.figures import calibration
-from pipeline.train.run_folder import write_csv
 from tests.report.conftest import HOSTILE, Case, Page, with_a_leak
 from tests.train.scenes import PLAIN, do, make_dataset
 

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 import cache
+from pipeline import records
 from pipeline.cli import cli
 from pipeline.config.schema import load_config
 from pipeline.encoders import weights_sha256
@@ -16,7 +17,6 @@ from pipeline.errors import CheckpointError, ConfigError
 from pipeline.progress import silent
 from pipeline.stages import commands, studies
 from pipeline.stages.study_plan import load_study
-from pipeline.train import run_folder
 from pipeline.train.identity import recorded_identity
 
 BASE = """\
@@ -71,7 +71,7 @@ def test_a_study_of_few_images_makes_its_clip_its_features_and_its_runs(folder):
     settings = recorded_identity(few.folder)
     assert settings["train"]["prompts"]["spiked"] == ["a star-shaped lesion", "This is a photo of star-shaped"]
     assert settings["train"]["shots"] == 4
-    used = [row for row in run_folder.read_csv(few.folder / "samples.csv") if row["split"] == "train"]
+    used = [row for row in records.read_csv(few.folder / "samples.csv") if row["split"] == "train"]
     assert 9 <= len(used) <= 15  # three classes, patients of up to three images
     assert (Path("studies/few/curve.png")).is_file()
     said = CliRunner().invoke(

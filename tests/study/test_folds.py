@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from pipeline import records
 from pipeline.config.schema import load_config
 from pipeline.errors import ConfigError, RunError
 from pipeline.evaluate.evaluate import scores_with_intervals
@@ -20,7 +21,6 @@ from pipeline.study.files import write_files
 from pipeline.study.folds import pooled
 from pipeline.study.runs import Planned
 from pipeline.study.table import Summary
-from pipeline.train import run_folder
 from tests.cli.conftest import TINY, complaint, copy_of, run_pipeline, succeed
 from tests.evaluate.test_compare import NAMES, binary_case, write_run
 
@@ -57,10 +57,10 @@ def make(folder: Path, *, variants=("plain", "other"), seeds=(0,), folds=3, each
                 write_run(planned.folder, labels, p, ids=ids, groups=groups)
                 found = scores_with_intervals("binary", labels, groups, p, NAMES, resamples=50)
                 figures = {"n": each, "bootstrap": {"groups": each // 2}, **found}
-                run_folder.write_json(planned.folder / "metrics.json", figures)
+                records.write_json(planned.folder / "metrics.json", figures)
                 scores = {name: found[name] for name in ("auc", "acc")}
                 result = {"scores": scores, "val_auc": 0.5, "best_epoch": 1, "seconds": 1.0}
-                run_folder.write_json(planned.folder / "result.json", result)
+                records.write_json(planned.folder / "result.json", result)
                 runs.append(planned)
     return runs
 
@@ -71,7 +71,7 @@ def said_by(runs: list[Planned], variant: str, seed: int = 0) -> tuple[np.ndarra
         row
         for planned in runs
         if planned.cell["variant"] == variant and planned.seed == seed
-        for row in run_folder.read_csv(planned.folder / "predictions.csv")
+        for row in records.read_csv(planned.folder / "predictions.csv")
     ]
     return (
         np.array([NAMES.index(row["label"]) for row in rows]),
@@ -134,7 +134,7 @@ def test_while_no_cross_validation_is_complete_there_is_no_table(tmp_path):
     for planned in runs[2:]:
         (planned.folder / "result.json").unlink()
     assert write_files(tmp_path, Summary(runs, "plain", ("auc",), resamples=50)) == []
-    assert len(run_folder.read_csv(tmp_path / "results.csv")) == 2
+    assert len(records.read_csv(tmp_path / "results.csv")) == 2
     assert not (tmp_path / "table.csv").exists()
 
 
@@ -151,7 +151,7 @@ def test_the_files_say_what_the_numbers_are(tmp_path):
     assert re.search(r"\| plain \| 1 \| AUC \| pooled \| 90 \| 45 \| 0\.\d{3} \[0\.\d{3}, [01]\.\d{3}\] \|", by_fold)
     assert re.search(r"\| plain \| 0 \| AUC \| mean \|  \|  \| 0\.\d{3} ± 0\.\d{3} \|", by_fold)
     assert "share training samples" in by_fold
-    assert len(run_folder.read_csv(tmp_path / "folds.csv")) == 2 * 2 * 5
+    assert len(records.read_csv(tmp_path / "folds.csv")) == 2 * 2 * 5
 
 
 @pytest.fixture
@@ -222,12 +222,12 @@ def test_the_command_cross_validates(prepared, tmp_path):
     (folder / "study.yaml").write_text(STUDY)
     report = succeed(folder, "study", "-c", "study.yaml")
     assert (report["runs"], report["done"]) == (6, 6)
-    rows = run_folder.read_csv(folder / "studies/crossed/folds.csv")
+    rows = records.read_csv(folder / "studies/crossed/folds.csv")
     assert [row["fold"] for row in rows if row["score"] == "auc"] == ["0", "1", "2", "pooled", "mean"] * 2
     assert {row["n"] for row in rows if row["fold"] == "pooled"} == {"48"}
     runs = sorted((folder / "studies/crossed/runs").glob("plain-*"))
-    learnt = [{row["id"] for row in run_folder.read_csv(run / "samples.csv")} for run in runs]
-    tested = [{row["id"] for row in run_folder.read_csv(run / "predictions.csv")} for run in runs]
+    learnt = [{row["id"] for row in records.read_csv(run / "samples.csv")} for run in runs]
+    tested = [{row["id"] for row in records.read_csv(run / "predictions.csv")} for run in runs]
     assert sum(map(len, tested)) == 48 == len(set.union(*tested))
     assert not any(used & seen for used, seen in zip(learnt, tested, strict=True))
     named = [json.loads((run / "model.json").read_text())["provenance"]["data"]["name"] for run in runs]

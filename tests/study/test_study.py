@@ -23,7 +23,7 @@ from pipeline.progress import silent
 from pipeline.stages import commands, studies
 from pipeline.stages.study_plan import load_study
 from pipeline.study.runs import Planned, one_by_one, result_of, work_through
-from pipeline.train import run_folder
+from pipeline.train import trained_model
 from tests.cli.conftest import TINY, copy_of, run_pipeline, start_pipeline, succeed
 
 STUDY = """\
@@ -100,7 +100,7 @@ def test_a_study_leaves_tables_of_all_its_runs(studied):
     for name, row in made.items():
         metrics = json.loads((folder / "studies/tiny/runs" / name / "metrics.json").read_text())
         assert float(row["auc"]) == metrics["auc"]
-        assert run_folder.load_description(folder / row["run"]).training["fraction"] == float(row["fraction"])
+        assert trained_model.load_description(folder / row["run"]).training["fraction"] == float(row["fraction"])
         assert not (folder / row["run"] / "claim").exists()
     assert {(row["variant"], row["fraction"], row["seed"]) for row in made.values()} == {
         (v, f, s) for v in ("plain", "mask") for f in ("0.5", "1.0") for s in "01"

@@ -11,13 +11,13 @@ import pytest
 from matplotlib.figure import Figure
 from scipy import stats  # comes with scikit-learn
 
+from pipeline import records
 from pipeline.evaluate.intervals import draw_weights
 from pipeline.evaluate.metrics import Scorer
 from pipeline.study import files
 from pipeline.study.files import as_latex, as_markdown, write_files
 from pipeline.study.runs import Planned
 from pipeline.study.table import Summary, _over_seeds, paired_interval, t_point
-from pipeline.train import run_folder
 from tests.evaluate.test_compare import NAMES, binary_case, write_run
 
 SEEDS = (0, 1, 2)
@@ -83,7 +83,7 @@ def make_run(folder, planned, labels, p, **options):
         if value.ndim == 1
     }
     result = {"scores": scores, "val_auc": 0.5, "best_epoch": 1, "seconds": 2.0}
-    run_folder.write_json(planned.folder / "result.json", result)
+    records.write_json(planned.folder / "result.json", result)
     return scores
 
 

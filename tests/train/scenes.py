@@ -15,7 +15,7 @@ import cache
 from pipeline.data import Dataset, Sample, pixel_digest
 from pipeline.model.backbones import BACKBONES
 from pipeline.model.classifier import ModelOptions
-from pipeline.train import run_folder
+from pipeline.train import trained_model
 from pipeline.train.augment import Augmentation
 from pipeline.train.optimise import TrainOptions
 from pipeline.train.train import train
@@ -128,7 +128,7 @@ def do(dataset, store, folder, **changes):
 
 
 def weights_of(folder):
-    classifier, _ = run_folder.load_classifier(folder)
+    classifier, _ = trained_model.load_classifier(folder)
     return classifier.state_dict()
 
 

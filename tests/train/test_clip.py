@@ -12,7 +12,7 @@ from pipeline.errors import ConfigError
 from pipeline.explain.heat import look
 from pipeline.model.classifier import ModelOptions
 from pipeline.model.clip_backbone import ClipOptions
-from pipeline.train import run_folder
+from pipeline.train import trained_model
 from pipeline.train.finished_run import Trained
 from pipeline.train.forward import infer
 from pipeline.train.loop import share_of_alignment
@@ -58,7 +58,7 @@ def test_a_stopped_run_ends_with_the_same_weights(scene, tmp_path, transformer, 
     report = do(scene, None, tmp_path / "stopped", model=model, options=OPTIONS)
     assert equal(weights_of(report.folder), weights_of(whole.folder))
     assert [row["val_loss"] for row in report.history] == [row["val_loss"] for row in whole.history]
-    description = run_folder.load_description(report.folder)
+    description = trained_model.load_description(report.folder)
     assert description.model == model
     assert description.clip["prompts"] == {name: [f"This is a photo of {name}"] for name in "ab"}
     assert not any("text" in key or "lora" in key for key in weights_of(report.folder))
@@ -67,7 +67,7 @@ def test_a_stopped_run_ends_with_the_same_weights(scene, tmp_path, transformer, 
 def test_a_finished_model_needs_no_folder_and_no_words(scene, tmp_path, transformer):
     report = do(scene, None, tmp_path / "run", model=transformer, options=dataclasses.replace(OPTIONS, text_lr=0.0))
     (tmp_path / "small" / "open_clip_config.json").unlink()
-    classifier, description = run_folder.load_classifier(report.folder)
+    classifier, description = trained_model.load_classifier(report.folder)
     assert classifier.backbone.head[-1].classes.norm(dim=1) == pytest.approx([1, 1])
     assert str(tmp_path) not in json.dumps(dict(description.clip))
 

@@ -10,13 +10,13 @@ import pytest
 import safetensors.torch
 import torch
 
+from pipeline import records
 from pipeline.errors import DataError, RunError
 from pipeline.evaluate.compare import compare
 from pipeline.evaluate.evaluate import evaluate
 from pipeline.explain.explain import explain
 from pipeline.model.pooled import pool
 from pipeline.report.onnx_file import write_onnx
-from pipeline.train import run_folder
 from pipeline.train.feeding.pooling import pool_rows
 from pipeline.train.identity import identity_of
 from pipeline.train.optimise import TrainOptions
@@ -60,7 +60,7 @@ def test_features_alone_need_no_image_and_find_what_is_in_them(tmp_path, place):
     do(blind, store, tmp_path / "run", model=ALONE, options=FAST, machine=machine)
     figures = evaluate(tmp_path / "run", blind, store, resamples=50, machine=machine)
     assert figures["auc"] > 0.95
-    used = run_folder.read_csv(tmp_path / "run/samples.csv")
+    used = records.read_csv(tmp_path / "run/samples.csv")
     assert {row["pixels_sha256"] for row in used} <= {digest.tobytes().hex() for digest in store.digests}
     with pytest.raises(RunError, match="looks at no image, so there is no place that it looked at"):
         explain(tmp_path / "run", blind, store)
@@ -72,7 +72,7 @@ def test_what_is_stored_is_standardised_by_the_training_samples(tmp_path):
     extents[::3] = (1.0, 0.5)
     store = make_store(tmp_path / "s.zarr", dataset, extents=extents)
     do(dataset, store, tmp_path / "run", model=ALONE, options=dataclasses.replace(FAST, fraction=0.5))
-    used = [row["id"] for row in run_folder.read_csv(tmp_path / "run/samples.csv") if row["split"] == "train"]
+    used = [row["id"] for row in records.read_csv(tmp_path / "run/samples.csv") if row["split"] == "train"]
     rows = [store.ids.index(name) for name in used]
     read, part = store.read(rows), torch.from_numpy(extents[rows])
     pooled = torch.cat([pool(torch.from_numpy(read[tap]), part) for tap in ("early", "neck")], dim=1).double()

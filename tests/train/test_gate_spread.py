@@ -8,8 +8,9 @@ import json
 import pytest
 import torch
 
+from pipeline import records
 from pipeline.model.slca import spread
-from pipeline.train import gate_spread, run_folder
+from pipeline.train import gate_spread, trained_model
 from pipeline.train.feeding.feed import Feed
 from tests.train.scenes import PLAIN, QUICK, TINY, do
 
@@ -18,7 +19,7 @@ ONE = dataclasses.replace(QUICK, epochs=1)
 
 def test_the_history_has_the_spread_of_each_gate_over_the_val_images(scene, store, tmp_path):
     report = do(scene, store, tmp_path, options=ONE)
-    classifier, description = run_folder.load_classifier(tmp_path)
+    classifier, description = trained_model.load_classifier(tmp_path)
     feed = Feed(scene, "val", store, taps=TINY.taps, image_px=TINY.image_px, device=torch.device("cpu"))
     (batch,) = feed.batches([torch.arange(len(feed))])
     by_hand = {}
@@ -26,7 +27,7 @@ def test_the_history_has_the_spread_of_each_gate_over_the_val_images(scene, stor
         for (tap, stage), gate in zip(TINY.gates, classifier.gates, strict=True):
             attention, extents = gate(batch.features[tap], batch.extents)
             by_hand[f"{tap}_{stage}"] = spread(attention, extents).mean().item()
-    (row,) = run_folder.read_csv(tmp_path / "history.csv")
+    (row,) = records.read_csv(tmp_path / "history.csv")
     for name, value in by_hand.items():
         assert value > gate_spread.FLAT
         assert float(row[f"gate_spread_{name}"]) == pytest.approx(value, rel=1e-4)
@@ -55,13 +56,13 @@ def test_a_gate_without_places_and_a_plain_classifier_have_no_spread(scene, stor
 @pytest.mark.parametrize(("old", "new"), [(None, "layer_on_blocks"), (True, "layer"), (False, "none")])
 def test_a_run_of_an_older_version_still_loads(scene, store, tmp_path, old, new):
     do(scene, store, tmp_path, model=dataclasses.replace(TINY, norm=new), options=ONE)
-    before, _ = run_folder.load_classifier(tmp_path)
+    before, _ = trained_model.load_classifier(tmp_path)
     file = tmp_path / "model.json"
     values = json.loads(file.read_text())
     del values["model"]["norm"], values["metrics"]["gate_spread"], values["training"]["gate_lr"]
     values["model"] |= {"normalise": old, "gain": 16.0}
     file.write_text(json.dumps(values))
-    classifier, description = run_folder.load_classifier(tmp_path)
+    classifier, description = trained_model.load_classifier(tmp_path)
     assert description.model.norm == new
     assert gate_spread.flat_gates(description.metrics) == ""  # nobody measured it
     assert all(map(torch.equal, classifier.state_dict().values(), before.state_dict().values()))

@@ -8,9 +8,9 @@ import json
 import pytest
 import safetensors.torch
 
+from pipeline import records
 from pipeline.errors import RunError
 from pipeline.evaluate.compare import other_settings
-from pipeline.train import run_folder
 from pipeline.train.identity import changed_inputs, recorded_identity
 from pipeline.train.train import training_part
 from tests.train.scenes import PLAIN, QUICK, Tiny, do, equal, weights_of
@@ -31,7 +31,7 @@ def as_before(folder, *keys):
         for key in keys:
             section, _, leaf = key.rpartition(".")
             del (record[section] if section else record)[leaf]
-        run_folder.write_json(folder / name, written)
+        records.write_json(folder / name, written)
 
 
 @pytest.fixture

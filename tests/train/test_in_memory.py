@@ -13,7 +13,7 @@ import torch
 from pipeline.data import Dataset
 from pipeline.errors import ConfigError, DataError, RunError
 from pipeline.evaluate.evaluate import evaluate
-from pipeline.train import run_folder
+from pipeline.train import trained_model
 from pipeline.train.feeding import feed as feed_module
 from pipeline.train.feeding import in_memory
 from pipeline.train.feeding.feed import Feed
@@ -118,7 +118,7 @@ def test_a_part_of_the_training_set_is_recorded_and_val_and_test_stay_whole(scen
         report = do(scene, store, folder, options=dataclasses.replace(QUICK, epochs=1, fraction=fraction))
         sizes[fraction] = [line.split(";")[0] for line in report.feeds]
         assert json.loads((folder / "settings.json").read_text())["train"]["fraction"] == fraction
-        assert run_folder.load_description(folder).training["fraction"] == fraction
+        assert trained_model.load_description(folder).training["fraction"] == fraction
         assert evaluate(folder, scene, store, resamples=10)["n"] == 12
     assert sizes == {0.5: ["train: 12 samples", "val: 12 samples"], 1.0: ["train: 24 samples", "val: 12 samples"]}
 

@@ -13,7 +13,7 @@ from pipeline.errors import RunError
 from pipeline.evaluate.evaluate import evaluate
 from pipeline.evaluate.predict import predict
 from pipeline.model.overlay import OverlayOptions
-from pipeline.train import run_folder
+from pipeline.train import trained_model
 from pipeline.train.augment import Augmentation
 from pipeline.train.train import Machine
 from tests.train.scenes import PLAIN, QUICK, do, equal, make_dataset, make_store, weights_of
@@ -64,7 +64,7 @@ def learnt(noise, telling, tmp_path_factory):
 
 def test_masks_that_tell_the_class_help_and_others_do_not(noise, learnt, tmp_path):
     silent = store_of(tmp_path / "silent.zarr", noise, masks_of(noise, tell=False))
-    best = run_folder.load_description(learnt).metrics
+    best = trained_model.load_description(learnt).metrics
     without = do(noise, None, tmp_path / "plain", model=PLAIN, options=LONGER, augmentation=MOVED).metrics
     misled = do(noise, silent, tmp_path / "silent", model=PAINTED, options=LONGER, augmentation=MOVED).metrics
     auc = best["val"]["auc"]
@@ -103,12 +103,12 @@ def test_a_run_without_an_overlay_is_the_run_of_an_earlier_version(noise, tmp_pa
     described = json.loads((tmp_path / "model.json").read_text())
     assert described["model"].pop("overlay") is None
     (tmp_path / "model.json").write_text(json.dumps(described))
-    assert run_folder.load_description(tmp_path).model == PLAIN
+    assert trained_model.load_description(tmp_path).model == PLAIN
 
 
 def test_a_run_says_how_it_was_painted(learnt, noise, telling, tmp_path):
     assert json.loads((learnt / "settings.json").read_text())["model"]["overlay"]["palette"] == "rank"
-    assert run_folder.load_description(learnt).model == PAINTED
+    assert trained_model.load_description(learnt).model == PAINTED
     other = dataclasses.replace(PAINTED, overlay=OverlayOptions(palette="binary"))
     with pytest.raises(RunError, match=r"model.overlay.palette is 'binary' and was 'rank'"):
         do(noise, telling, learnt, model=other, options=LONGER, augmentation=MOVED)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.train.run_folder import read_csv, write_csv
+from pipeline.records import read_csv, write_csv
 
 HOSTILE = [
     '=HYPERLINK("http://evil")', "+1+1", "-2+3", "@SUM(A1)", "\t=1", "'=1", "''=1", "'plain", "a=b", "", 'é,"x',

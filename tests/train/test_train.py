@@ -13,7 +13,7 @@ import torch
 
 from pipeline.errors import ConfigError
 from pipeline.model.classifier import ModelOptions
-from pipeline.train import run_folder
+from pipeline.train import trained_model
 from pipeline.train.augment import Augmentation
 from pipeline.train.feeding.feed import Feed
 from pipeline.train.forward import infer
@@ -110,7 +110,7 @@ def test_the_history_is_a_table_and_json(finished):
 def test_the_best_epoch_by_val_auc_is_kept(scene, store, finished, tmp_path):
     best = max(finished.history, key=lambda row: (row["val_auc"], -row["val_loss"]))
     assert finished.metrics["epoch"] == best["epoch"]
-    classifier, description = run_folder.load_classifier(finished.folder)
+    classifier, description = trained_model.load_classifier(finished.folder)
     feed = Feed(scene, "val", store, taps=TINY.taps, image_px=16, device=CPU)
     scores = infer(classifier, description.head, feed)
     assert scores.losses.mean() == pytest.approx(best["val_loss"])
@@ -124,7 +124,7 @@ def test_every_task_trains_and_scores(tmp_path, task):
     options = dataclasses.replace(QUICK, epochs=1, class_weights="balanced", label_smoothing=0.1)
     report = train(dataset, None, tmp_path, model=PLAIN, options=options)
     assert 0 <= report.metrics["val"]["auc"] <= 1
-    classifier, description = run_folder.load_classifier(tmp_path)
+    classifier, description = trained_model.load_classifier(tmp_path)
     feed = Feed(dataset, "test", None, taps=(), image_px=16, device=CPU)
     assert infer(classifier, description.head, feed).probabilities.shape == (12, len(dataset.class_names))
 

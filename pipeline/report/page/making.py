@@ -8,7 +8,7 @@ from pipeline.report.evidence import Evidence
 from pipeline.report.page.html import Markup, folded, table, tag
 from pipeline.report.page.tables import field_rows, size, span, text_of
 from pipeline.train import run_folder
-from pipeline.train.run_folder import Description
+from pipeline.train.trained_model import Description
 
 _GATE_OPTIONS = ("pool", "reduction", "norm", "mix", "identity_start")
 _IDENTITY = {
