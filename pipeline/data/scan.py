@@ -163,7 +163,7 @@ def scan(
     kept_bytes = 0
     reasons: dict[int, str] = {}
     saved = time.monotonic()
-    looks = (look or partial(look_here, dataset, workers))(unknown)
+    looks = (look or partial(look_here, dataset.source, workers))(unknown)
     for done, seen in enumerate(looks, start=1):
         progress("scan", done, len(unknown))
         if seen.error is not None:
@@ -199,26 +199,25 @@ def look_at(source: Source, index: int) -> Looked:
     return Looked(index, pixel_digest(image), image)
 
 
-def look_here(dataset: Dataset, workers: int, indices: Sequence[int]) -> Iterator[Looked]:
+def look_here(source: Source, workers: int, indices: Sequence[int]) -> Iterator[Looked]:
     """Look at images in threads of this process, in order."""
     with threads(workers, "scan") as pool:
-        yield from ahead(partial(look_at, dataset.source), indices, pool, depth=2 * workers)
+        yield from ahead(partial(look_at, source), indices, pool, depth=2 * workers)
 
 
 class Looker:
     """Looks at a slice of images at a time, for whoever keeps no images."""
 
-    def __init__(self, source: Source) -> None:
-        """Where the pixels are."""
-        self._source = source
+    def __init__(self, source: Source, workers: int = 1) -> None:
+        """Where the pixels are, and how many threads decode them, or wait for their server."""
+        self._source, self._workers = source, workers
 
     def __call__(self, indices: tuple[int, ...]) -> tuple[Digests, dict[int, str]]:
         """Digests uint8 (n, 32), and the reason by index for those that cannot be read."""
         digests, reasons = np.zeros((len(indices), 32), np.uint8), {}
-        for place, index in enumerate(indices):
-            seen = look_at(self._source, index)
+        for place, seen in enumerate(look_here(self._source, self._workers, indices)):
             if seen.error is not None:
-                reasons[index] = str(seen.error)
+                reasons[seen.index] = str(seen.error)
             else:
                 digests[place] = np.frombuffer(seen.digest, np.uint8)
         return digests, reasons

@@ -70,7 +70,8 @@ class OnRay:
         cpus = min(1.0, self.need.cpus or 1.0)
         most = None if self.need.max is None else math.ceil(self.need.max * (self.need.cpus or 1.0) / cpus)
         need = Need(0.0, cpus, 1, most)
-        with hired(self.cluster, partial(Looker, dataset.source), need=need, name="scan", tell=self.tell) as pool:
+        look = partial(Looker, dataset.source, self.threads or 1)
+        with hired(self.cluster, look, need=need, name="scan", tell=self.tell) as pool:
             for outcome in pool.map(slices, split=_halves, named=lambda part: f"images {part[0]} to {part[-1]}"):
                 if isinstance(outcome, Lost):
                     (index,) = outcome.item

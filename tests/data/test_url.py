@@ -299,13 +299,19 @@ def test_an_image_that_is_gone_is_set_aside_and_a_lost_permission_ends_the_run(
     ("url", "said"),
     [
         ("s3://bucket/images", r"s3://bucket/images: reading s3:// needs the package 's3fs': pip install s3fs"),
+        ("gs://bucket/images", r"gs://bucket/images: reading gs:// needs the package 'gcsfs': pip install gcsfs"),
+        (
+            "hf://datasets/a/b",
+            r"hf://datasets/a/b: reading hf:// needs the package 'huggingface_hub': pip install hugg",
+        ),
         ("nowhere://bucket", r"nowhere://bucket: Protocol not known: nowhere; use s3://"),
         ("memory://not/there", r"memory://not/there: there is no file below this URL; check it"),
         ("http://127.0.0.1:1/images", r"plain http cannot say which files are in a folder\. Put a list"),
     ],
 )
 def test_what_cannot_be_had_is_told_at_once(url: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "s3fs", None)
+    for package in ("s3fs", "gcsfs", "huggingface_hub"):
+        monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(DataError, match=said):
         load_folder(any_path(url))
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -12,9 +16,13 @@ import torch
 from torch import Tensor
 
 import cache
-from pipeline.data import Image, Reading, reading_rules
+from pipeline.cluster import Cluster, Done, Need
+from pipeline.data import Image, Reading, pixel_digest, reading_rules
+from pipeline.data.scan import Looker
 from pipeline.errors import DataError
+from pipeline.extract import on_ray
 from pipeline.extract.extract import ExtractReport, _advice, extract
+from pipeline.extract.on_node import Plain
 from pipeline.extract.repair import repair
 
 from .fakes import CountingEncoder, as_encoder
@@ -279,3 +287,41 @@ def test_files_read_by_another_rule_are_another_store(tmp_path: Path) -> None:
     extract(source.dataset(), encoder, path, reading=reading_rules())
     with pytest.raises(cache.FingerprintMismatchError, match=r"reading\.depth is 'full' there and 'percentile' here"):
         extract(source.dataset(), encoder, path, reading=reading_rules(Reading("percentile")))
+
+
+class FarPictures(Pictures):
+    """Each answer comes once four are asked for at the same time."""
+
+    meeting = threading.Barrier(4)
+
+    def read(self, index: int) -> Image:
+        self.meeting.wait(timeout=5)
+        return super().read(index)
+
+
+def test_a_node_waits_for_a_server_in_as_many_threads_as_a_machine_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = pictures(8)
+    source.images["002.png"] = b"torn"
+    far = FarPictures(source.images)
+
+    class Here:
+        """A pool whose worker is this process."""
+
+        def __init__(self, make: Callable[[], Looker]) -> None:
+            self.work = make()
+
+        def map(self, items: Iterable[tuple[int, ...]], **options: object) -> Iterator[Done[object, object]]:
+            yield from (Done(item, self.work(item), "here", 0.0) for item in [tuple(i for item in items for i in item)])
+
+    @contextmanager
+    def hired(cluster: object, make: Callable[[], Looker], **options: object) -> Iterator[Here]:
+        yield Here(make)
+
+    monkeypatch.setattr(on_ray, "hired", hired)
+    monkeypatch.setattr(on_ray, "_read_here", lambda dataset, index, reason, node: DataError(reason))
+    on = on_ray.OnRay(cast("Cluster", None), cast("Plain", None), Need(), threads=4)
+    found = {seen.index: seen for seen in on.look(far.dataset(), range(8))}
+    assert str(found.pop(2).error) == "002.png: not an image"
+    assert {index: seen.digest for index, seen in found.items()} == {
+        index: pixel_digest(picture(index)) for index in (0, 1, 3, 4, 5, 6, 7)
+    }
