@@ -43,6 +43,7 @@ class OverlayOptions:
             image; `"cutout"`, the image without what is in no mask.
         contour: Whether colours have a thin outline. It belongs to the mask that lies on top.
         min_iou: Masks whose predicted IoU is below are left out.
+        min_stability: The same of their stability.
         max_masks: Those of the highest predicted IoU are painted, of equal ones the larger; None for all.
 
     Where a mask is left out the image shows, also where a larger mask lay below: nothing of it is known there.
@@ -56,6 +57,7 @@ class OverlayOptions:
     palette: Palette = "rank"
     contour: bool = True
     min_iou: float = 0.0
+    min_stability: float = 0.0
     max_masks: int | None = None
 
     def __post_init__(self) -> None:
@@ -69,7 +71,7 @@ class OverlayOptions:
         if self.palette not in get_args(Palette):
             msg = f"model.overlay.palette is {self.palette!r}: choose one of {', '.join(get_args(Palette))}."
             raise ConfigError(msg)
-        for name in ("opacity", "min_iou"):
+        for name in ("opacity", "min_iou", "min_stability"):
             if not 0 <= getattr(self, name) <= 1:
                 msg = f"model.overlay.{name} is {getattr(self, name)!r}: give a number from 0 to 1."
                 raise ConfigError(msg)
@@ -80,7 +82,7 @@ class OverlayOptions:
     @property
     def filters(self) -> bool:
         """Whether masks are left out for their scores."""
-        return self.min_iou > 0 or self.max_masks is not None
+        return self.min_iou > 0 or self.min_stability > 0 or self.max_masks is not None
 
     @property
     def in_words(self) -> str:
@@ -93,8 +95,9 @@ class OverlayOptions:
         }[self.palette]
         outlined = ", outlined" if self.contour and self.palette in ("rank", "random") else ""
         least = f", of a predicted IoU of at least {self.min_iou:g}" if self.min_iou else ""
+        steady = f", of a stability of at least {self.min_stability:g}" if self.min_stability else ""
         most = f", at most {self.max_masks} of them" if self.max_masks is not None else ""
-        return f"{how}{outlined}{least}{most}"
+        return f"{how}{outlined}{least}{steady}{most}"
 
     @property
     def taps(self) -> tuple[str, ...]:
@@ -183,9 +186,9 @@ class Overlay(nn.Module, Use):
 
     def wanted(self, scores: Tensor) -> Tensor:
         """Choose masks by their scores (B, 2, 255, 1): (B, 256) of yes and no, by rank."""
-        iou = scores[:, 0, :, 0].float()
+        iou, stability = scores[:, 0, :, 0].float(), scores[:, 1, :, 0].float()
         there = (scores[:, :, :, 0] != 0).any(dim=1)
-        chosen = there & (iou >= self.options.min_iou)
+        chosen = there & (iou >= self.options.min_iou) & (stability >= self.options.min_stability)
         if self.options.max_masks is not None:
             known = torch.where(chosen, iou, -1.0)
             number = torch.arange(MOST, device=iou.device)

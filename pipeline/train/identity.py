@@ -59,7 +59,7 @@ def identity_of(
     }
 
 
-# Keys of `model` and `train`, and what changes nothing.
+# Keys of `model` and `train` and of what is in them, and what changes nothing.
 _CAME_LATER: dict[str, Any] = {
     "fuse": (),
     "overlay": None,
@@ -69,12 +69,17 @@ _CAME_LATER: dict[str, Any] = {
     "text_lr": 0.0,
     "head": "linear",
     "cached": 0,
+    "min_stability": 0.0,
 }
 
 
 def _without_new_defaults(section: dict[str, Any]) -> dict[str, Any]:
     """Leave out keys that came later where they change nothing: a run of an earlier version is the same run."""
-    return {key: value for key, value in section.items() if key not in _CAME_LATER or value != _CAME_LATER[key]}
+    return {
+        key: _without_new_defaults(value) if isinstance(value, dict) else value
+        for key, value in section.items()
+        if key not in _CAME_LATER or value != _CAME_LATER[key]
+    }
 
 
 def inputs_of(dataset: Dataset, store: Store | None, first_weights: Path | None) -> dict[str, Any]:

@@ -162,6 +162,7 @@ def test_masks_are_left_out_by_their_scores_without_a_new_extraction():
     scores = torch.zeros(2, 2, 255, 1)
     scores[0, :, :4, 0] = torch.tensor([0.9, 0.95, 0.7, 0.95])
     scores[1, :, :4, 0] = torch.tensor([0.5, 0.6, 0.7, 0.8])
+    scores[0, 1, :4, 0] = torch.tensor([0.96, 0.97, 0.93, 0.94])
     features = {"masks": ranks, "mask_scores": scores}
 
     def painted(**options: float) -> list[set[int]]:
@@ -173,6 +174,8 @@ def test_masks_are_left_out_by_their_scores_without_a_new_extraction():
     assert painted(max_masks=2) == [{2, 4}, {3, 4}]
     assert painted(max_masks=1) == [{2}, {4}]
     assert painted(max_masks=3, min_iou=0.65) == [{1, 2, 4}, {3, 4}]
+    assert painted(min_stability=0.95) == [{1, 2}, set()]
+    assert painted(min_stability=0.935, max_masks=2) == [{2, 4}, set()]
     images = some_images(2, SIDE, SIDE)
     found = paint(OverlayOptions(palette="cutout", min_iou=0.85), images, features=features)
     assert torch.equal(found[1], images[1])
@@ -202,6 +205,7 @@ def test_a_map_is_laid_over_the_part_that_is_image():
         ({"opacity": 1.5}, "model.overlay.opacity is 1.5: give a number from 0 to 1"),
         ({"palette": "gaudy"}, "model.overlay.palette is 'gaudy': choose one of rank, random, binary, cutout"),
         ({"min_iou": -0.1}, "model.overlay.min_iou is -0.1: give a number from 0 to 1"),
+        ({"min_stability": 2.0}, "model.overlay.min_stability is 2.0: give a number from 0 to 1"),
         ({"max_masks": 0}, "model.overlay.max_masks is 0: give a number from 1 up"),
     ],
 )

@@ -11,7 +11,9 @@ import safetensors.torch
 from pipeline import records
 from pipeline.errors import RunError
 from pipeline.evaluate.compare import other_settings
-from pipeline.train.identity import changed_inputs, recorded_identity
+from pipeline.model.overlay import OverlayOptions
+from pipeline.train.augment import Augmentation
+from pipeline.train.identity import changed_inputs, identity_of, recorded_identity
 from pipeline.train.train import training_part
 from tests.train.scenes import PLAIN, QUICK, Tiny, do, equal, weights_of
 
@@ -102,3 +104,12 @@ def test_drawn_weights_have_no_digest(scene, tmp_path):
     folder = do(scene, None, tmp_path / "run", model=PLAIN, options=ONE_EPOCH).folder
     assert "first_weights_sha256" not in recorded_identity(folder)
     assert changed_inputs(folder, scene, None, None) == ()
+
+
+def test_an_option_of_the_overlay_that_came_later_counts_only_where_it_is_used(scene):
+    def recorded(**options):
+        model = dataclasses.replace(PLAIN, overlay=OverlayOptions(min_iou=0.5, **options))
+        return identity_of(scene, None, model, ONE_EPOCH, Augmentation())["model"]["overlay"]
+
+    assert "min_stability" not in recorded()
+    assert recorded(min_stability=0.9) == recorded() | {"min_stability": 0.9}

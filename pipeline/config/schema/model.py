@@ -48,6 +48,8 @@ class OverlayConfig(Section):
     """A thin outline around colours."""
     min_iou: Fraction = 0.0
     """Leave out masks whose predicted IoU is below; needs no new extraction."""
+    min_stability: Fraction = 0.0
+    """Leave out masks whose stability is below: how little a mask changes where its threshold does."""
     max_masks: Positive | None = None
     """Paint only so many, those of the highest predicted IoU; null paints all."""
 
