@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam
 from segment_anything.utils.amg import MaskData, batched_mask_to_box, calculate_stability_score, mask_to_rle_pytorch
 from torch import Tensor, nn
 
-from pipeline.encoders.masks.everything import box_grid
+from pipeline.encoders.masks.decoder import Decoder
+from pipeline.encoders.masks.everything import Everything, box_grid
 from pipeline.encoders.masks.rules import MaskRules
 
 Masks = npt.NDArray[np.bool_]
@@ -94,3 +96,12 @@ def best_ious(ours: Masks, theirs: Masks) -> npt.NDArray[np.float64]:
     a, b = (masks.reshape(len(masks), -1).astype(np.float32) for masks in (ours, theirs))
     both = b @ a.T
     return np.asarray((both / (b.sum(1)[:, None] + a.sum(1)[None] - both)).max(1), np.float64)
+
+
+def rules_for(decoder: Decoder, map_: Tensor, size: tuple[int, int], rules: MaskRules) -> MaskRules:
+    """The rules with thresholds that about half of all masks pass; random weights give masks that are all over."""
+    loose = replace(rules, predicted_iou=0.0, stability=0.0)
+    with torch.no_grad():
+        _, scores = Everything(decoder, loose, 256).candidates(decoder.look(map_), size)
+    predicted, stability = (float(value) for value in scores.quantile(0.4, dim=1))
+    return replace(rules, predicted_iou=min(max(predicted, 0.01), 1.0), stability=min(stability, 1.0))

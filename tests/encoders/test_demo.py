@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -12,12 +13,18 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor
 
-from pipeline.data import demo_objects
+from pipeline.data import demo_arrays, demo_objects
 from pipeline.encoders import architecture_named, build_encoder, train_demo_encoder
+from pipeline.encoders.masks.decoder import Decoder
+from pipeline.encoders.masks.everything import Everything
+from pipeline.encoders.masks.rules import MaskRules
+from pipeline.encoders.masks.weights import decoder_state, fill
 from pipeline.encoders.sam import demo
 from pipeline.encoders.sam.prompted import draw_prompts, losses
 from pipeline.encoders.sam.whole import draw_whole
 from pipeline.encoders.untrained import write_whole
+from pipeline.weights import read_weights
+from tests.encoders.official_masks import best_ious, official_masks
 
 
 @pytest.fixture(autouse=True)
@@ -34,12 +41,17 @@ def lesions() -> tuple[np.ndarray, np.ndarray]:
     return demo_objects(320, 128, 11)
 
 
-def test_training_finds_lesions_in_images_it_has_not_seen(
-    tmp_path: Path, lesions: tuple[np.ndarray, np.ndarray]
-) -> None:
+Steps = list[tuple[str, int, int]]
+
+
+@pytest.fixture(scope="module")
+def trained(
+    lesions: tuple[np.ndarray, np.ndarray], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, demo.DemoReport, Steps]:
+    """A checkpoint after a third of the usual steps, what training said of it, and how it reported on the way."""
     images, objects = lesions
-    path = tmp_path / "weights" / "demo.pth"
-    steps: list[tuple[str, int, int]] = []
+    path = tmp_path_factory.mktemp("demo") / "weights" / "demo.pth"
+    steps: Steps = []
     report = train_demo_encoder(
         images[32:],
         objects[32:],
@@ -49,6 +61,21 @@ def test_training_finds_lesions_in_images_it_has_not_seen(
         steps=30,
         progress=lambda task, done, total, **info: steps.append((task, done, total)),
     )
+    return path, report, steps
+
+
+def encoded(path: Path, image: np.ndarray) -> tuple[Tensor, np.ndarray]:
+    """The neck (h, w, C) of a grey image, and the image as it was encoded."""
+    encoder = build_encoder("sam_demo", checkpoint=path, taps=["neck"])
+    colours = np.repeat(image[:, :, None], 3, 2)
+    prepared = encoder.prepare(colours)
+    return encoder.encode(prepared.pixels[None], torch.tensor([prepared.size]))["neck"][0].permute(1, 2, 0), colours
+
+
+def test_training_finds_lesions_in_images_it_has_not_seen(
+    trained: tuple[Path, demo.DemoReport, Steps], lesions: tuple[np.ndarray, np.ndarray]
+) -> None:
+    path, report, steps = trained
     assert report.dice > 0.75  # 100 steps reach .9; marking everything gives .15
     assert 0 <= report.recall <= 1
     assert report.seconds > 0
@@ -60,9 +87,23 @@ def test_training_finds_lesions_in_images_it_has_not_seen(
     buffer = saved["prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"]
     assert report.parameters == sum(value.numel() for value in saved.values()) - buffer.numel()
     assert list(path.parent.iterdir()) == [path]
-    encoder = build_encoder("sam_demo", checkpoint=path, taps=["neck"])
-    prepared = encoder.prepare(np.repeat(images[0][:, :, None], 3, 2))
-    assert encoder.encode(prepared.pixels[None], torch.tensor([prepared.size]))["neck"].isfinite().all()
+    assert encoded(path, lesions[0][0])[0].isfinite().all()
+
+
+def test_its_masks_of_everything_are_the_official_ones(trained: tuple[Path, demo.DemoReport, Steps]) -> None:
+    path, _, _ = trained
+    miniature = architecture_named("sam_demo")
+    prompts, masks = fill(miniature, path, decoder_state("sam_demo", path, read_weights(path)))
+    prompts.input_image_size, prompts.image_embedding_size = (256, 256), (16, 16)
+    decoder = Decoder(copy.deepcopy(prompts), masks, 256, 16)
+    rules = MaskRules("points", points=8, predicted_iou=0.3, stability=0.5)  # half trained, it trusts few
+    for image in demo_arrays(4, 256, seed=5)[0]:
+        neck, colours = encoded(path, image)
+        theirs = official_masks(prompts, masks, neck, colours, rules)
+        with torch.no_grad():
+            found, _ = Everything(decoder, rules, 256).masks(neck, (256, 256))
+        assert len(found) == len(theirs) > 0
+        assert best_ious(found.numpy(), np.stack([mask["segmentation"] for mask in theirs])).min() >= 0.95
 
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path: Path, lesions: tuple[np.ndarray, np.ndarray]) -> None:

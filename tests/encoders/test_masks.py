@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from pipeline.encoders.sam.recipe import Architecture
 from pipeline.encoders.tiny_vit.recipe import TINY_VITS
 from pipeline.encoders.untrained import draw
 from pipeline.weights import read_weights
-from tests.encoders.official_masks import best_ious, official_masks
+from tests.encoders.official_masks import best_ious, official_masks, rules_for
 from tests.encoders.seeded import image_like, relative_error
 
 TINY = Architecture(
@@ -93,15 +92,6 @@ def test_the_decoder_is_the_official_one(kind: str, whose: str, trained: tuple[A
     assert torch.equal(embedded, sparse)
     assert relative_error(found, logits) < 1e-5
     assert relative_error(found_iou, predicted) < 1e-5
-
-
-def rules_for(decoder: Decoder, map_: Tensor, size: tuple[int, int], rules: MaskRules) -> MaskRules:
-    """The rules with thresholds that about half of all masks pass; random weights give masks that are all over."""
-    loose = replace(rules, predicted_iou=0.0, stability=0.0)
-    with torch.no_grad():
-        _, scores = Everything(decoder, loose, 256).candidates(decoder.look(map_), size)
-    predicted, stability = (float(value) for value in scores.quantile(0.4, dim=1))
-    return replace(rules, predicted_iou=min(max(predicted, 0.01), 1.0), stability=min(stability, 1.0))
 
 
 @pytest.mark.parametrize("size", [(256, 256), (192, 256)], ids=str)
