@@ -336,7 +336,8 @@ def _status(error: Exception) -> int | None:
 
 def _is_refusal(error: Exception) -> bool:
     """Whether we are not known, or not any more: that ends a run, and no image is to blame."""
-    return isinstance(error, PermissionError) or _status(error) in _REFUSED
+    by_gcsfs = str(error).startswith("Forbidden: ")  # an OSError without a status
+    return isinstance(error, PermissionError) or _status(error) in _REFUSED or by_gcsfs
 
 
 def _is_foreign(error: Exception) -> bool:

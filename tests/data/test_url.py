@@ -13,6 +13,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+from fsspec.registry import _registry
 from PIL import Image
 
 from pipeline import url as places
@@ -310,8 +311,9 @@ def test_an_image_that_is_gone_is_set_aside_and_a_lost_permission_ends_the_run(
     ],
 )
 def test_what_cannot_be_had_is_told_at_once(url: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for package in ("s3fs", "gcsfs", "huggingface_hub"):
+    for package, protocol in (("s3fs", "s3"), ("gcsfs", "gs"), ("huggingface_hub", "hf")):
         monkeypatch.setitem(sys.modules, package, None)
+        monkeypatch.delitem(_registry, protocol, raising=False)  # what was imported before
     with pytest.raises(DataError, match=said):
         load_folder(any_path(url))
 

@@ -37,7 +37,7 @@ class CountingEncoder(nn.Module):
 
     def prepare(self, image: npt.NDArray[np.uint8]) -> Prepared:
         self.encoded += 1
-        return Prepared(torch.from_numpy(image).permute(2, 0, 1), (SIDE_PX, SIDE_PX // 2))
+        return Prepared(torch.tensor(image).permute(2, 0, 1), (SIDE_PX, SIDE_PX // 2))
 
     def encode(self, pixels: Tensor, sizes: Tensor, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         if len(pixels) > self.limit:
