@@ -6,12 +6,14 @@ import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 _TEMPORARY = Path("/tmp")  # and not $TMPDIR: a socket's path must be short
 _OURS = "slca-ray-"
+_PAUSES = (0.1, 0.2, 0.4, 0.8, 1.6)  # seconds that Ray's processes take to end, at most
 
 
 @contextmanager
@@ -29,8 +31,18 @@ def own_folder() -> Iterator[Path]:
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
         os.close(handle)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder in which processes that are about to end may write for a moment still."""
+    for pause in _PAUSES:
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(pause)
+    shutil.rmtree(folder, ignore_errors=True)  # what is left the next run removes
 
 
 def _locked(folder: Path) -> int | None:

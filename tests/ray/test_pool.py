@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from pipeline.cluster import Done, Lost, Need, Pool, connected, hired
+from pipeline.cluster.folder import own_folder
 from pipeline.errors import ClusterError, ConfigError, DataError
 from tests.cli.conftest import ROOT, environment
 
@@ -236,3 +237,21 @@ def test_a_second_local_cluster_of_a_process_ends_with_it() -> None:
     assert out == ""
     left = what_is_left()
     assert not left, left
+
+
+def test_the_folder_of_a_cluster_goes_although_its_processes_still_write_there() -> None:
+    with own_folder() as folder:
+        (folder / "log").write_text("")
+        program = (
+            "import pathlib, sys, time\n"
+            "end, folder = time.monotonic() + 0.6, pathlib.Path(sys.argv[1])\n"
+            "while time.monotonic() < end and folder.exists():\n"
+            "    for _ in range(200):\n"
+            "        (folder / str(time.monotonic_ns())).touch()\n"
+        )
+        late = subprocess.Popen([sys.executable, "-c", program, folder], stderr=subprocess.DEVNULL)
+        while len(list(folder.iterdir())) < 3:
+            assert late.poll() is None
+            time.sleep(0.01)
+    late.wait(5)
+    assert not folder.exists()
