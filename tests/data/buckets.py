@@ -6,7 +6,6 @@ import functools
 import hashlib
 import json
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import ThreadingHTTPServer
@@ -16,6 +15,7 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 from xml.sax.saxutils import escape
 
 from tests.cache import serving
+from tests.data.serving import answering
 
 URLS = {"s3": "s3://bucket", "gs": "gs://bucket", "hf": "hf://datasets/org/bucket"}
 WHEN = "2026-01-01T00:00:00.000Z"
@@ -137,9 +137,5 @@ class Buckets(ThreadingHTTPServer):
 @contextmanager
 def serving_buckets(folder: Path) -> Iterator[Buckets]:
     """Serve a folder as long as the block lasts."""
-    with Buckets(folder) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        thread.start()
+    with Buckets(folder) as server, answering(server):
         yield server
-        server.shutdown()
-        thread.join()

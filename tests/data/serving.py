@@ -81,9 +81,15 @@ class Server(ThreadingHTTPServer):
 @contextmanager
 def serving_folder(folder: Path) -> Iterator[Server]:
     """Serve a folder as long as the block lasts."""
-    with Server(folder) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        thread.start()
+    with Server(folder) as server, answering(server):
         yield server
-        server.shutdown()
-        thread.join()
+
+
+@contextmanager
+def answering(server: ThreadingHTTPServer) -> Iterator[None]:
+    """Let a server answer as long as the block lasts."""
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    yield
+    server.shutdown()
+    thread.join()
