@@ -14,7 +14,7 @@ from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEv
 
 from pipeline.errors import ConfigError
 
-_MOST_BYTES, _MOST_VALUES, _DEEPEST = 2**20, 5000, 30
+_MOST_BYTES, _MOST_VALUES, _DEEPEST = 2**18, 5000, 30
 
 
 def read_yaml(
@@ -62,7 +62,7 @@ def _read_text(path: Path) -> str:
     with path.open("rb") as file:
         data = file.read(_MOST_BYTES + 1)
     if len(data) > _MOST_BYTES:
-        message = f"{path}: is longer than 1 MiB, which no configuration is; name another file"
+        message = f"{path}: is longer than 256 KiB, which no configuration is; name another file"
         raise ConfigError(message)
     return data.decode("utf-8")
 

@@ -175,7 +175,7 @@ def test_killed_processes_resume_to_the_same_bytes(suffix: str, before: range, t
     assert whole.end() is None
     assert follow(whole.heard, to_encode, set()) == (set(), set())
     takes, hits = durations(whole.heard), Counter[str]()
-    for store in range(KILLS):
+    for store in range(2 * KILLS):  # on a busy machine some come when the work is done
         path, left = prepared(f"killed-{store}"), (to_encode, set[int]())
         ended: str | None = "start"
         while ended:
