@@ -12,8 +12,8 @@ import math
 
 import numpy as np
 import numpy.typing as npt
+import scipy
 import torch
-from scipy import ndimage
 from torch.nn import functional as F
 
 from pipeline.mask_tap import MOST
@@ -39,7 +39,7 @@ def rank_map(mask: Bools | npt.NDArray[np.uint8], side_px: int) -> Map:
     finding = torch.from_numpy(mask.astype(np.float32))[None, None]
     covered = F.adaptive_avg_pool2d(finding, side_px)[0, 0].numpy()
     inside = covered >= 0.5 if (covered >= 0.5).any() else covered > 0
-    parts, count = ndimage.label(inside, structure=np.ones((3, 3)))
+    parts, count = scipy.ndimage.label(inside, structure=np.ones((3, 3)))
     areas = np.bincount(parts.ravel(), minlength=count + 1)[1:]
     rank_of = np.zeros(count + 1, np.uint8)
     largest = np.argsort(-areas, kind="stable")[:MOST]

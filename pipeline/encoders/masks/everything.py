@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
-import scipy.ndimage
+import scipy
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
