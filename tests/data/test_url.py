@@ -17,8 +17,8 @@ from fsspec.registry import _registry
 from PIL import Image
 
 from pipeline import url as places
-from pipeline.config.schema import Config, CsvData, DemoData, FolderData, MedMnistData
-from pipeline.data import Dataset, load_csv, load_folder, load_medmnist, read_image
+from pipeline.config.schema import Config, CsvData, FolderData, MedMnistData, StoreData
+from pipeline.data import Dataset, generate_demo, load_csv, load_demo, load_folder, load_medmnist, read_image
 from pipeline.data.layouts.files import Files
 from pipeline.data.scan import scan
 from pipeline.errors import DataError, UnreachableError
@@ -184,6 +184,19 @@ def test_a_table_and_its_images_behind_urls_are_those_on_disk(folder: Path, behi
     alike(there, here)
     if behind.startswith("http"):
         alike(load_csv(root / "table.csv", **COLUMNS), here)  # type: ignore[arg-type]
+
+
+def test_a_copy_of_the_demo_behind_a_url_is_the_demo_and_one_of_other_parameters_is_refused(
+    tmp_path: Path, server: Server
+) -> None:
+    generate_demo(tmp_path / "demo", count=6, size_px=32, seed=3)
+    place = any_path(f"{server.url}/demo")
+    assert not generate_demo(place, count=6, size_px=32, seed=3)
+    alike(load_demo(place), load_demo(tmp_path / "demo"))
+    with pytest.raises(DataError, match=r"/demo: there is no demo of these parameters; make it in a folder here"):
+        generate_demo(place, count=6, size_px=32, seed=4)
+    with pytest.raises(DataError, match=r"/dome/demo.csv: .*check the URL"):
+        load_demo(any_path(f"{server.url}/dome"))
 
 
 def test_a_table_may_hold_urls(folder: Path, server: Server) -> None:
@@ -376,12 +389,12 @@ def test_the_configuration_takes_urls_for_data_and_writes_them_without_access() 
     assert "secret" not in f"{USER.partition(':')[0]}{section!r}{QUERY.partition('=')[0]}"
 
 
-@pytest.mark.parametrize("kind", [DemoData, Config])
-def test_what_is_made_is_made_on_this_machine(kind: type, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [StoreData, Config])
+def test_what_is_made_and_a_store_lie_on_this_machine(kind: type, tmp_path: Path) -> None:
     from pipeline.config.check import validate
     from pipeline.errors import ConfigError
 
-    values = {"layout": "demo", "path": "s3://b/demo"} if kind is DemoData else {"run": "s3://b/run"}
+    values = {"layout": "store", "path": "s3://b/store.zarr"} if kind is StoreData else {"run": "s3://b/run"}
     with pytest.raises(
         ConfigError, match=r"(path|run): got 's3://b/.*', expected a path of this machine, and this is a URL"
     ):

@@ -77,8 +77,8 @@ class DemoData(Section):
 
     layout: Literal["demo"]
     """Images of a demo, which `prepare` makes."""
-    path: Local
-    """Folder that they are made in."""
+    path: Anywhere
+    """Folder that they are made in, or the URL of a copy of it."""
     count: Positive = 360
     """How many."""
     size_px: Annotated[int, Field(ge=32)] = 128

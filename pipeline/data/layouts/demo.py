@@ -18,15 +18,16 @@ from pipeline.data.dataset import Dataset, Split
 from pipeline.data.layouts.demo_images import CLASS_NAMES, STANDARD, VERSION, Difficulty, draw, roll
 from pipeline.data.layouts.table import load_csv
 from pipeline.data.splits import FRACTIONS, stratified_split
-from pipeline.errors import DataError
+from pipeline.errors import DataError, UnreachableError
 from pipeline.progress import Progress, silent
+from pipeline.url import AnyPath, Url
 
 _TABLE = "demo.csv"
 _PARAMETERS = "demo.json"
 
 
 def generate_demo(
-    root: Path,
+    root: AnyPath,
     *,
     count: int = 360,
     size_px: int = 128,
@@ -37,7 +38,8 @@ def generate_demo(
 ) -> bool:
     """Have the demo data set in a folder; nothing is done where it lies there complete and of the same parameters.
 
-    The images are made in `NAME.partial` beside the folder and get the folder's name when all are there.
+    The images are made in `NAME.partial` beside the folder and get the folder's name when all are there. Behind a URL
+    they are only looked for.
 
     Args:
         root: The folder: `demo.csv` (image, shape, split, patient, mask), `demo.json` (these parameters), `images/`
@@ -53,7 +55,9 @@ def generate_demo(
         Whether images were made.
 
     Raises:
-        DataError: The folder holds something that is no demo data set, or the disk is full.
+        UnreachableError: The server behind a URL does not answer.
+        DataError: The folder holds something that is no demo data set, or the disk is full; or there is no demo of
+            these parameters behind a URL.
     """
     parameters = {
         "version": VERSION,
@@ -66,6 +70,9 @@ def generate_demo(
     parameters = json.loads(json.dumps(parameters))  # as they read back: tuples are lists
     if _complete(root, parameters):
         return False
+    if isinstance(root, Url):
+        message = f"{root}: there is no demo of these parameters; make it in a folder here and copy that there"
+        raise DataError(message)
     if root.exists() and not (root.is_dir() and (not any(root.iterdir()) or (root / _PARAMETERS).is_file())):
         message = f"{root}: this is no demo data set and would be replaced by one; move it away or choose another path"
         raise DataError(message)
@@ -85,16 +92,17 @@ def generate_demo(
     return True
 
 
-def load_demo(root: Path) -> Dataset:
+def load_demo(root: AnyPath) -> Dataset:
     """Load the demo data set; its masks come with it.
 
     Args:
-        root: Folder that `generate_demo` made.
+        root: Folder that `generate_demo` made, or its URL.
 
     Raises:
+        UnreachableError: The server behind a URL does not answer.
         DataError: There is none, or files are missing.
     """
-    if not (root / _PARAMETERS).is_file():
+    if isinstance(root, Path) and not (root / _PARAMETERS).is_file():
         message = f"{root}: there is no demo data set; `pipeline prepare` makes it"
         raise DataError(message)
     made = load_csv(
@@ -110,11 +118,13 @@ def load_demo(root: Path) -> Dataset:
     return dataclasses.replace(made, name="demo")
 
 
-def _complete(root: Path, parameters: Mapping[str, Any]) -> bool:
+def _complete(root: AnyPath, parameters: Mapping[str, Any]) -> bool:
     """Whether the folder holds all files of a demo of these parameters."""
     try:
-        found = json.loads((root / _PARAMETERS).read_text())
+        found = json.loads((root / _PARAMETERS).read_bytes())
         return bool(found == parameters and len(load_demo(root)) == parameters["count"])
+    except UnreachableError:
+        raise
     except (OSError, ValueError, DataError):
         return False
 
