@@ -30,7 +30,7 @@ _ARRAY_BYTES = 256  # of an image in memory besides its pixels
 _AT_ONCE = 1024  # files whose sizes and times a thread asks for in one go
 _ASKING, _ASKED = 32, 16  # threads that wait for a server's answers, and files of each in one go
 
-_UNREADABLE = (OSError, ValueError, KeyError, zipfile.BadZipFile)
+_UNREADABLE = (OSError, EOFError, ValueError, KeyError, NotImplementedError, zipfile.BadZipFile)
 """What reading a memory that is not there or spoilt ends in."""
 
 Digests = npt.NDArray[np.uint8]

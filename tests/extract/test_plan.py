@@ -102,9 +102,13 @@ def spoil_memory(source: Pictures, store: Path) -> None:
     memory_of(store).write_bytes(b"no memory")
 
 
+def spoil_memory_wholly(source: Pictures, store: Path) -> None:
+    memory_of(store).write_bytes(b"")
+
+
 @pytest.mark.parametrize(
     "spoil",
-    [None, spoil_images, spoil_order, spoil_interrupted, spoil_store, spoil_memory],
+    [None, spoil_images, spoil_order, spoil_interrupted, spoil_store, spoil_memory, spoil_memory_wholly],
     ids=lambda spoil: getattr(spoil, "__name__", "nothing"),
 )
 def test_only_a_plain_yes_counts_as_unchanged(tmp_path: Path, spoil: object) -> None:
