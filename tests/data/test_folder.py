@@ -212,8 +212,9 @@ def test_a_patient_in_two_splits_is_refused(tmp_path: Path) -> None:
 def test_what_is_no_such_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no such folder; expected class/image or split/class/image"):
         load_folder(tmp_path / "gone")
-    with pytest.raises(DataError, match="there are no samples"):
-        load_folder(tmp_path)
+    for masks in (None, "{stem}_mask.png"):
+        with pytest.raises(DataError, match="there are no samples"):
+            load_folder(tmp_path, masks=masks)
     write(tmp_path / "train" / "x" / "1.png")
     write(tmp_path / "tumour" / "1.png")
     with pytest.raises(DataError, match="beside splits there are other folders: 'tumour'"):
@@ -222,7 +223,11 @@ def test_what_is_no_such_folder_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("pattern", "message"),
-    [("(", r"'\(' is no regular expression"), (r"^p(\d+)", r"does not match 4 names: 'a/0_0\.png', 'a/0_1\.png'")],
+    [
+        ("(", r"'\(' is no regular expression"),
+        (r"^p(\d+)", r"does not match 4 names: 'a/0_0\.png', 'a/0_1\.png'"),
+        (r"^(?:p(\d+)|\d+)_", r"does not match 4 names: 'a/0_0\.png', 'a/0_1\.png'"),
+    ],
 )
 def test_a_pattern_that_names_no_group_is_refused(tmp_path: Path, pattern: str, message: str) -> None:
     classes(tmp_path, per_class=2)

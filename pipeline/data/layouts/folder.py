@@ -74,7 +74,7 @@ def load_folder(
         found += images.values()
         classes += [_last(folder)] * len(images)
         own += [split] * len(images) if split else []
-    if masks is not None and not any(found):
+    if masks is not None and names and not any(found):
         message = f"{root}: no image has a mask by the pattern {masks!r} (data.masks); {_example(names, masks)}"
         raise DataError(message)
     groups = _groups(root, names, group_pattern)
@@ -163,8 +163,9 @@ def _groups(root: AnyPath, names: list[str], pattern: str | None) -> list[str]:
         message = f"the group pattern {pattern!r} is no regular expression ({error}); mend data.group_pattern"
         raise DataError(message) from None
     matches = [compiled.search(name.rsplit("/", 1)[-1]) for name in names]
-    unmatched = [name for name, match in zip(names, matches, strict=True) if match is None]
+    found = [match and match[1 if compiled.groups else 0] for match in matches]
+    unmatched = [name for name, group in zip(names, found, strict=True) if group is None]
     if unmatched:
         message = f"{root}: the group pattern {pattern!r} does not match {len(unmatched)} names: {listing(unmatched)}"
         raise DataError(message)
-    return [match[1 if compiled.groups else 0] for match in matches if match is not None]
+    return [group for group in found if group is not None]
