@@ -23,6 +23,7 @@ from cache import Fingerprint
 from cache.durable import sync_folder
 from cache.writing.lock import WriterLock
 from pipeline import records
+from pipeline.data.dataset import listing
 from pipeline.data.named import Name
 from pipeline.errors import DataError, RunError, from_extra
 from pipeline.train import run_folder
@@ -152,6 +153,7 @@ class TableInParts:
         write = _write_parquet if self.path.suffix == PARQUET else records.write_csv
         write(joined, rows(), self.columns)
         if set_aside.keys() == set(map(str, self.names)):
+            shutil.rmtree(self._folder)  # the next command tries them again
             raise DataError(next(iter(set_aside.values())))
         aside = self.path.with_name(f"{self.path.stem}_set_aside.csv")
         aside.unlink(missing_ok=True)  # of a table before this one
@@ -197,6 +199,7 @@ def making(
         replace: Make it anew where there is one, or parts of another.
 
     Raises:
+        DataError: A name is no text in UTF-8, which a table could not hold.
         RunError: There is such a table already, or parts of one of other images or another model.
         cache.StoreLockedError: Somebody else is making it.
     """
@@ -208,8 +211,12 @@ def making(
     if path.exists() and not replace:
         msg = f"{str(path)!r} is there already: name another file, or make it again with --replace."
         raise RunError(msg)
+    wrong = [name for name in map(str, names) if not _is_text(name)]
+    if wrong:
+        msg = f"{len(wrong)} names are no text in UTF-8, and a table holds text: {listing(wrong)}; rename them"
+        raise DataError(msg)
     table = TableInParts(path, names, class_names)
-    digest = hashlib.sha256("\0".join(map(str, names)).encode(errors="surrogateescape")).hexdigest()
+    digest = hashlib.sha256("\0".join(map(str, names)).encode()).hexdigest()
     wanted = Fingerprint({**about, "images": len(names), "images_sha256": digest, "part": PART_IMAGES})
     lock = WriterLock(table._folder / "lock", path)
     try:
@@ -252,6 +259,15 @@ def _stamp(names: Sequence[Name]) -> str:
             status = None
         found.append("" if status is None else f"{status.st_size} {status.st_mtime_ns}")
     return hashlib.sha256("\n".join(found).encode()).hexdigest() if any(found) else ""
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name can be written as UTF-8; bytes of a file's name that are none came as lone surrogates."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _parquet() -> Any:

@@ -123,6 +123,20 @@ def test_images_of_which_none_can_be_read_give_no_table() -> None:
     with pytest.raises(DataError, match="torn"):
         run(Path("p.csv"), names=[NAMES[5]])
     assert not Path("p.csv").exists()
+    mended = {"predictions": [{"image": NAMES[5], "predicted": "a", "probabilities": dict.fromkeys(CLASSES, 0.5)}]}
+    with making(Path("p.csv"), [NAMES[5]], CLASSES, ABOUT) as table:
+        (part,) = table.pending()  # tried again, though size and time are the same
+        table.put(part, {**mended, "set_aside": {}})
+        assert table.join().kept == 0
+
+
+def test_a_name_that_no_table_can_hold_is_told_before_anything_is_made() -> None:
+    with (
+        pytest.raises(DataError, match=r"1 names are no text in UTF-8, .*'images/b\\udce4r\.png'; rename them"),
+        making(Path("p.csv"), [*NAMES, os.fsdecode(b"images/b\xe4r.png")], CLASSES, ABOUT),
+    ):
+        pass
+    assert not Path("p.csv.partial").exists()
 
 
 def test_another_ending_is_refused() -> None:
