@@ -38,7 +38,7 @@ _MARKS = (  # of a file's version, as one service or the other calls it; the fir
     *("ETag", "etag", "md5Hash", "content_md5", "Content-MD5", "Digest", "blob_id", "CRC"),
     *("LastModified", "Last-Modified", "last_modified", "updated", "mtime", "modified", "created"),
 )
-_USER = re.compile(r"://[^/\s'\"@]*@")
+_USER = re.compile(r"://[^/\s]*@")  # a password may hold quotes and @
 _QUERY = re.compile(r"(://[^\s'\"<>?]*)\?[^\s'\"<>]*")
 
 
@@ -151,7 +151,8 @@ class Url:
             UnreachableError: As `read_bytes`.
         """
         if not self.can_list:
-            return self.parent, dict.fromkeys(self._listed())
+            listed = dict.fromkeys(self._listed())
+            return self.parent, listed
         fs, root = self._found()
         fs.invalidate_cache()  # what it remembers may be old
         found = self.ask(lambda: fs.find(root, detail=True))
@@ -193,6 +194,8 @@ class Url:
         import fsspec.core
 
         try:
+            if not self.can_list:
+                urlsplit(self.text).port  # noqa: B018  of what no URL is, it says why
             fs, root = fsspec.core.url_to_fs(self.text, **({} if self.can_list else _patience()))
         except (ImportError, ValueError) as error:
             raise DataError(self._unknown(error)) from None

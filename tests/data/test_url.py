@@ -276,6 +276,7 @@ def test_what_gives_access_is_used_and_shows_nowhere(folder: Path, server: Serve
     assert not [text for text in shown if "secret" in text or "sig=" in text]
     text = f"get {server.with_access('x')} --set data.group_pattern=^p?(1+)"
     assert without_access(text) == f"get {server.url}/x --set data.group_pattern=^p?(1+)"
+    assert without_access("""data.path=https://u:it's"@p@host/x a@b""") == "data.path=https://host/x a@b"
 
 
 def test_a_server_that_fails_for_a_moment_is_asked_again_and_one_that_is_gone_ends_the_run(
@@ -320,6 +321,11 @@ def test_an_image_that_is_gone_is_set_aside_and_a_lost_permission_ends_the_run(
         ),
         ("nowhere://bucket", r"nowhere://bucket: Protocol not known: nowhere; use s3://"),
         ("memory://not/there", r"memory://not/there: there is no file below this URL; check it"),
+        ("https://[host/files.txt", r"https://\[host/files.txt: Invalid IPv6 URL; use s3://"),
+        (
+            "https://host:p/files.txt",
+            r"https://host:p/files.txt: Port could not be cast to integer value as .p.; use s3://",
+        ),
         ("http://127.0.0.1:1/images", r"plain http cannot say which files are in a folder\. Put a list"),
     ],
 )
@@ -354,6 +360,7 @@ def test_a_list_names_files_of_its_own_folder(tmp_path: Path, server: Server, na
     [
         ("s3://bucket/a/b.csv", "s3://bucket/a/b.csv", "s3://bucket/a", "b.csv"),
         ("https://u:p@host/a/b.csv?x=1#f", "https://host/a/b.csv", "https://host/a", "b.csv"),
+        ("https://u:it's@p@host/a/b.csv", "https://host/a/b.csv", "https://host/a", "b.csv"),
         ("https://host/", "https://host", "https://host", "host"),
         ("hf://datasets/org/set@main/t.csv", "hf://datasets/org/set@main/t.csv", "hf://datasets/org/set@main", "t.csv"),
         ("zip://a/b::https://u@host/x.zip?s=1", "zip://a/b::https://host/x.zip", "zip://a::https://host/x.zip", "b"),
