@@ -27,6 +27,7 @@ from cache.care.convert import convert_store, keyed_pseudonyms, pool_steps, pseu
 from cache.care.diff import StoreDifference, TapDifference, diff_stores
 from cache.care.info import StoreInfo, info
 from cache.care.inspect import Inspection, TapReport, Twins, inspect_store
+from cache.care.relation import refuse_another
 from cache.care.repair import repair_store
 from cache.care.verify import Damage, verify
 from cache.description import FORMAT_VERSION, SCALE, TapSpec, arrays_of, taps_of, type_for
@@ -103,6 +104,7 @@ __all__ = [
     "pseudonymise_store",
     "pull_store",
     "push_store",
+    "refuse_another",
     "repair_store",
     "taps_of",
     "type_for",

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from cache.care.relation import refuse_another
 from cache.care.verify import stray_files, verify
 from cache.durable import link_or_copy, remove, space_errors, swap, sync_folder, write_file
 from cache.errors import FingerprintMismatchError, FormatError, NoSpaceError, StoreError, UntrustedStoreError
@@ -216,13 +217,14 @@ def pull_store(url: str, path: str | os.PathLike[str], *, replace: bool = False,
     Args:
         url: Where it was pushed to; http(s) works too.
         path: `NAME.zarr` or `NAME.h5`, whichever it is there.
-        replace: Replace a store of another fingerprint.
+        replace: Replace a store of another fingerprint or another data set.
         progress: Called after each file, with the bytes fetched so far as `fetched`.
 
     Raises:
         FormatError: There is no complete manifest, or a file is not what the manifest says.
         UntrustedStoreError: The manifest is huge, or names what is no file inside a store.
         FingerprintMismatchError: A store of another fingerprint has that name.
+        StoreError: One that has no row in common with it has that name; or the other suffix is needed.
         StoreLockedError: Another process is writing that store.
     """
     target = Path(os.path.realpath(path))
@@ -335,10 +337,12 @@ def _accept(
         message = f"{url}: the store that was fetched is damaged ({reason}); push it again"
         raise FormatError(message)
     if target.exists() and not replace:
-        differences = open_store(target).fingerprint.differences(open_store(fetched).fingerprint)
-        if differences:
-            message = f"{target} has another fingerprint than the store at {url}; choose another name or replace it"
-            raise FingerprintMismatchError(message, differences)
+        with open_store(target) as held, open_store(fetched) as coming:
+            differences = held.fingerprint.differences(coming.fingerprint)
+            if differences:
+                message = f"{target} has another fingerprint than the store at {url}; choose another name or replace it"
+                raise FingerprintMismatchError(message, differences)
+            refuse_another(held, coming, "Choose another name, or replace it")
     for folder, _, _ in os.walk(fetched):
         sync_folder(Path(folder))
     if target.is_dir():

@@ -208,7 +208,7 @@ def push(
 @store.command(epilog=examples("pipeline store pull https://example.org/demo.zarr features/demo.zarr"))
 @click.argument("url")
 @click.argument("target", type=click.Path(path_type=Path))
-@click.option("--replace", is_flag=True, help="Replace a store of another fingerprint.")
+@click.option("--replace", is_flag=True, help="Replace a store of another fingerprint or data set.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def pull(url: str, target: Path, replace: bool, as_json: bool) -> int:
     """Fetch a store: only files that are missing here; it gets its name when every byte has been checked."""

@@ -209,9 +209,15 @@ def refuse_another_data_set(path: Path, wanted: cache.Fingerprint, rows: Rows) -
     except cache.StoreError:
         return  # none there, or one that the writer has its own words for
     with store:
-        held = np.ascontiguousarray(store.digests).view(np.uint64)
-        if store.fingerprint.differences(wanted) or not len(held):
+        if store.fingerprint.differences(wanted) or not len(store):
             return
+        held = np.ascontiguousarray(store.digests).view(np.uint64)
+        if not len(held):
+            message = (
+                f"{path} holds {len(store)} rows and tells no digests of their pixels, so all of them would go. Name "
+                f"another store.path, or swap it out with --replace"
+            )
+            raise DataError(message)
         asked = rows.digests.view(np.uint64)
         if not np.isin(asked[:, 0], held[:, 0]).any():
             message = (

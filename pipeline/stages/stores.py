@@ -220,7 +220,7 @@ def convert(
         fields["pool"] = _pooled_further(fields["pool"], pool)
     if dtype is not None and features:
         fields["dtype"] = roundings.then(dtype).said
-    there = target.exists()  # only an equal store is left as it is; anything else is refused
+    before = _version_before(source, target)
     done = cache.convert_store(
         source,
         target,
@@ -231,7 +231,7 @@ def convert(
         progress=progress,
     )
     with done:
-        written = "no, it was there already" if there else "yes"
+        written = "no, it was there already" if done.version == before else "yes"
         rounding = cache.info(target).rounding
         return {
             "store": str(target),
@@ -240,6 +240,21 @@ def convert(
             "written": written,
             **({"rounding_error": dict(rounding)} if rounding else {}),
         }
+
+
+def _version_before(source: Path, target: Path) -> str:
+    """Version of the store that a conversion finds in its place; empty where there is none.
+
+    Raises:
+        cache.StoreError: It is another data set's.
+    """
+    try:
+        held = cache.open_store(target)
+    except cache.StoreError:
+        return ""  # none there, or one that the writer has its own words for
+    with held, cache.open_store(source) as coming:
+        cache.refuse_another(held, coming, "Name another target")
+        return held.version
 
 
 def _fields_of(store: cache.Store, kept: Sequence[str]) -> dict[str, Any]:

@@ -380,6 +380,17 @@ def test_pulling_over_another_fingerprint_is_refused(tmp_path: Path) -> None:
     assert_holds(cache.pull_store(str(tmp_path / "bucket"), tmp_path / "theirs.zarr", replace=True), WANTED)
 
 
+@pytest.mark.parametrize("digests", [True, False])
+def test_pulling_over_another_data_set_is_refused(tmp_path: Path, digests: bool) -> None:
+    store, _ = build(tmp_path / "mine.zarr", WANTED)
+    cache.push_store(store.path, str(tmp_path / "bucket"))
+    theirs, _ = build(tmp_path / "theirs.zarr", rows(range(100, 103)), digests=digests)
+    with pytest.raises(cache.StoreError, match=r"theirs\.zarr holds 3 rows, and none of .*another data set's\. Choose"):
+        cache.pull_store(str(tmp_path / "bucket"), theirs.path)
+    assert cache.open_store(theirs.path).ids == theirs.ids
+    assert_holds(cache.pull_store(str(tmp_path / "bucket"), theirs.path, replace=True), WANTED)
+
+
 def test_a_push_sends_nothing_that_a_pull_would_refuse(tmp_path: Path) -> None:
     store, _ = build(tmp_path / "store.zarr", rows(range(3)))
     stray = store.path / "notes\u00e4.txt"

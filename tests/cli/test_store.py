@@ -93,6 +93,17 @@ def test_a_converted_store_equals_one_extracted_so(folder: Path) -> None:
     assert succeed(folder, "store", "convert", *converting)["written"] == "yes"
     assert succeed(folder, "store", "convert", *converting)["written"] == "no, it was there already"
     assert succeed(folder, "store", "diff", "features/extracted.h5", "features/converted.h5")["equal"] is True
+    smaller = ("extract", "-c", "tiny.yaml", "--set", "data.count=30", "--set", "data.path=data/fewer")
+    succeed(folder, "prepare", *smaller[1:])
+    succeed(folder, *smaller, "--set", "store.path=features/fewer.zarr")
+    assert succeed(folder, "store", "convert", "features/fewer.zarr", "features/again.zarr")["rows"] == 30
+    updated = succeed(folder, "store", "convert", "features/demo.zarr", "features/again.zarr")
+    assert (updated["rows"], updated["written"]) == (48, "yes")
+    theirs = {"key": bytes(16), "mapping": folder / "who.csv"}
+    cache.pseudonymise_store(folder / "features/fewer.zarr", folder / "features/theirs.zarr", **theirs).close()
+    assert "none of the 48 that would take their place is among them" in complaint(
+        folder, "store", "convert", "features/demo.zarr", "features/theirs.zarr", status=1
+    )
     assert "does not divide" in complaint(
         folder, "store", "convert", "features/demo.zarr", "features/x.zarr", "--pool", "3", status=2
     )

@@ -91,6 +91,15 @@ def test_the_store_of_another_data_set_is_not_swapped_out_in_silence(tmp_path: P
     assert run(others, CountingEncoder(), path).encoded == 1
 
 
+def test_a_store_that_tells_no_digests_is_not_swapped_out_in_silence(tmp_path: Path) -> None:
+    run(pictures(4), CountingEncoder(), tmp_path / "mine.zarr")
+    theirs = tmp_path / "theirs.zarr"
+    cache.pseudonymise_store(tmp_path / "mine.zarr", theirs, key=bytes(16), mapping=tmp_path / "who.csv").close()
+    with pytest.raises(DataError, match="holds 4 rows and tells no digests of their pixels, so all of them would go"):
+        run(pictures(4), CountingEncoder(), theirs)
+    assert run(pictures(4), CountingEncoder(), theirs, replace=True).encoded == 4
+
+
 def test_images_are_decoded_once(tmp_path: Path) -> None:
     source = pictures(9)
     run(source, CountingEncoder(), tmp_path / "s.zarr")
