@@ -310,7 +310,7 @@ def without_access(text: str) -> str:
 
 def join(folder: AnyPath, name: str) -> AnyPath:
     """A file by its name in a folder, or by a URL of its own."""
-    return any_path(name) if is_url(name) else folder / name
+    return any_path(name) if is_url(name) else folder / name.removeprefix("./")
 
 
 def _mark(info: Mapping[str, Any]) -> str | None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.data.image import SUFFIXES
+from pipeline.data.layouts.tree import walk
 from pipeline.errors import DataError
 from pipeline.url import AnyPath, Url, any_path, join
 
@@ -20,8 +20,8 @@ def images_named(arguments: Sequence[str]) -> list[Name]:
 
     Args:
         arguments: Each an image file, there or not; a folder, of which all images at any depth are taken in the order
-            of their paths, but hidden ones; a text file (`.txt`) with an image a line, by its name below the folder
-            that the list lies in, its path or its URL; or the URL of one of these.
+            of their paths, in linked folders too, but hidden ones; a text file (`.txt`) with an image a line, by its
+            name below the folder that the list lies in, its path or its URL; or the URL of one of these.
 
     Raises:
         DataError: A folder holds no image, or a list cannot be read or names no image.
@@ -53,9 +53,8 @@ def _images(place: AnyPath) -> Iterator[Name]:
 
 def _in_folder(folder: Path) -> Iterator[str]:
     """Images at any depth below a folder, by their paths."""
-    for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (f"{parent}/{name}" for name in sorted(files) if _is_image(name))
+    for parent, files in walk(folder):
+        yield from (f"{parent}/{name}" for name in files if _is_image(name))
 
 
 def _listed(file: AnyPath) -> Iterator[Name]:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from pipeline.data import Dataset, Reading, Split, load_folder
 from pipeline.data.dataset import Draw
+from pipeline.data.named import images_named
 from pipeline.errors import DataError
 
 
@@ -207,6 +208,21 @@ def test_a_patient_in_two_splits_is_refused(tmp_path: Path) -> None:
     assert len(load_folder(tmp_path)) == 4
     with pytest.raises(DataError, match=r"1 groups lie in more than one split: '7 \(train, test\)'"):
         load_folder(tmp_path, group_pattern=r"^\d+")
+
+
+def test_linked_folders_are_followed_at_any_depth_and_loops_are_refused(tmp_path: Path) -> None:
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    classes(root)
+    for name in ("7_0.png", "deep/7_1.png"):
+        write(elsewhere / name)
+    (root / "a/linked").symlink_to(elsewhere)
+    added = {"a/linked/7_0.png", "a/linked/deep/7_1.png"}
+    assert {sample.id for sample in load_folder(root).samples} >= added
+    assert {f"{root}/{name}" for name in added} < set(images_named([str(root)]))
+    (elsewhere / "deep/back").symlink_to(root / "a")
+    for look in (lambda: load_folder(root), lambda: images_named([str(root)])):
+        with pytest.raises(DataError, match="/back' links to a folder that it lies in"):
+            look()
 
 
 def test_what_is_no_such_folder_is_refused(tmp_path: Path) -> None:

@@ -175,8 +175,9 @@ def rows_of(folder: Path, before: str = "") -> list[dict[str, str]]:
 COLUMNS = {"path_column": "image", "label_column": "kind", "mask_column": "mask", "split_column": "set"}
 
 
-def test_a_table_and_its_images_behind_urls_are_those_on_disk(folder: Path, behind: str) -> None:
-    table = write_table(folder / "table.csv", rows_of(folder))
+@pytest.mark.parametrize("before", ["", "./"])
+def test_a_table_and_its_images_behind_urls_are_those_on_disk(folder: Path, behind: str, before: str) -> None:
+    table = write_table(folder / "table.csv", rows_of(folder, before))
     here = load_csv(table, root=folder, **COLUMNS)  # type: ignore[arg-type]
     place = any_path(behind)
     root = place.parent if behind.endswith(".txt") else place

@@ -72,7 +72,7 @@ class Files:
     def _mark(self, name: str) -> str | None:
         """What a server says of a file's size and version."""
         if self.listed is not None and not is_url(name):
-            return self.listed.get(name)
+            return self.listed.get(name.removeprefix("./"))
         file = join(self.root, name)
         return file.mark() if isinstance(file, Url) else None
 
@@ -122,7 +122,11 @@ class Files:
             message = f"{what}: {len(outside)} paths leave {self.root}: {listing(outside)}; use paths relative to it"
             raise DataError(message)
         if isinstance(self.root, Url):
-            missing = [] if self.listed is None else [name for name in everything if name not in self.listed]
+            missing = (
+                []
+                if self.listed is None
+                else [name for name in everything if name.removeprefix("./") not in self.listed]
+            )
         else:
             missing = [name for name in everything if not (self.root / name).is_file()]
         if missing:

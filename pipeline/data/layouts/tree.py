@@ -63,11 +63,10 @@ class _Folder:
         return folders, files
 
     def files(self, folder: str) -> Iterator[str]:
-        """Files at any depth in a folder."""
-        for parent, folders, files in os.walk(self.root / folder):
-            folders[:] = [name for name in folders if not name.startswith(".")]
+        """Files at any depth in a folder; see `walk`."""
+        for parent, files in walk(self.root / folder):
             below = Path(parent).relative_to(self.root).as_posix()
-            yield from (f"{below}/{name}" for name in files if not name.startswith("."))
+            yield from (f"{below}/{name}" for name in files)
 
 
 class _Listing:
@@ -107,12 +106,28 @@ def tree_of(root: AnyPath) -> Tree:
     return _Listing(*root.files()) if isinstance(root, Url) else _Folder(root)
 
 
+def walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Folders at any depth, this one first, each with the names of its files; both in order, and none that is hidden.
+
+    Raises:
+        DataError: A folder is a link to one that it lies in; other links are followed.
+    """
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in folders:
+            _refuse_loop(Path(parent, name))
+        yield parent, sorted(name for name in files if not name.startswith("."))
+
+
 def _refuse_loop(folder: Path) -> None:
     """Refuse a link to a folder that it lies in, whose images would count twice.
 
     Raises:
         DataError: It is one.
     """
-    if folder.is_symlink() and Path(os.path.realpath(folder.parent)).is_relative_to(os.path.realpath(folder)):
+    if not folder.is_symlink():
+        return
+    target = os.path.realpath(folder)
+    if any(Path(os.path.realpath(parent)).is_relative_to(target) for parent in folder.parents):
         message = f"{str(folder)!r} links to a folder that it lies in, so its images would count twice: remove it"
         raise DataError(message)
