@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline import records
 from pipeline.errors import RunError
-from pipeline.evaluate.intervals import interval, resample
+from pipeline.evaluate.intervals import RANGES, interval, resample
 from pipeline.evaluate.metrics import Bools, Floats, Ints, Scorer, by_name, one_hot
 from pipeline.model.tasks import Task
 from pipeline.train import run_folder, trained_model
@@ -111,7 +111,8 @@ def compare(first: Path, second: Path, *, resamples: int = 2000, seed: int = 0) 
     scores = {}
     for name in points[0]:
         change = draws[1][name] - draws[0][name]
-        low, high = interval(change)
+        lowest, highest = RANGES.get(name, (0.0, 1.0))
+        low, high = interval(change, ends=(lowest - highest, highest - lowest))
         figures = {
             "first": points[0][name],
             "second": points[1][name],

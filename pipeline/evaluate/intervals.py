@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,10 @@ from pipeline.overlap import ahead, threads
 
 Floats = npt.NDArray[np.floating[Any]]
 LEVEL = 0.95
+RANGES: Mapping[str, tuple[float, float]] = MappingProxyType({"kappa": (-1.0, 1.0), "brier": (0.0, 2.0)})
+"""Ends of the scores that do not go from 0 to 1."""
+
+FEW = 0.05  # of the draws: where fewer define a score, they tell nothing of its tails; our choice
 _BAND = 101  # points of a band
 _CELLS = 2**20  # numbers in one block of weights: few enough to stay in a processor's cache
 
@@ -65,14 +70,22 @@ def resample(
     return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
 
-def interval(draws: Floats, level: float = LEVEL) -> tuple[Floats, Floats]:
+def interval(draws: Floats, level: float = LEVEL, *, ends: tuple[float, float] = (0.0, 1.0)) -> tuple[Floats, Floats]:
     """Cut off the tails of draws (R, ...): the lower and upper end, each (...).
 
-    Draws in which a score is not defined (NaN: a class without a sample) are left out.
+    Draws in which a score is not defined (NaN: a class without a sample) are left out. Where that is nearly all of them
+    (many classes of which each has one patient), the others are hardly different from the whole, and their tails would
+    feign certainty: then nothing is known, which is ours.
+
+    Args:
+        draws: (R, ...).
+        level: Of confidence.
+        ends: Of what is drawn, where nothing is known.
     """
     tail = (1 - level) / 2
-    low, high = np.nanquantile(draws, [tail, 1 - tail], axis=0)
-    return low, high
+    known = np.isfinite(draws).mean(axis=0) >= FEW
+    low, high = np.nanquantile(np.where(known, draws, 0.0), [tail, 1 - tail], axis=0)
+    return np.where(known, low, ends[0]), np.where(known, high, ends[1])
 
 
 def proportion(
@@ -201,13 +214,13 @@ def of_proportions(
 def named_intervals(draws: Mapping[str, Floats], class_names: Sequence[str]) -> dict[str, Any]:
     """Give `low` and `high` of each score, and for scores (R, K) of each class."""
 
-    def ends(column: Floats) -> dict[str, float]:
-        low, high = interval(column)
+    def ends(name: str, column: Floats) -> dict[str, float]:
+        low, high = interval(column, ends=RANGES.get(name, (0.0, 1.0)))
         return {"low": float(low), "high": float(high)}
 
     return {
-        name: ends(values)
+        name: ends(name, values)
         if values.ndim == 1
-        else {name_of_class: ends(values[:, k]) for k, name_of_class in enumerate(class_names)}
+        else {name_of_class: ends(name, values[:, k]) for k, name_of_class in enumerate(class_names)}
         for name, values in draws.items()
     }

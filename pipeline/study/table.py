@@ -17,14 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.evaluate.compare import Predictions, what_differs
-from pipeline.evaluate.intervals import LEVEL, resample
+from pipeline.evaluate.intervals import FEW, LEVEL, RANGES, resample
 from pipeline.evaluate.metrics import Scorer
 from pipeline.study.folds import POOLED, pooled, rows_of
 from pipeline.study.runs import Planned, Row, result_of
 
 Floats = npt.NDArray[np.floating[Any]]
 RESAMPLES = 1000
-_ENDS = {"kappa": (-1.0, 1.0), "brier": (0.0, 2.0)}  # of the scores that do not go from 0 to 1
 Trial = tuple[Planned, ...]  # what a seed of a cell is: a run, or its folds in their order
 Drawn = tuple[Predictions, Mapping[str, Floats], Mapping[str, float]]  # what it said, scores of draws, and of the whole
 
@@ -118,7 +117,7 @@ class Summary:
                 values = np.array([value for value in found if value is not None])
                 if len(values):
                     row = {**dict(key), "score": score, "seeds": len(values), "missing": missing}
-                    spread = _over_seeds(values, *_ENDS.get(score, (0.0, 1.0)))
+                    spread = _over_seeds(values, *RANGES.get(score, (0.0, 1.0)))
                     if self.cross_validated:
                         spread |= self._over_groups(dict(key), score)
                     rows.append({**row, **spread, **self._difference(done, rivals, score)})
@@ -156,7 +155,9 @@ class Summary:
         scores = [(self._score(first, score), self._score(second, score)) for first, second in pairs]
         points = np.array([one - other for one, other in scores if one is not None and other is not None])
         draws = np.stack([one[1][score] - other[1][score] for one, other in drawn], axis=1)
-        low, high = paired_interval(points, draws, groups=len(set(tested.groups)))
+        lowest, highest = RANGES.get(score, (0.0, 1.0))
+        groups = len(set(tested.groups))
+        low, high = paired_interval(points, draws, groups=groups, largest=highest - lowest)
         return {"difference": float(points.mean()), "difference_low": low, "difference_high": high}
 
     def _draws(self, trial: Trial) -> Drawn:
@@ -175,7 +176,7 @@ class Summary:
         return self._drawn[names]
 
 
-def paired_interval(points: Floats, draws: Floats, *, groups: int) -> tuple[float, float]:
+def paired_interval(points: Floats, draws: Floats, *, groups: int, largest: float = 1.0) -> tuple[float, float]:
     """Give the 95 % interval of a mean paired difference, for another draw of both the seeds and the test groups.
 
     Two variances are added: that of the mean over seeds (from how the differences of the seeds scatter on the whole
@@ -184,15 +185,19 @@ def paired_interval(points: Floats, draws: Floats, *, groups: int) -> tuple[floa
     of freedom that Satterthwaite (Biometrics 1946) gives the sum, rounded down: a few seeds count as a few.
 
     With a single seed there is nothing to tell how seeds scatter: the interval then speaks of the test set alone. It
-    never speaks of another data set or another recipe.
+    never speaks of another data set or another recipe. Where too few draws have every class (`intervals.FEW`), nothing
+    is known.
 
     Args:
         points: (S,) difference of each seed on the whole test set.
         draws: (R, S) the same on each draw of test groups; NaN where a draw lacks a class.
         groups: Groups in the test set.
+        largest: Difference that there can be, where nothing is known.
     """
-    seeds = len(points)
-    of_test = float(np.nanvar(draws.mean(axis=1), ddof=1))
+    seeds, means = len(points), draws.mean(axis=1)
+    if np.isfinite(means).mean() < FEW:
+        return -largest, largest
+    of_test = float(np.nanvar(means, ddof=1))
     of_seeds = float(points.var(ddof=1)) / seeds if seeds > 1 else 0.0
     total = of_test + of_seeds
     mean = float(points.mean())

@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from pipeline import records
 from pipeline.errors import RunError
 from pipeline.evaluate.compare import compare, delong_test, read_predictions
+from pipeline.evaluate.evaluate import scores_with_intervals
 from pipeline.evaluate.intervals import draw_weights, interval, named_intervals, resample
 from pipeline.evaluate.metrics import Scorer
 from pipeline.model.classifier import ModelOptions
+from pipeline.study.table import paired_interval
 from pipeline.train import trained_model
 
 NAMES = ("a", "b")
@@ -52,6 +54,20 @@ def test_the_bootstrap_equals_a_loop_that_repeats_rows():
         slow = Scorer("binary", labels[again], p[again])(np.ones((1, len(again))))
         for name, value in slow.items():
             np.testing.assert_allclose(fast[name][row], value[0], atol=1e-5, err_msg=name)
+
+
+@pytest.mark.filterwarnings("error")
+def test_draws_that_hardly_ever_have_every_class_tell_nothing():
+    labels = np.arange(12)  # every class has one patient: such a draw is the test set itself
+    p = np.random.default_rng(0).dirichlet(np.ones(12), 12)
+    groups, names = [f"g{i}" for i in labels], [f"c{i}" for i in labels]
+    found = scores_with_intervals("multiclass", labels, groups, p, names, resamples=200)
+    for score in ("auc", "ap", "balanced_acc", "f1"):
+        assert found["intervals"][score] == {"low": 0.0, "high": 1.0}
+    drawn = np.full((1000, 2), np.nan)
+    drawn[:20, 0] = drawn[:100, 1] = 0.5
+    np.testing.assert_array_equal(interval(drawn, ends=(-1.0, 1.0)), [[-1.0, 0.5], [1.0, 0.5]])
+    assert paired_interval(np.array([0.1, 0.2]), drawn, groups=12, largest=2.0) == (-2.0, 2.0)
 
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say():
