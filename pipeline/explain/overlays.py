@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -112,7 +112,11 @@ def take_apart(
     maps += [kept * (kept != rank) for rank in shown[:MOST]]
     said = []
     for some in torch.split(torch.cat(maps), _AT_ONCE):
-        logits = outputs(classifier, _repeated(batch, len(some), {tap: some}), precision)
+        repeated = _repeated(batch, len(some), {tap: some})
+        assert repeated.images is not None
+        masked = Seen(repeated.features, repeated.extents)
+        painted = overlay.paint(repeated.images, masked, kept.expand(len(some), -1, -1, -1))
+        logits = outputs(classifier, _painted(repeated, painted, tap), precision)
         said.append(probabilities(head, logits.cpu().double()).numpy())
     full, plain, *without = np.concatenate(said)
     scores = _scores(store, int(feed.rows[position]), scores_of(tap))
@@ -198,6 +202,11 @@ def _repeated(batch: Batch, count: int, instead: dict[str, Tensor]) -> Batch:
         None if batch.extents is None else batch.extents.expand(count, -1),
         batch.labels.expand(count, *batch.labels.shape[1:]),
     )
+
+
+def _painted(batch: Batch, images: Tensor, tap: str) -> Batch:
+    """A batch whose images have been painted already: no mask is left to paint."""
+    return replace(batch, images=images, features={**batch.features, tap: torch.zeros_like(batch.features[tap])})
 
 
 def _scores(store: Store, row: int, tap: str) -> Floats:

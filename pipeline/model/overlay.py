@@ -163,12 +163,23 @@ class Overlay(nn.Module, Use):
 
     def on_images(self, images: Tensor, seen: Seen) -> Tensor:
         """Paint the masks of decoded images (B, 3, H, W) over them; the result is of the same type."""
+        return self.paint(images, seen, seen.features[self.options.tap])
+
+    def paint(self, images: Tensor, seen: Seen, found: Tensor) -> Tensor:
+        """Paint masks over images (B, 3, H, W).
+
+        Args:
+            images: As they were decoded.
+            seen: With the masks to paint.
+            found: (B, 1, S, S), all that were found in the images: colours of an image's own follow from these, so that
+                one that is left out changes no other's.
+        """
         ranks = self.ranks(seen, (images.shape[-2], images.shape[-1]))
         places = torch.where(_outline(ranks), _OUTLINE, ranks) if self._outlines else ranks
         some = (ranks.flatten(1).amax(dim=1) > 0)[:, None, None]
         places = torch.where(some, places, _PLAIN)
         if self.options.palette == "random":
-            table = _of_each_image(self.colours, seen.features[self.options.tap][:, 0])  # (B, n, 4)
+            table = _of_each_image(self.colours, found[:, 0])  # (B, n, 4)
             first = len(self.colours) * torch.arange(len(images), device=images.device)
             painted = nn.functional.embedding(places + first[:, None, None], table.flatten(0, 1))
         else:

@@ -12,7 +12,7 @@ import torch
 from pipeline.explain import overlays
 from pipeline.explain.explain import explain
 from pipeline.model.backbones import standardise
-from pipeline.model.overlay import OverlayOptions
+from pipeline.model.overlay import Overlay, OverlayOptions
 from pipeline.model.tasks import probabilities
 from pipeline.model.uses import Seen
 from pipeline.train.finished_run import Trained
@@ -86,6 +86,23 @@ def test_without_a_mask_the_classifier_says_what_it_says_of_an_image_painted_wit
     nothing = overlays.take_apart(classifier, trained.description.head, feed, len(feed) - 1, store)
     assert nothing.masks == ()
     np.testing.assert_allclose(nothing.probabilities, nothing.plain)
+
+
+@pytest.mark.parametrize("palette", ["rank", "random"])
+def test_leaving_a_mask_out_changes_nothing_beside_it(painted, monkeypatch, palette):
+    folder, dataset, store = painted
+    trained = Trained(folder, dataset, store, machine=Machine())
+    shown, classifier = [], trained.classifier
+    monkeypatch.setattr(classifier, "overlay", Overlay(OverlayOptions(palette=palette), classifier.taps, 16))
+    classifier.register_forward_pre_hook(lambda module, given: shown.append(given[0]))
+    taken = overlays.take_apart(classifier, trained.description.head, trained.feed("test"), 0, store)
+    full, plain, *without = torch.cat(shown)
+    for mask, image in zip(taken.masks, without, strict=True):
+        left_out = torch.from_numpy(taken.ranks == mask.rank)
+        beside = torch.nn.functional.max_pool2d(left_out[None].float(), 3, 1, 1)[0] == 0  # beyond any outline
+        assert torch.equal(image[:, beside], full[:, beside])
+        assert not torch.equal(image[:, left_out], full[:, left_out])
+    assert not torch.equal(full, plain)
 
 
 def test_the_best_overlap_by_hand():
