@@ -181,7 +181,9 @@ def delong_test(
     DeLong, DeLong and Clarke-Pearson (Biometrics 1988): the variance comes from how far each sample's placement among
     the other kind lies from the AUC. Samples of one group are summed before squaring, as Obuchowski (Biometrics 1997)
     does for clusters; with a group per sample this is DeLong's own variance. The mean over the classes is tested by the
-    mean of the classes' placements, which is ours; two classes have one AUC, that of the last.
+    mean of the classes' placements, which is ours; two classes have one AUC, that of the last. Where all samples of a
+    class, or all others, are of one group, nothing tells how groups of that kind vary, and so nothing is known: the
+    interval is that of all differences there can be, and p is 1.
 
     Args:
         task: What the labels mean.
@@ -205,11 +207,17 @@ def delong_test(
         axis=1,
     )
     differences = auc[1] - auc[0]
+    of = np.asarray(groups)
+    known = np.array([min(len(set(of[kind].tolist())) for kind in (column, ~column)) > 1 for column in hits.T])
     ranked = slice(-1, None) if task == "binary" else slice(None)
-    result = {"auc": _normal_test(differences[ranked].mean(), influence[:, ranked].mean(axis=1), groups)}
-    for k, name in enumerate(class_names):
-        result[name] = _normal_test(differences[k], influence[:, k], groups)
-    return result
+    tested = {"auc": (differences[ranked].mean(), influence[:, ranked].mean(axis=1), bool(known[ranked].all()))}
+    tested |= {name: (differences[k], influence[:, k], bool(known[k])) for k, name in enumerate(class_names)}
+    return {
+        name: _normal_test(difference, of_sample, groups)
+        if is_known
+        else {"difference": float(difference), "low": -1.0, "high": 1.0, "p": 1.0}
+        for name, (difference, of_sample, is_known) in tested.items()
+    }
 
 
 def _placements(hits: Bools, scores: Floats) -> tuple[float, Floats]:

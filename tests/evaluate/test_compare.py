@@ -56,6 +56,22 @@ def test_the_bootstrap_equals_a_loop_that_repeats_rows():
             np.testing.assert_allclose(fast[name][row], value[0], atol=1e-5, err_msg=name)
 
 
+def test_delong_knows_nothing_of_a_kind_that_is_one_patient():
+    labels = np.array([1, 1, 1, *[0] * 30])
+    random = np.random.default_rng(0)
+    first, second = random.random(33), random.random(33)
+    first[:3], second[:3] = 0.95, 0.1
+    said = [np.stack([1 - scores, scores], axis=1) for scores in (first, second)]
+    apart, together = [f"g{i}" for i in range(33)], [f"g{max(i, 2)}" for i in range(33)]
+    known = delong_test("binary", labels, *said, apart, NAMES)["auc"]
+    assert known["p"] < 0.001
+    unknown = {"difference": known["difference"], "low": -1.0, "high": 1.0, "p": 1.0}
+    assert delong_test("binary", labels, *said, together, NAMES) == {
+        "auc": unknown, "a": {**unknown, "difference": pytest.approx(known["difference"])}, "b": unknown
+    }  # fmt: skip
+    assert delong_test("binary", labels[2:], *(p[2:] for p in said), apart[2:], NAMES)["auc"]["p"] == 1
+
+
 @pytest.mark.filterwarnings("error")
 def test_draws_that_hardly_ever_have_every_class_tell_nothing():
     labels = np.arange(12)  # every class has one patient: such a draw is the test set itself
