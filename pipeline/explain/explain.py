@@ -258,7 +258,8 @@ def _find(name: str, ids: Sequence[str], dataset: Dataset, split: Split) -> int:
 
 def _same_file(name: str, sample_id: str) -> bool:
     """Whether one is the end of the other, as paths without suffix."""
-    ours, theirs = (PurePosixPath(text).with_suffix("").parts for text in (name, sample_id))
+    paths = map(PurePosixPath, (name, sample_id))
+    ours, theirs = (path.with_suffix("").parts if path.name else () for path in paths)
     shorter = min(len(ours), len(theirs))
     return shorter > 0 and ours[-shorter:] == theirs[-shorter:]
 

@@ -17,7 +17,7 @@ from typing import Any
 import cache
 from pipeline import records
 from pipeline.cluster import Lost, connected, hired
-from pipeline.errors import DataError, RunError
+from pipeline.errors import ConfigError, DataError, RunError
 from pipeline.progress import Progress, silent
 from pipeline.stages import commands
 from pipeline.stages.arguments import model_options
@@ -53,12 +53,19 @@ def make_run(plan: Study, planned: Planned, progress: Progress, *, shared: Share
 
 
 def check_inputs(plan: Study, shared: Shared) -> None:
-    """Refuse at once what would fail hours later: no data set, no store, or a store without a tap."""
+    """Refuse at once what would fail hours later: no data set, no store or one without a tap, a score of no task."""
+    tasks = set[str]()
     for name, config in plan.configs.items():
-        shared.dataset(config)
+        tasks.add(shared.dataset(config).task)
         if plan.reads_store(name):
             check_store(config, shared.store(config))
             check_taps(shared.store(config), model_options(config).taps)
+    if "kappa" in plan.scores and "ordinal" not in tasks:
+        message = (
+            f"scores: 'kappa' is that of grades in order (the task 'ordinal'), and the task of these data is "
+            f"{', '.join(map(repr, sorted(tasks)))}: leave it out"
+        )
+        raise ConfigError(message)
 
 
 @dataclass(frozen=True)

@@ -78,5 +78,7 @@ def test_what_a_person_reads_when_it_cannot_be(folder):
     assert "There is no sample 'nobody' in split 'test'" in complaint(
         folder, "explain", "-c", "c.yaml", "nobody", status=2
     )
+    for nothing in (".", ""):
+        assert "There is no sample" in complaint(folder, "explain", "-c", "c.yaml", nothing, status=2)
     said = complaint(folder, "explain", "-c", "c.yaml", "--set", "run=runs/none", status=1)
     assert "no trained model in 'runs/none': run `pipeline train` first" in said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ruamel.yaml import YAML
@@ -10,6 +11,7 @@ from ruamel.yaml import YAML
 from pipeline.config.schema import load_config
 from pipeline.errors import ConfigError
 from pipeline.stages.study_plan import load_study
+from pipeline.stages.study_workers import check_inputs
 from tests.cli.conftest import ROOT, TINY
 
 STUDY = """\
@@ -219,3 +221,12 @@ def test_the_papers_table_has_its_classifiers_fractions_and_ablations(monkeypatc
         stages = YAML(typ="safe").load(ROOT / "configs/paper/dvc.yaml")["stages"]
         made = {next(iter(out)).replace("${item.data}", data) for out in stages["extract"]["outs"]}
         assert {str(store) for store in stores} == made
+
+
+def test_a_score_that_the_task_does_not_have_is_refused_before_any_run(folder):
+    plan = load(
+        STUDY.replace("model.slca: {mix: multiply}", "model.gates: [], train.batch_size: 4") + "scores: [kappa, auc]\n"
+    )
+    check_inputs(plan, SimpleNamespace(dataset=lambda config: SimpleNamespace(task="ordinal")))
+    with pytest.raises(ConfigError, match=r"'kappa' is that of grades in order .* 'multiclass': leave it out"):
+        check_inputs(plan, SimpleNamespace(dataset=lambda config: SimpleNamespace(task="multiclass")))
