@@ -157,8 +157,18 @@ class Loop:
             relight = partial(augmentation.relight, generator=draws.light)
             images = self.classifier.see(images, Seen(batch.features, batch.extents, on_image), relight)
             images = images.contiguous(memory_format=self._layout)
-        with autocast(options.precision, self.feed.device):
-            logits = self._forward(images, features, extents, affine)
+        try:
+            with autocast(options.precision, self.feed.device):
+                logits = self._forward(images, features, extents, affine)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            msg = (
+                f"Batch norm needs more than one number of each channel, and a batch of {len(batch.labels)} at "
+                f"{self.classifier.options.image_px} px leaves one: set train.batch_size to 2 or more, or enlarge "
+                f"model.image_px."
+            )
+            raise ConfigError(msg) from error
         loss = losses(
             self.head, logits, batch.labels, class_weights=self._class_weights, smoothing=options.label_smoothing
         )

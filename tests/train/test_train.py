@@ -129,6 +129,13 @@ def test_every_task_trains_and_scores(tmp_path, task):
     assert infer(classifier, description.head, feed).probabilities.shape == (12, len(dataset.class_names))
 
 
+def test_one_image_at_a_time_is_too_few_for_batch_norm_of_a_single_cell(scene, tmp_path):
+    single = dataclasses.replace(QUICK, batch_size=1, epochs=1)
+    do(scene, None, tmp_path / "cells", model=PLAIN, options=single)
+    with pytest.raises(ConfigError, match=r"a batch of 1 at 4 px leaves one: set train.batch_size to 2 or more"):
+        do(scene, None, tmp_path / "cell", model=dataclasses.replace(PLAIN, image_px=4), options=single)
+
+
 def test_patience_ends_a_run_that_has_stopped_improving(scene, tmp_path):
     options = dataclasses.replace(QUICK, epochs=30, patience=2)
     report = train(scene, None, tmp_path, model=PLAIN, options=options)
