@@ -252,5 +252,8 @@ def _check_classes(name: str, samples: Sequence[Sample], class_names: Sequence[s
         if not counts["train"][k]
     ]
     if 0 < len(untrained) < len(class_names):  # without any train sample, it is a data set to test on
-        message = f"{name}: train has no sample of {listing(untrained)}; move some there or remove the class"
+        message = (
+            f"{name}: train has no sample of {listing(untrained)}; move some there or remove the class, or set "
+            f"data.split.draw to null for data to test on only"
+        )
         raise DataError(message)

@@ -63,7 +63,8 @@ def draw_splits(
                 pairs = ", ".join(f"no {class_names[k]!r} in {split}" for split, k in lacking[:LISTED])
                 message = (
                     f"{where}: the draw of splits leaves {pairs}. Set data.split.seed to {other} (every image is drawn "
-                    f"anew, and no class is missing), or data.split.draw to 'balanced', or give splits of your own"
+                    f"anew, and no class is missing), or data.split.draw to 'balanced', or to null for data to test on "
+                    f"only, or give splits of your own"
                 )
                 raise DataError(message)
     return splits

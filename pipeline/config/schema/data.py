@@ -37,9 +37,10 @@ class SplitRule(Section):
     """Share of the samples for test, which `evaluate` reads once."""
     seed: int = 0
     """Another seed draws other splits."""
-    draw: Literal["steady", "balanced"] = "steady"
+    draw: Literal["steady", "balanced"] | None = "steady"
     """`steady`: a group's split follows from its own name, whatever comes or goes beside it; shares hold on average.
-    `balanced`: they hold for every class, and a data set that changes is drawn anew (as until version 0.2.0).
+    `balanced`: they hold for every class, and a data set that changes is drawn anew (as until version 0.2.0). Null:
+    nothing is drawn, and where a data set has no splits of its own all of it is test.
     """
 
 
