@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 from PIL import Image
 
-from pipeline.config.schema import CsvData, DemoData, FolderData, MedMnistData, StoreData
+from pipeline.config.schema import CsvData, DemoData, FolderData, MedMnistData, SplitRule, StoreData
 from pipeline.data import Dataset, Reading, load_dataset
 from pipeline.errors import ConfigError, DataError
 
@@ -84,3 +84,15 @@ def test_the_positive_class_is_named_in_every_layout_and_checked(tmp_path: Path)
     with pytest.raises(DataError, match=r"data\.positive is 'Malignant', .* did you mean 'malignant'"):
         load(positive="Malignant")
     assert all("positive" in section.model_fields for section in SECTIONS)
+
+
+def test_nothing_is_drawn_where_the_configuration_says_so(tmp_path: Path) -> None:
+    """One patient a class: every draw would leave some split without a class."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            Image.new("L", (2, 2), i).save(tmp_path / name / f"{name}_{i}.png")
+    section = FolderData(layout="folder", path=str(tmp_path), group_pattern="^(.)", split=SplitRule(draw=None))
+    made = load_dataset(**section.model_dump(exclude={"reading"}), reading=Reading())
+    assert [sample.split for sample in made.samples] == ["test"] * 6
+    assert made.drawn is None
