@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline import records
 from pipeline.errors import RunError
-from pipeline.evaluate.intervals import RANGES, interval, resample
+from pipeline.evaluate.intervals import RANGES, interval, of_several, resample
 from pipeline.evaluate.metrics import Bools, Floats, Ints, Scorer, by_name, one_hot
 from pipeline.model.tasks import Task
 from pipeline.train import run_folder, trained_model
@@ -105,12 +105,17 @@ def compare(first: Path, second: Path, *, resamples: int = 2000, seed: int = 0) 
     one, two = read_predictions(first), read_predictions(second)
     _check_same_samples(one, two, first, second)
     scorers = [Scorer(p.task, p.labels, p.probabilities, one.positive) for p in (one, two)]
+    hits = one_hot(one.task, one.labels, len(one.class_names))
     whole = np.ones((1, len(one.ids)))
     points = [{name: value[0] for name, value in scorer(whole).items()} for scorer in scorers]
     draws = [resample(scorer, one.groups, resamples=resamples, seed=seed) for scorer in scorers]
-    scores = {}
+    scores, unknown = {}, ~np.array([of_several(column, one.groups) for column in hits.T])
     for name in points[0]:
         change = draws[1][name] - draws[0][name]
+        if name == "class_auc":
+            change = np.where(unknown, np.nan, change)
+        elif name == "auc" and one.task == "binary":
+            change = np.where(unknown[-1], np.nan, change)
         lowest, highest = RANGES.get(name, (0.0, 1.0))
         low, high = interval(change, ends=(lowest - highest, highest - lowest))
         figures = {
@@ -207,8 +212,7 @@ def delong_test(
         axis=1,
     )
     differences = auc[1] - auc[0]
-    of = np.asarray(groups)
-    known = np.array([min(len(set(of[kind].tolist())) for kind in (column, ~column)) > 1 for column in hits.T])
+    known = np.array([of_several(column, groups) for column in hits.T])
     ranked = slice(-1, None) if task == "binary" else slice(None)
     tested = {"auc": (differences[ranked].mean(), influence[:, ranked].mean(axis=1), bool(known[ranked].all()))}
     tested |= {name: (differences[k], influence[:, k], bool(known[k])) for k, name in enumerate(class_names)}

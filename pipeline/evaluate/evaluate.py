@@ -213,7 +213,8 @@ def scores_with_intervals(
     }
     perfect = values["auc"] in (0, 1)
     widest = max(by_class.values(), key=lambda pair: pair["high"] - pair["low"])
-    ends |= {"class_auc": by_class, "auc": widest if perfect else ends["auc"]}
+    of_mean = widest if perfect else ends["auc"]
+    ends |= {"class_auc": by_class, "auc": by_class[names[-1]] if task == "binary" else of_mean}
     prevalence = dict(zip(names, hits.mean(axis=0).tolist(), strict=True))
     return {**values, "prevalence": prevalence, "intervals": ends}
 

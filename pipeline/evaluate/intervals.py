@@ -136,14 +136,23 @@ def share(right: npt.NDArray[Any], made: npt.NDArray[Any], groups: Sequence[str]
     return {"value": float(np.sum(right) / count), "low": low, "high": high, "n": count}
 
 
+def of_several(hits: npt.NDArray[np.bool_], groups: Sequence[str]) -> bool:
+    """Whether the samples of a class (n,) are of several groups, and all others, too."""
+    of = np.asarray(groups)
+    return min(len(set(of[kind].tolist())) for kind in (hits, ~hits)) > 1
+
+
 def of_auc(
     value: float, ends: Mapping[str, float], hits: npt.NDArray[np.bool_], groups: Sequence[str], level: float = LEVEL
 ) -> dict[str, float]:
-    """Give the interval of an AUC that is 0 or 1, where draws of groups give a point; of any other leave the draws'.
+    """Give the interval of an AUC where that of draws of groups feigns certainty; of any other leave the draws'.
 
-    Of m pairs of a positive and a negative that share no group, all are in the right order with probability AUC^m, and
-    a perfect order asks at least that. So the AUCs under which it is not too rare end at (tail)^(1/m). This is ours; it
-    errs towards a wide interval.
+    Where all samples of a class, or all others, are of one group, draws exchange the other kind alone, and nothing
+    tells how groups of this kind would be ranked: the interval is the whole scale.
+
+    Where the AUC is 0 or 1, draws give a point. Of m pairs of a positive and a negative that share no group, all are in
+    the right order with probability AUC^m, and a perfect order asks at least that. So the AUCs under which it is not
+    too rare end at (tail)^(1/m). This is ours; it errs towards a wide interval.
 
     Args:
         value: The AUC.
@@ -153,7 +162,7 @@ def of_auc(
         level: Of confidence.
     """
     if 0 < value < 1:
-        return dict(ends)
+        return dict(ends) if of_several(hits, groups) else {"low": 0.0, "high": 1.0}
     with_hits, with_misses = (set(np.asarray(groups)[kind].tolist()) for kind in (hits, ~hits))
     pairs = min(len(with_hits), len(with_misses), len(with_hits | with_misses) // 2)
     reach = ((1 - level) / 2) ** (1 / pairs) if pairs else 0.0

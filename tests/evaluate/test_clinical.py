@@ -106,6 +106,7 @@ def test_a_perfect_auc_has_an_interval_that_knows_how_few_it_rests_on(pairs: int
     assert intervals.of_auc(0.9, {"low": 0.8, "high": 1.0}, hits, groups) == {"low": 0.8, "high": 1.0}
     one_patient_each = ["a" if hit else "b" for hit in hits]
     assert intervals.of_auc(1.0, point, hits, one_patient_each)["low"] == pytest.approx(0.025)
+    assert intervals.of_auc(0.9, {"low": 0.8, "high": 1.0}, hits, one_patient_each) == {"low": 0.0, "high": 1.0}
 
 
 def test_the_interval_of_a_perfect_auc_holds_its_promise() -> None:

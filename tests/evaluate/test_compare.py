@@ -168,6 +168,22 @@ def test_two_classes_have_the_auc_of_the_last_which_is_the_one_shown(tmp_path):
     assert several["auc"]["difference"] == pytest.approx((several["a"]["difference"] + several["b"]["difference"]) / 2)
 
 
+def test_neither_test_knows_anything_of_a_kind_that_is_one_patient(tmp_path):
+    labels = np.array([1, *[0] * 30])
+    random = np.random.default_rng(0)
+    first, second = (np.append(place, random.random(30)) for place in (0.95, 0.1))
+    folders = [
+        write_run(tmp_path / name, labels, np.stack([1 - scores, scores], axis=1))
+        for name, scores in (("a", first), ("b", second))
+    ]
+    shown = compare(*folders, resamples=100)
+    for auc in (shown["scores"]["auc"], shown["delong"]["auc"]):
+        assert auc["difference"] < -0.5
+        assert (auc["low"], auc["high"], auc["p"]) == (-1, 1, 1)
+    of_each = shown["scores"]["class_auc"]
+    assert [set(of_each[key].values()) for key in ("low", "high", "p")] == [{-1.0}, {1.0}, {1.0}]
+
+
 def test_delong_counts_patients_and_not_samples():
     labels, first = binary_case(40)
     _, second = binary_case(40, strength=2.0, seed=1)
