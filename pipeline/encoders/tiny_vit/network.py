@@ -18,12 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.encoders.layers import attend, whole_float32
+from pipeline.encoders.layers import attend, join, partition, whole_float32
 from pipeline.encoders.tiny_vit.recipe import TinyVit
 
 State = Mapping[str, Tensor]
+Terms = tuple[Tensor] | tuple[Tensor, Tensor]  # of a sum that is taken in float32
 
 _CELLS = 8192  # of a band on a CPU: 8 MiB between the first layer's convolutions, in reach of a shared cache
+_SCORES = 2**20  # of attention at a time on a CPU: 4 MiB
 _EPSILON = 1e-5  # of batch norms and layer norms; the neck's is smaller
 _NECK_EPSILON = 1e-6
 
@@ -59,6 +61,10 @@ class Convolution(nn.Module):
                 y = F.conv2d(x, self.weight, bias, stride, reach, groups=self.groups)
             y = F.gelu(y) if gelu else y
         return cast(Tensor, y).permute(0, 2, 3, 1)
+
+    def alone(self, x: Tensor) -> Terms:
+        """Apply it, for a sum of nothing else."""
+        return (self(x),)
 
 
 def _has_pointwise(x: Tensor) -> bool:
@@ -113,13 +119,13 @@ class Network(nn.Module):
             if number in self.ends:
                 yield x
         for place, layer in enumerate((self.narrow, self.smooth)):
-            x = _in_bands(layer, x, layer)
+            x = _in_bands(layer.alone, x, layer)
             weight, bias = self.norms[2 * place], self.norms[2 * place + 1]
             x = F.layer_norm(x, weight.shape, weight, bias, _NECK_EPSILON)
         yield x
 
-    def _embed(self, band: Tensor) -> Tensor:
-        return cast(Tensor, self.second(self.first(band, gelu=True)))
+    def _embed(self, band: Tensor) -> Terms:
+        return (self.second(self.first(band, gelu=True)),)
 
 
 class Convolutions(nn.Module):
@@ -132,11 +138,10 @@ class Convolutions(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Compute the block: (B, h, w, C) to the same."""
 
-        def run(band: Tensor) -> Tensor:
-            hidden = self.within(self.widen(band, gelu=True), gelu=True)
-            return F.gelu(self.narrow(hidden).float().add_(band))
+        def run(band: Tensor) -> Terms:
+            return self.narrow(self.within(self.widen(band, gelu=True), gelu=True)), band
 
-        return _in_bands(run, x, self.widen, self.within, self.narrow)
+        return _in_bands(run, x, self.widen, self.within, self.narrow, gelu=True)
 
 
 class Merging(nn.Module):
@@ -150,8 +155,8 @@ class Merging(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Compute the step: (B, h, w, C) to (B, h', w', C')."""
 
-        def run(band: Tensor) -> Tensor:
-            return cast(Tensor, self.last(self.within(self.first(band, gelu=True), gelu=True)))
+        def run(band: Tensor) -> Terms:
+            return (self.last(self.within(self.first(band, gelu=True), gelu=True)),)
 
         return _in_bands(run, x, self.first, self.within, self.last)
 
@@ -169,9 +174,9 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Compute the block: (B, h, w, C) to the same."""
 
-        def rest(band: Tensor) -> Tensor:
+        def rest(band: Tensor) -> Terms:
             local = self.local(band)
-            return cast(Tensor, self.narrow(self.widen(_normalise(local), gelu=True)).float().add_(local))
+            return self.narrow(self.widen(_normalise(local), gelu=True)), local
 
         return _in_bands(rest, self.attention(x), self.local)
 
@@ -179,8 +184,8 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention within windows, added to its input.
 
-    The grid is padded at the bottom and on the right to whole windows. A padding token is zero before the layer norm,
-    so its query, key and value are the bias of the folded layer.
+    The grid is padded at the bottom and on the right to whole windows. A padding token is zero before and after the
+    layer norm, so its query, key and value are the bias of the folded layer.
 
     Attributes:
         pairs: (1, heads, n, n), biases of a window's n cells, by the differences of their rows and columns.
@@ -195,43 +200,36 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute attention: (B, h, w, C) to the same."""
-        if not x.is_cpu:
-            return self._of_windows(x)
-        out = torch.empty_like(x)
-        rows = max(1, _CELLS // (self.window * x.shape[2])) * self.window
-        for image in range(len(x)):
-            for top in range(0, x.shape[1], rows):
-                at = slice(image, image + 1), slice(top, top + rows)
-                out[at] = self._of_windows(x[at])
-        return out
+        return _in_bands(self._of_windows, x, rows=self.window)
 
-    def _of_windows(self, x: Tensor) -> Tensor:
-        """Attention of whole rows of windows, of which the last may be cut off: (B, h, w, C) to the same."""
-        batch, h, w, channels = x.shape
-        side = self.window
-        down, across = -(-h // side), -(-w // side)
-        qkv = self.qkv(_normalise(x))
-        if (h, w) != (down * side, across * side):
-            assert self.qkv.bias is not None
-            padded = qkv.new_empty(batch, down * side, across * side, 3 * channels)
-            padded[:, :h, :w], padded[:, h:], padded[:, :h, w:] = qkv, self.qkv.bias, self.qkv.bias
-            qkv = padded
-        qkv = qkv.reshape(batch, down, side, across, side, 3, self.heads, -1).permute(5, 0, 1, 3, 6, 2, 4, 7)
-        q, k, v = qkv.reshape(3, batch * down * across, self.heads, side * side, -1)  # (windows, heads, n, d) each
-        mixed = self._mix(q, k, v)
-        mixed = mixed.view(batch, down, across, self.heads, side, side, -1).permute(0, 1, 4, 2, 5, 3, 6)
-        mixed = mixed.reshape(batch, down * side, across * side, channels)[:, :h, :w]
-        return cast(Tensor, self.out(mixed).float().add_(x))
+    def _of_windows(self, x: Tensor) -> Terms:
+        """Attention of whole rows of windows, of which the last may be cut off: (B, h, w, C) to what it is added to."""
+        h, w, channels = x.shape[1:]
+        normal = _normalise(x).to(self.qkv.weight.dtype)
+        windows, grid = partition(normal, self.window, normal.new_zeros(channels))
+        cells = windows.reshape(1, len(windows), -1, channels)
+        qkv = self.qkv(cells).reshape(*cells.shape[1:3], 3, self.heads, -1)
+        mixed = self._mix(qkv.permute(2, 0, 3, 1, 4)).transpose(1, 2).reshape(windows.shape)
+        return self.out(join(mixed, grid)[:, :h, :w]), x
 
-    def _mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of each window by itself: (windows, heads, n, d) each to the same.
+    def _mix(self, qkv: Tensor) -> Tensor:
+        """Attention of each window by itself: (3, windows, heads, n, d) to (windows, heads, n, d).
 
-        In bfloat16 on a CPU two products are faster than the kernel that does all in one, which works on small blocks.
+        In bfloat16 on a CPU two products are faster than the kernel that does all in one, which works on small blocks;
+        a few windows at a time, so that their scores stay in the cache.
         """
-        if not q.is_cpu or q.dtype != torch.bfloat16:
+        _, windows, heads, n, d = qkv.shape
+        if not qkv.is_cpu or qkv.dtype != torch.bfloat16:
+            q, k, v = qkv
             return attend(q, k, v, self.pairs, scale=1.0)
-        scores = (q @ k.mT).float().add_(self.pairs)
-        return scores.softmax(-1).to(v.dtype) @ v
+        mixed = qkv.new_empty(windows, n, heads, d).transpose(1, 2)
+        few = max(1, _SCORES // (heads * n**2))
+        for first in range(0, windows, few):
+            at = slice(first, first + few)
+            q, k, v = qkv[:, at].contiguous()
+            scores = (q @ k.mT).float().add_(self.pairs)
+            mixed[at] = scores.softmax(-1).to(v.dtype) @ v
+        return mixed
 
 
 def _layer(tiny: TinyVit, number: int, state: State) -> Iterator[nn.Module]:
@@ -306,31 +304,41 @@ def _normalise(x: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], None, None, _EPSILON)
 
 
-def _in_bands(run: Callable[[Tensor], Tensor], x: Tensor, *layers: Convolution) -> Tensor:
-    """Run convolutions over bands of rows of each image on a CPU, over the whole elsewhere; the result is the same.
+def _in_bands(
+    run: Callable[[Tensor], Terms], x: Tensor, *layers: Convolution, rows: int = 1, gelu: bool = False
+) -> Tensor:
+    """Run layers over bands of rows of each image on a CPU, over the whole elsewhere; the result is the same.
 
     Args:
-        run: Convolutions, and what works cell by cell.
+        run: Convolutions, and what works cell by cell or within `rows` rows; gives the terms of its result.
         x: (B, h, w, C).
-        layers: The convolutions, which tell how far a result reaches up and down, and its size.
+        layers: The convolutions, which tell how far a result reaches up and down, and its size; none keeps the size.
+        rows: Bands begin at a multiple of it.
+        gelu: Whether GELU is applied to the sum.
 
     Returns:
-        float32 (B, h', w', C').
+        float32 (B, h', w', C'), the sum of the terms.
     """
-    if not x.is_cpu:
-        return run(x).float()
     halo, stride = 0, 1  # in rows of x
     for layer in layers:
         halo += layer.reach * stride
         stride *= layer.stride
     halo = -(-halo // stride) * stride  # so that a band's first row of results is a whole number of strides away
-    batch, h, w, _ = x.shape
-    rows = max(stride, _CELLS // w // stride * stride)
-    out = torch.empty(batch, h // stride, w // stride, layers[-1].channels)
-    for image in range(batch):
-        for top in range(0, h, rows):
-            above, end = min(halo, top), min(top + rows, h)
-            band = run(x[image : image + 1, top - above : end + halo])
-            first = above // stride
-            out[image, top // stride : end // stride] = band[0, first : first + (end - top) // stride]
+    batch, h, w, channels = x.shape
+    step = max(rows, stride)
+    images, height = (1, max(step, _CELLS // w // step * step)) if x.is_cpu else (batch, h)
+    out = x.new_empty(batch, h // stride, w // stride, layers[-1].channels if layers else channels, dtype=torch.float32)
+    for image in range(0, batch, images):
+        at = slice(image, image + images)
+        for top in range(0, h, height):
+            above, end = min(halo, top), min(top + height, h)
+            inside = slice(above // stride, (above + end - top) // stride)
+            terms = [term[:, inside] for term in run(x[at, top - above : end + halo])]
+            band = out[at, top // stride : end // stride]
+            if len(terms) == 1:
+                band.copy_(terms[0])
+            else:
+                torch.add(terms[0].float(), terms[1], out=band)
+            if gelu:
+                torch.ops.aten.gelu_(band)
     return out
