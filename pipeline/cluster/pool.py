@@ -257,7 +257,9 @@ class Pool(Generic[T, R]):
             self._turn += 1
             task.turn = self._turn
             name = f"{self._name}: {named(task.item)}"
-            worker.tasks[worker.seat.work.options(name=name).remote(task.item)] = task
+            reference = worker.seat.work.options(name=name).remote(task.item)
+            task.arriving = reference.future()  # fetched whatever happens here, so that it outlives its node
+            worker.tasks[reference] = task
 
     def _take(
         self, worker: _Worker[T], reference: Any, queue: Queue[T], named: Callable[[T], str]
@@ -265,8 +267,10 @@ class Pool(Generic[T, R]):
         """Take what came of a task; None where there is nothing: its worker is dead, or it has to be done again."""
         assert worker.share is not None
         task, exceptions = worker.tasks.pop(reference), self._ray.exceptions
+        arriving, task.arriving = task.arriving, None
+        assert arriving is not None
         try:
-            result, seconds = self._ray.get(reference)
+            result, seconds = arriving.result()
         except exceptions.RayTaskError as error:
             raise _of_worker(error, f"node {worker.share.node}, {named(task.item)}") from error
         except exceptions.RayActorError as error:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -54,6 +55,7 @@ class Task(Generic[T]):
     suspect: bool = False
     turn: int = 0  # in which it was handed out
     gone: int = 0  # how often its result could not be fetched
+    arriving: Future[Any] | None = None  # its result, on its way here from the moment that it is there
 
 
 class Queue(Generic[T]):

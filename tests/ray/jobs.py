@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from pipeline.data import Image
 from pipeline.errors import DataError
@@ -29,6 +32,18 @@ class Squares:
                 message = "there is no square of 40404"
                 raise DataError(message)
         return os.getpid(), [number**2 for number in numbers]
+
+
+class Noting:
+    """Notes that it began with a number, and gives so much of it that the result waits on its node to be fetched."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, numbers: tuple[int, ...]) -> np.ndarray[Any, Any]:
+        with (self.folder / str(numbers[0])).open("a") as file:
+            file.write("begun\n")
+        return np.full(2**18, numbers[0], np.float32)
 
 
 class Refusing:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
 from importlib import metadata
@@ -22,7 +23,7 @@ from pipeline.errors import ClusterError, ConfigError, DataError
 from tests.cli.conftest import ROOT, environment
 
 from .conftest import Nodes, what_is_left
-from .jobs import Dying, Refusing, Squares
+from .jobs import Dying, Noting, Refusing, Squares
 
 Numbers = tuple[int, ...]
 
@@ -85,15 +86,15 @@ def test_a_result_that_comes_after_the_death_of_its_worker_loses_no_item_before_
 ) -> None:
     """As it happens where a node dies: of two items of a worker the second is done, and the first is not."""
     with pool_on(nodes, Squares, need=Need(max=1)) as pool:
-        get, dead = pool._ray.get, list[Any]()
+        take, dead = Future.result, list[Any]()
 
-        def once(reference: Any) -> Any:
-            if pool.size and not dead:
-                dead.append(reference)
+        def once(arriving: Future[Any]) -> Any:
+            if not dead:
+                dead.append(arriving)
                 raise pool._ray.exceptions.ActorDiedError
-            return get(reference)
+            return take(arriving)
 
-        monkeypatch.setattr(pool._ray, "get", once)
+        monkeypatch.setattr(Future, "result", once)
         outcomes = list(pool.map(single(2)))
         monkeypatch.undo()
         died = sum(share.died for share in pool.shares)
@@ -137,6 +138,21 @@ def test_killed_nodes_and_new_ones_change_no_result_and_blame_no_item(nodes: Nod
     assert all(of == [number**2 for number in item] for item, of in squares(outcomes).items())
     assert len(shares) == 4
     assert sum(share.died for share in shares) == 1
+
+
+def test_a_result_that_is_done_outlives_its_node_while_nobody_takes_it(nodes: Nodes, tmp_path: Path) -> None:
+    with pool_on(nodes, partial(Noting, tmp_path), need=Need(max=1)) as pool:
+        outcomes = []
+        for outcome in pool.map(single(2)):
+            outcomes.append(outcome)
+            if len(outcomes) == 1:
+                (worker,) = pool._workers
+                (waiting,) = worker.tasks.values()
+                assert waiting.arriving is not None
+                waiting.arriving.result()  # is here
+                nodes.kill(nodes.at_work())
+    assert {outcome.item: int(outcome.result[0]) for outcome in outcomes} == {(0,): 0, (1,): 1}
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"0": "begun\n", "1": "begun\n"}
 
 
 def test_what_a_worker_raises_is_raised_here_and_says_where(nodes: Nodes) -> None:
