@@ -9,6 +9,7 @@ import sys
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _KEPT_BYTES = 256 * 2**20
+_beside = 1
 
 
 def set_up() -> None:
@@ -31,3 +32,14 @@ def keep_freed_memory() -> None:
     if mallopt is not None:  # musl has none
         mallopt(_MMAP_THRESHOLD, _KEPT_BYTES)
         mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def share_machine(processes: int) -> None:
+    """Say that so many processes of a job have room on this machine, so that each takes its part of the memory."""
+    global _beside
+    _beside = max(1, processes)
+
+
+def sharing_machine() -> int:
+    """How many processes of a job share this machine: as `torchrun` or `share_machine` says."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", _beside))

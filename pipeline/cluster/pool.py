@@ -6,14 +6,14 @@ import math
 import re
 import reprlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from pipeline.cluster.connection import Cluster, Need
-from pipeline.cluster.seat import DISTRIBUTION, Seat, version_here
+from pipeline.cluster.seat import DISTRIBUTION, Seat, fitting, version_here
 from pipeline.cluster.tasks import Done, Lost, Queue, Task
 from pipeline.errors import ClusterError
 
@@ -178,7 +178,8 @@ class Pool(Generic[T, R]):
         now = time.monotonic()
         if now - self._looked >= _LOOK_SECONDS:
             self._looked = now
-            self._room = sum(_fitting(self._need, node["Resources"]) for node in self._cluster.nodes())
+            asked = {"GPU": self._need.gpus or 0.0, "CPU": self._need.cpus or 0.0}
+            self._room = sum(fitting(asked, node["Resources"]) for node in self._cluster.nodes())
             if not self._room:
                 self._complain()
         wanted = max(self._room, self._need.min, 1)
@@ -367,13 +368,6 @@ class _Worker(Generic[T]):
     def can_take(self) -> bool:
         """Whether it may be handed a task beside those that it has."""
         return self.begun is None and self.died_of is None and not any(t.suspect for t in self.tasks.values())
-
-
-def _fitting(need: Need, resources: Mapping[str, float]) -> int:
-    """Workers that a node has room for, as far as nobody else is there."""
-    asked = {"GPU": need.gpus or 0.0, "CPU": need.cpus or 0.0}
-    rooms = [resources.get(kind, 0.0) / amount for kind, amount in asked.items() if amount]
-    return math.floor(min(rooms) + 1e-6) if rooms else 1
 
 
 def _of_worker(error: Any, where: str) -> BaseException:

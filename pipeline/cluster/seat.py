@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib import metadata
 from typing import Any
 
-from pipeline.process import set_up
+from pipeline.process import set_up, share_machine
 
 DISTRIBUTION = "slca-pipeline"
 _LOOK_SECONDS = 0.5  # between two looks at whether its node's raylet is there
@@ -25,7 +26,11 @@ class Seat:
 
         set_up()
         threading.Thread(target=_die_with_parent, args=(os.getppid(),), daemon=True).start()
-        return ray.get_runtime_context().get_node_id(), version_here()
+        untyped: Any = ray
+        here = untyped.get_runtime_context()
+        node = next(node for node in untyped.nodes() if node["NodeID"] == here.get_node_id())
+        share_machine(fitting(here.get_assigned_resources(), node["Resources"]))
+        return here.get_node_id(), version_here()
 
     def begin(self, make: Callable[[], Callable[[Any], Any]], folder: str) -> None:
         """Make the worker in the driver's folder, where the node has that."""
@@ -48,6 +53,17 @@ def _die_with_parent(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(_LOOK_SECONDS)
     os._exit(1)
+
+
+def fitting(asked: Mapping[str, float], resources: Mapping[str, float]) -> int:
+    """Workers that a node has room for, as far as nobody else is there.
+
+    Args:
+        asked: What each takes, by Ray's names (GPU, CPU).
+        resources: What the node has.
+    """
+    rooms = [resources.get(kind, 0.0) / amount for kind, amount in asked.items() if amount]
+    return math.floor(min(rooms) + 1e-6) if rooms else 1
 
 
 def version_here() -> str:

@@ -11,6 +11,7 @@ import numpy as np
 
 from pipeline.data import Image
 from pipeline.errors import DataError
+from pipeline.process import sharing_machine
 from tests.extract.pictures import Pictures, picture
 
 
@@ -32,6 +33,13 @@ class Squares:
                 message = "there is no square of 40404"
                 raise DataError(message)
         return os.getpid(), [number**2 for number in numbers]
+
+
+class Counting(Squares):
+    """Tells among how many workers it shares the memory of its machine, slowly."""
+
+    def __call__(self, numbers: tuple[int, ...]) -> tuple[int, list[int]]:
+        return super().__call__(numbers)[0], [sharing_machine()]
 
 
 class Noting:

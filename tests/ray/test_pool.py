@@ -23,7 +23,7 @@ from pipeline.errors import ClusterError, ConfigError, DataError
 from tests.cli.conftest import ROOT, environment
 
 from .conftest import Nodes, what_is_left
-from .jobs import Dying, Noting, Refusing, Squares
+from .jobs import Counting, Dying, Noting, Refusing, Squares
 
 Numbers = tuple[int, ...]
 
@@ -185,17 +185,20 @@ def test_a_node_with_another_version_is_named_with_both(nodes: Nodes, tmp_path: 
     assert re.fullmatch(said, str(caught.value))
 
 
-def test_fractions_share_a_gpu_and_without_a_word_each_worker_gets_one(nodes: Nodes) -> None:
+def test_fractions_share_a_gpu_and_the_memory_and_without_a_word_each_worker_gets_one(nodes: Nodes) -> None:
     node = nodes.add(num_cpus=4, num_gpus=2)
     with connected(nodes.address) as cluster:
         assert cluster.settled(Need()) == Need(1.0, 2.0, 1, None)
-        with hired(cluster, partial(Squares, 0.2), need=Need(gpus=0.5, cpus=0.5), name="halves") as pool:
-            processes: set[int] = set()
+        with hired(cluster, partial(Counting, 0.2), need=Need(gpus=0.5, cpus=0.5), name="halves") as pool:
+            processes, beside = set[int](), set[int]()
             give_up = time.monotonic() + 60
             items = iter(lambda: len(processes) == 4 or time.monotonic() > give_up, True)
-            processes.update(outcome.result[0] for outcome in pool.map((1,) for _ in items))
+            for outcome in pool.map((1,) for _ in items):
+                processes.add(outcome.result[0])
+                beside.update(outcome.result[1])
     nodes.dismiss(node)
     assert len(processes) == 4
+    assert beside == {4}
 
 
 def test_an_address_where_nobody_answers_is_an_error_that_says_so() -> None:

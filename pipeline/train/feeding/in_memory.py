@@ -7,7 +7,6 @@ memory is set aside for the whole split at once; on a CPU the system hands it ou
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from cache import Store
 from pipeline.data import Dataset, Split
+from pipeline.process import sharing_machine
 
 Ints = npt.NDArray[np.int64]
 
@@ -100,7 +100,7 @@ class Holdings:
 def free_host_bytes() -> int:
     """Say how much memory this process may take: its part of what the machine has free, or a container if that is less.
 
-    Processes that `torchrun` started on a machine take equal parts.
+    Processes that share a machine, as those of `torchrun` and the workers of a cluster, take equal parts.
     """
     free: list[int | None] = [
         int(line.split()[1]) * 1024 for line in _lines("/proc/meminfo") if line.startswith("MemAvailable")
@@ -110,7 +110,7 @@ def free_host_bytes() -> int:
         _left_in("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
     ]
     known = [count for count in free if count is not None]
-    return min(known, default=4 * 2**30) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(known, default=4 * 2**30) // sharing_machine()
 
 
 def _left_in(limit: str, used: str, folder: Path = Path("/sys/fs/cgroup")) -> int | None:
