@@ -191,8 +191,8 @@ def _rows(store: Store, pseudonym: Callable[[str], str] | None) -> tuple[list[Ro
     """Rows of the new store, and the reasons of those that are set aside, by row."""
     digests = store.digests
     if pseudonym is not None or not len(digests):
-        slots = store.slots
-        stand_ins = [hashlib.sha256(b"slot %d" % slot).digest() for slot in slots.tolist()]
+        source = store.version.encode()  # of other content, nothing that an interrupted run has written is taken over
+        stand_ins = [hashlib.sha256(b"%b slot %d" % (source, slot)).digest() for slot in store.slots.tolist()]
         rename = pseudonym or str
         return [Row(rename(name), digest) for name, digest in zip(store.ids, stand_ins, strict=True)], {}
     rows = [Row(name, digest.tobytes()) for name, digest in zip(store.ids, digests, strict=True)]

@@ -158,6 +158,29 @@ def test_a_pseudonymised_copy_names_nobody(suffix: str, tmp_path: Path) -> None:
     assert cache.verify(copy.path) == ()
 
 
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_copy_that_was_stopped_takes_nothing_from_the_store_that_was_there_before(
+    suffix: str, tmp_path: Path
+) -> None:
+    names = cache.keyed_pseudonyms([f"p{n}" for n in range(12)], KEY)
+
+    def stop(task: str, done: int, total: int, **info: float | str) -> None:
+        raise KeyboardInterrupt
+
+    def send(**kwargs: Any) -> cache.Store:
+        source, target = tmp_path / f"first.{suffix}", tmp_path / f"copy.{suffix}"
+        return cache.convert_store(source, target, pseudonym=names.__getitem__, shard_mib=SHARD_MIB, **kwargs)
+
+    build(tmp_path / f"first.{suffix}", [row(n, f"p{n}") for n in range(12)])
+    with pytest.raises(KeyboardInterrupt):
+        send(progress=stop)
+    (tmp_path / f"first.{suffix}").rename(tmp_path / f"before.{suffix}")
+    build(tmp_path / f"first.{suffix}", [row(100 + n, f"p{n}") for n in range(12)])
+    with send() as copy:
+        for n in range(12):
+            assert copy[names[f"p{n}"]]["neck"].tobytes() == feature(100 + n)["neck"].tobytes()
+
+
 def test_pseudonyms_need_a_secret_and_a_list_kept_at_home(tmp_path: Path) -> None:
     build(tmp_path / "first.zarr", WANTED)
     with pytest.raises(cache.StoreError, match="at least 16"):
