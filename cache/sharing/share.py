@@ -25,6 +25,7 @@ from cache.formats.zarr_folder import OpenedStore
 from cache.progress import Progress, silent
 from cache.reading.ranges import HttpStream, file_system, is_http, local_place, network_errors
 from cache.reading.reader import Store, open_files, open_store, store_format
+from cache.reading.recover import is_marked
 from cache.reading.remote import PUSHED_FILE
 from cache.sharing.manifest import MANIFEST, MAX_MANIFEST_BYTES, File, Manifest, check_names, parse_manifest
 from cache.writing.ending import store_files
@@ -224,7 +225,8 @@ def pull_store(url: str, path: str | os.PathLike[str], *, replace: bool = False,
         FormatError: There is no complete manifest, or a file is not what the manifest says.
         UntrustedStoreError: The manifest is huge, or names what is no file inside a store.
         FingerprintMismatchError: A store of another fingerprint has that name.
-        StoreError: One that has no row in common with it has that name; or the other suffix is needed.
+        StoreError: One that has no row in common with it has that name, or what is no store; or the other suffix is
+            needed.
         StoreLockedError: Another process is writing that store.
     """
     target = Path(os.path.realpath(path))
@@ -237,6 +239,7 @@ def pull_store(url: str, path: str | os.PathLike[str], *, replace: bool = False,
     if (PUSHED_FILE in manifest.files) != (store_format(target) == "hdf5"):
         message = f"{url} holds {'one file' if PUSHED_FILE in manifest.files else 'a folder'}; choose the other suffix"
         raise StoreError(message)
+    _refuse_no_store(target)
     work = WorkFolder(partial_path(target))
     lock = WriterLock(work.path / "lock", target)
     try:
@@ -247,6 +250,13 @@ def pull_store(url: str, path: str | os.PathLike[str], *, replace: bool = False,
     finally:
         let_go(work, lock)
     return open_store(target)
+
+
+def _refuse_no_store(target: Path) -> None:
+    """Refuse a name that something else than a store has: that is never deleted, whoever asks."""
+    if target.exists() and not is_marked(target) and not (target.is_dir() and not any(target.iterdir())):
+        message = f"{target} exists and is no feature store; move it away, or choose another name"
+        raise StoreError(message)
 
 
 def _fetch_all(fs: Any, root: str, manifest: Manifest, fetched: Path, target: Path, progress: Progress) -> None:
@@ -322,7 +332,9 @@ def _fetch(fs: Any, remote: str, file: File, place: Path, scratch: Path) -> None
         raise FormatError(message) from error
     if size != file.size or digest.hexdigest() != file.sha256:
         scratch.unlink()
-        message = f"{remote} is not the file that its manifest describes; push the store again, or pull it again"
+        message = (
+            f"{remote} is not the file that its manifest describes; pull it again, or delete it there and push anew"
+        )
         raise FormatError(message)
     scratch.replace(place)
 

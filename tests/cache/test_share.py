@@ -296,9 +296,12 @@ def test_what_was_damaged_on_the_way_gets_no_name(tmp_path: Path) -> None:
     url = tmp_path / "bucket"
     cache.push_store(store.path, str(url))
     damage_row(url, 3)
-    with pytest.raises(cache.FormatError, match="not the file that its manifest describes"):
+    with pytest.raises(cache.FormatError, match=r"not the file that its manifest .*delete it there") as said:
         cache.pull_store(str(url), tmp_path / "theirs.zarr")
     assert not (tmp_path / "theirs.zarr").exists()
+    Path(str(said.value).partition(" is not the file")[0]).unlink()
+    assert cache.push_store(store.path, str(url)) > 0, "what the message says mends it"
+    assert_holds(cache.pull_store(str(url), tmp_path / "theirs.zarr"), WANTED)
 
 
 def test_a_damaged_store_is_not_sent(tmp_path: Path) -> None:
@@ -389,6 +392,31 @@ def test_pulling_over_another_data_set_is_refused(tmp_path: Path, digests: bool)
         cache.pull_store(str(tmp_path / "bucket"), theirs.path)
     assert cache.open_store(theirs.path).ids == theirs.ids
     assert_holds(cache.pull_store(str(tmp_path / "bucket"), theirs.path, replace=True), WANTED)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_what_is_no_store_is_never_replaced(suffix: str, tmp_path: Path) -> None:
+    store, _ = build(tmp_path / f"mine.{suffix}", WANTED)
+    cache.push_store(store.path, str(tmp_path / "bucket"))
+    theirs = tmp_path / f"theirs.{suffix}"
+    notes = theirs / "notes.txt" if suffix == "zarr" else theirs
+    notes.parent.mkdir(exist_ok=True)
+    notes.write_text("the only copy of something")
+    for replace in (False, True):
+        with pytest.raises(cache.StoreError, match="is no feature store; move it away, or choose another name"):
+            cache.pull_store(str(tmp_path / "bucket"), theirs, replace=replace)
+    assert notes.read_text() == "the only copy of something"
+    notes.unlink()
+    assert_holds(cache.pull_store(str(tmp_path / "bucket"), theirs, replace=True), WANTED)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_damaged_store_is_replaced_where_that_is_asked_for(suffix: str, tmp_path: Path) -> None:
+    store, _ = build(tmp_path / f"mine.{suffix}", WANTED)
+    cache.push_store(store.path, str(tmp_path / "bucket"))
+    root = store.path / "zarr.json" if suffix == "zarr" else store.path
+    root.write_bytes(root.read_bytes()[:100])
+    assert_holds(cache.pull_store(str(tmp_path / "bucket"), store.path, replace=True), WANTED)
 
 
 def test_a_push_sends_nothing_that_a_pull_would_refuse(tmp_path: Path) -> None:
