@@ -14,7 +14,7 @@ Every rule that turns what a file stores into the pixels of a sample (those of D
 | grey, 32 bit integer | as 16 bit if every value fits into 16 bits; percentile and window take any value |
 | grey, floating point | percentile or window; `full` is refused, because a float has no range of its own |
 | RGB, 16 bit | the high byte, which is all that Pillow decodes: within 1 of division by 257 |
-| EXIF or TIFF orientation | applied: the pixels are upright |
+| EXIF or TIFF orientation | applied: the pixels are upright; damaged EXIF is passed over |
 | several pages (TIFF, moving WebP) | the page `Reading.frame` |
 
 JPEG is always decoded at full size: the decoder's scaled modes (Pillow's `draft`) are faster for large images but give
@@ -123,7 +123,7 @@ def pixels_of(image: object) -> Image:
         except (OSError, SyntaxError) as error:
             message = f"the image cannot be read ({_reason(error)}): open another file"
             raise DataError(message) from error
-        return np.ascontiguousarray(_turn(colours, image.getexif().get(_ORIENTATION, 1)))
+        return np.ascontiguousarray(_turn(colours, _orientation(image)))
     if not isinstance(image, np.ndarray):
         message = f"this is no image but a {type(image).__name__}: give a path, an image of Pillow's or a numpy array"
         raise DataError(message)
@@ -153,7 +153,7 @@ def _pillow_pixels(stream: IO[bytes], reading: Reading) -> Image:
         _check_size(*file.size)
         _seek(file, reading.frame)
         file.load()
-        return _turn(_colours(file, reading), file.getexif().get(_ORIENTATION, 1))
+        return _turn(_colours(file, reading), _orientation(file))
 
 
 def _reason(error: Exception) -> str:
@@ -191,6 +191,14 @@ def _colours(file: Pillow.Image, reading: Reading) -> Image:
     if file.mode == "P" and "transparency" in file.info:
         return np.asarray(file.convert("RGBA"))[:, :, :3]
     return np.asarray(file.convert("RGB"))
+
+
+def _orientation(file: Pillow.Image) -> int:
+    """The EXIF orientation of an image; upright where its EXIF is damaged, as viewers take it."""
+    try:
+        return int(file.getexif().get(_ORIENTATION, 1))
+    except Exception:  # parsers raise what the damage happens to hit
+        return 1
 
 
 def _turn(pixels: Image, orientation: int) -> Image:

@@ -209,6 +209,17 @@ def test_orientation_is_applied(tmp_path: Path, suffix: str, orientation: int) -
     assert np.abs(read[:, :, 0].astype(int) - upright).max() <= 4
 
 
+@pytest.mark.parametrize("suffix", ["png", "webp", "jpg"])
+def test_damaged_exif_leaves_an_image_as_it_is(tmp_path: Path, colour: Pixels, suffix: str) -> None:
+    options: dict[str, Any] = {"webp": {"lossless": True}}.get(suffix, {})
+    Image.fromarray(colour).save(tmp_path / f"plain.{suffix}", **options)
+    Image.fromarray(colour).save(tmp_path / f"a.{suffix}", exif=b"Exif\0\0no directory of tags", **options)
+    wanted = read_image(tmp_path / f"plain.{suffix}")
+    assert (read_image(tmp_path / f"a.{suffix}") == wanted).all()
+    with Image.open(tmp_path / f"a.{suffix}") as opened:
+        assert (pixels_of(opened) == wanted).all()
+
+
 def test_orientation_of_16_bit_grey_is_applied(tmp_path: Path, deep: npt.NDArray[np.uint16]) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
