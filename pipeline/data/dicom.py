@@ -92,7 +92,14 @@ def _rescaled(stored: npt.NDArray[Any], dicom: Dicom) -> npt.NDArray[Any]:
     """Stored values (H, W) in the modality's unit, by its table or its slope and intercept (PS3.3 C.11.1)."""
     if dicom.get("ModalityLUTSequence"):
         return _looked_up(stored, dicom.ModalityLUTSequence[0])
-    return np.asarray(stored * float(dicom.get("RescaleSlope", 1)) + float(dicom.get("RescaleIntercept", 0)))
+    slope, intercept = _rescale(dicom)
+    return np.asarray(stored * slope + intercept)
+
+
+def _rescale(dicom: Dicom) -> tuple[float, float]:
+    """Slope and intercept; an element without a value, as anonymisers leave it, counts as absent."""
+    slope, intercept = dicom.get("RescaleSlope"), dicom.get("RescaleIntercept")
+    return 1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept)
 
 
 def _looked_up(values: npt.NDArray[Any], table: Dicom) -> npt.NDArray[Any]:
@@ -111,7 +118,7 @@ def _own_view(values: npt.NDArray[Any], dicom: Dicom) -> Image:
     if dicom.get("VOILUTSequence"):
         table = dicom.VOILUTSequence[0]
         share = _looked_up(values, table) / (2.0 ** table.LUTDescriptor[2] - 1)
-    elif "WindowCenter" in dicom and "WindowWidth" in dicom:
+    elif dicom.get("WindowCenter") is not None and dicom.get("WindowWidth") is not None:
         share = _windowed(values, _first(dicom.WindowCenter), _first(dicom.WindowWidth), dicom.get("VOILUTFunction"))
     else:
         low, high = _range(dicom)
@@ -136,7 +143,7 @@ def _range(dicom: Dicom) -> tuple[float, float]:
         return 0.0, 2.0 ** dicom.ModalityLUTSequence[0].LUTDescriptor[2] - 1
     bits, signed = int(dicom.BitsStored), int(dicom.PixelRepresentation)
     low = -(2 ** (bits - 1)) if signed else 0
-    slope, intercept = float(dicom.get("RescaleSlope", 1)), float(dicom.get("RescaleIntercept", 0))
+    slope, intercept = _rescale(dicom)
     ends = low * slope + intercept, (low + 2**bits - 1) * slope + intercept
     return min(ends), max(ends)
 

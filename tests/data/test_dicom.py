@@ -186,3 +186,12 @@ def test_without_pydicom_the_message_names_the_extra(tmp_path: Path, monkeypatch
         DataError, match=r"a\.dcm: this is DICOM, which needs the extra 'dicom', .* pip install 'slca-pip"
     ):
         read_image(path)
+
+
+@pytest.mark.parametrize("value", [None, ""])
+def test_elements_without_a_value_count_as_absent(tmp_path: Path, value: str | None) -> None:
+    wanted = read(write(tmp_path / "plain.dcm", STORED, bits=12))
+    emptied = dict.fromkeys(("WindowCenter", "WindowWidth", "RescaleSlope", "RescaleIntercept"), value)
+    assert (read(write(tmp_path / "emptied.dcm", STORED, bits=12, **emptied)) == wanted).all()
+    half = {"WindowCenter": value, "WindowWidth": "400"}
+    assert (read(write(tmp_path / "half.dcm", STORED, bits=12, **half)) == wanted).all()
