@@ -68,6 +68,23 @@ def test_numeric_classes_are_in_the_order_of_their_values(tmp_path: Path, images
     assert made.task == "ordinal"
 
 
+@pytest.mark.parametrize(
+    ("cells", "wanted"),
+    [
+        (("1", "01", "001"), ("001", "01", "1")),  # one value: by name, and not as a set happens to have them
+        (("3", "--5", "2"), ("--5", "2", "3")),
+        (("2", "1" * 5000, "10"), ("10", "1" * 5000, "2")),
+    ],
+)
+def test_classes_that_no_number_orders_are_in_the_order_of_their_names(
+    tmp_path: Path, images: Path, cells: tuple[str, ...], wanted: tuple[str, ...]
+) -> None:
+    lines = [f"00{i + 1}.png,{cells[i % 3]}" for i in range(8)]
+    table = write(tmp_path, "\n".join(["image,stage", *lines]))
+    made = load_csv(table, root=images, path_column="image", label_column="stage", draw=None)
+    assert made.class_names == wanted
+
+
 def test_one_table_per_split_with_a_column_per_class_and_a_rest(tmp_path: Path, images: Path) -> None:
     """The way ISIC 2017 comes."""
     header = "image_id,melanoma,seborrheic_keratosis\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import difflib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -16,6 +17,7 @@ from pipeline.data.splits import FRACTIONS, settle_splits, split_named
 from pipeline.errors import DataError
 from pipeline.url import AnyPath, Url, any_path, is_url
 
+_INTEGER = re.compile(r"-?\d{1,18}")
 MOST_SUBGROUPS = 20  # values of a column: with more, each would hold too few samples to say anything
 
 
@@ -199,8 +201,8 @@ def _named_labels(rows: Sequence[_Row], column: str) -> tuple[list[Label], tuple
     """Class numbers and names from a column of names."""
     texts = [_cell(row, column) for row in rows]
     found = set(texts)
-    numeric = all(text.lstrip("-").isdecimal() for text in found)
-    names = tuple(sorted(found, key=int) if numeric else sorted(found))
+    numeric = all(map(_INTEGER.fullmatch, found))
+    names = tuple(sorted(found, key=lambda text: (int(text) if numeric else 0, text)))
     number = {name: k for k, name in enumerate(names)}
     return [number[text] for text in texts], names
 
