@@ -27,6 +27,8 @@ from pipeline.report.verdict import Units
 from pipeline.train import run_folder, trained_model
 from pipeline.train.identity import check_samples, data_in_numbers, recorded_identity, versions
 
+FOUND = "explain.json"  # in the folder of the pictures
+
 
 @dataclass(frozen=True)
 class Study:
@@ -59,6 +61,17 @@ class Pictures:
 
     folder: Path
     found: Mapping[str, Any]
+
+    def file(self, name: str) -> Path:
+        """A picture by the name that `explain` wrote down.
+
+        Raises:
+            RunError: It leads out of the folder: a run from elsewhere could have a page show any file of this machine.
+        """
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            msg = f"{str(self.folder / FOUND)!r} names {name!r}, which is no picture of this run: run `explain` again."
+            raise RunError(msg)
+        return self.folder / name
 
 
 @dataclass(frozen=True)
@@ -380,7 +393,7 @@ def _elsewhere(folder: Path, own: Mapping[str, Any], notes: list[str]) -> dict[s
 
 
 def _read_pictures(folder: Path, weights_sha256: str, notes: list[str]) -> Pictures | None:
-    found = _read_json(folder / "explain.json")
+    found = _read_json(folder / FOUND)
     if found is None or not (folder / found["sheet"]["file"]).is_file():
         return None
     if found["weights_sha256"] != weights_sha256:

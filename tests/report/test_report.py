@@ -244,6 +244,24 @@ def test_heat_maps_of_this_model_and_no_other(gated: Case, tmp_path) -> None:
     assert "heat maps in the run's folder are of another model" in page.text
 
 
+@pytest.mark.parametrize("way", ["up", "absolute", "link"])
+def test_a_page_shows_no_file_from_outside_of_the_run(gated: Case, tmp_path: Path, way: str) -> None:
+    copy = dataclasses.replace(gated, folder=tmp_path / "run")
+    shutil.copytree(gated.folder, copy.folder)
+    (copy.folder / "explain").mkdir()
+    secret, link = tmp_path / "id_rsa", copy.folder / "explain/sheet.png"
+    secret.write_text("the key to everything")
+    if way == "link":
+        link.symlink_to(secret)
+    else:
+        Image.new("RGB", (8, 8), "red").save(secret, format="PNG")
+    file = {"up": "../../id_rsa", "absolute": str(secret), "link": link.name}[way]
+    found = {"sheet": {"file": file, "alt": "a sheet"}, "weights_sha256": gated.collect().weights_sha256}
+    (copy.folder / "explain/explain.json").write_text(json.dumps(found | {"localisation": None}))
+    with pytest.raises(RunError, match="no PNG file" if way == "link" else "no picture of this run"):
+        copy.page()
+
+
 def test_a_study_stands_beside_the_run(gated: Case, tmp_path) -> None:
     rows = [
         {"variant": "plain", "fraction": "0.1", "score": "auc", "mean": "0.71234", "low": "", "high": "", "note": ""},

@@ -219,7 +219,7 @@ def strips(pictures: Pictures) -> Iterator[Markup]:
         figures = (
             tag(
                 "figure",
-                picture(pictures.folder / one["file"], one["alt"]),
+                picture(pictures.file(one["file"]), one["alt"]),
                 tag(
                     "figcaption",
                     tag("strong", f"true {one['true']}, said {one['predicted']}"),
@@ -260,7 +260,7 @@ def masks(pictures: Pictures) -> Iterator[Markup]:
     figures = (
         tag(
             "figure",
-            picture(pictures.folder / one["file"], one["alt"]),
+            picture(pictures.file(one["file"]), one["alt"]),
             tag("figcaption", tag("strong", f"true {one['true']}, said {one['said']}"), f" {_without_any(one)}"),
             class_="wide",
         )
@@ -287,7 +287,7 @@ def _colours(ends: Mapping[str, Any]) -> str:
 def sheet(pictures: Pictures) -> Markup:
     """Show the contact sheet of heat maps, for pictures that an older version drew."""
     found = pictures.found["sheet"]
-    return framed(picture(pictures.folder / found["file"], found["alt"]), None, "Heat maps", _PROVES_NOTHING, wide=True)
+    return framed(picture(pictures.file(found["file"]), found["alt"]), None, "Heat maps", _PROVES_NOTHING, wide=True)
 
 
 def efficiency(study: Study) -> Markup | None:

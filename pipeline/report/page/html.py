@@ -7,6 +7,9 @@ import html
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from pipeline.errors import RunError
+
+_PNG = b"\x89PNG\r\n\x1a\n"
 _VOID = {"br", "img", "meta", "link"}  # elements that hold nothing and have no end tag
 
 
@@ -71,6 +74,14 @@ def listed(names: Sequence[str]) -> str:
 
 
 def picture(path: Path, alt: str) -> Markup:
-    """Inline a PNG file."""
-    content = base64.b64encode(path.read_bytes()).decode("ascii")
-    return tag("img", src=f"data:image/png;base64,{content}", alt=alt)
+    """Inline a PNG file.
+
+    Raises:
+        RunError: It is something else, which is not to be sent along with a page.
+    """
+    content = path.read_bytes() if path.is_file() else b""
+    if not content.startswith(_PNG):
+        message = f"{path} is no PNG file, so the page does not show it: run the command that draws it again."
+        raise RunError(message)
+    encoded = base64.b64encode(content).decode("ascii")
+    return tag("img", src=f"data:image/png;base64,{encoded}", alt=alt)
