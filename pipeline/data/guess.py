@@ -41,14 +41,23 @@ _LABEL_WORDS = re.compile(r"label|class|diagnos|target|finding|grade|dx|category
 
 
 def groups_by(pattern: str, names: Sequence[str]) -> dict[str, list[str]] | None:
-    """Names by what a pattern finds in them, as `layouts.folder` reads it; None where it does not match them all."""
-    compiled = re.compile(pattern)
+    """Names by what a pattern finds in them, as `layouts.folder` reads it; None where it does not match them all.
+
+    Raises:
+        DataError: It is no regular expression.
+    """
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        message = f"the group pattern {pattern!r} is no regular expression ({error}); mend --group-pattern"
+        raise DataError(message) from None
     groups: dict[str, list[str]] = {}
     for name in names:
         match = compiled.search(name.rsplit("/", 1)[-1])
-        if match is None:
+        group = match and match[1 if compiled.groups else 0]
+        if group is None:
             return None
-        groups.setdefault(match[1 if compiled.groups else 0], []).append(name)
+        groups.setdefault(group, []).append(name)
     return groups
 
 

@@ -77,6 +77,14 @@ def test_no_file_is_overwritten(tmp_path: Path) -> None:
     assert "name the data" in complaint(tmp_path, "init", status=2)
 
 
+def test_a_pattern_of_patients_that_is_none_is_said_so(tmp_path: Path) -> None:
+    visits(tmp_path / "scans", 6, 1)
+    said = complaint(tmp_path, "init", "scans", "--group-pattern", "(", status=1)
+    assert "the group pattern '(' is no regular expression" in said
+    said = complaint(tmp_path, "init", "scans", "--group-pattern", "(nobody)|.", status=1)
+    assert "the group pattern '(nobody)|.' does not match 12 names" in said
+
+
 def test_the_patients_of_the_configuration_are_those_that_were_promised(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
