@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from pipeline.cli import pages
 from pipeline.cli.options import configured, load, on_ray
@@ -51,6 +52,10 @@ def predict(
     """
     if checkpoint is not None and model is None:
         message = "--checkpoint goes with --model; a configuration names its own, encoder.checkpoint"
+        raise click.UsageError(message)
+    source = click.get_current_context().get_parameter_source("config_path")
+    if model is not None and (overrides or source is not ParameterSource.DEFAULT):
+        message = f"{'--set' if overrides else '-c'} goes without --model: an exported model has its own configuration"
         raise click.UsageError(message)
     if table is None and (replace or ray):
         message = f"{'--replace' if replace else '--ray'} goes with --out"

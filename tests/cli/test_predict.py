@@ -71,6 +71,12 @@ def test_a_table_has_the_rows_of_a_handful_and_a_killed_command_continues(scans:
     assert "written to p.csv" in page.stdout
 
 
+@pytest.mark.parametrize("option", [("-c", "other.yaml"), ("--set", "train.lr=1")])
+def test_a_model_that_was_handed_on_takes_no_configuration(tmp_path: Path, option: tuple[str, str]) -> None:
+    said = complaint(tmp_path, "predict", "--model", "model", *option, "scan.png", status=2)
+    assert f"{option[0]} goes without --model: an exported model has its own configuration" in said
+
+
 def test_what_is_no_image_is_said() -> None:
     Path("empty").mkdir()
     for argument in ("empty", "none.txt", "nowhere://bucket/scans"):
