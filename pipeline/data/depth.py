@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.data.dataset import Image
 from pipeline.errors import DataError
+
+Depth = Literal["full", "percentile", "window"]
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,15 @@ class Reading:
         DataError: The values contradict each other.
     """
 
-    depth: Literal["full", "percentile", "window"] = "full"
+    depth: Depth = "full"
     percentiles: tuple[float, float] = (0.5, 99.5)
     window: tuple[float, float] | None = None
     frame: int = 0
 
     def __post_init__(self) -> None:
+        if self.depth not in get_args(Depth):
+            message = f"depth is one of {', '.join(get_args(Depth))}, not {self.depth!r}"
+            raise DataError(message)
         low, high = self.percentiles
         if not 0 <= low < high <= 100:
             message = f"percentiles must ascend within 0 to 100, not {self.percentiles!r}"

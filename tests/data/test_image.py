@@ -314,6 +314,7 @@ def test_digest_is_sha256_of_shape_and_bytes() -> None:
         ({"depth": "window", "window": (40.0, 1.0)}, "width of a window must be more than 1"),
         ({"depth": "percentile", "percentiles": (99.0, 1.0)}, "percentiles must ascend"),
         ({"frame": -1}, "frame must be 0 or more"),
+        ({"depth": "whole"}, "depth is one of full, percentile, window, not 'whole'"),
     ],
 )
 def test_contradictory_rules_are_refused(arguments: dict[str, Any], message: str) -> None:
