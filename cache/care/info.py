@@ -15,7 +15,7 @@ from cache.fingerprint import JSON, Fingerprint
 from cache.formats.hdf5_file import read_header
 from cache.formats.zarr_folder import read_root
 from cache.reading.reader import store_format
-from cache.writing.card import ROUNDING
+from cache.writing.card import rounding_of
 from cache.writing.partial import WorkFolder, partial_path
 
 
@@ -95,7 +95,7 @@ def _finished_info(path: Path, kind: str, description: Description) -> StoreInfo
         taps=taps_of(description.taps),
         fingerprint=description.fingerprint,
         provenance=description.provenance,
-        rounding=description.provenance.get(ROUNDING, {}),
+        rounding=rounding_of(description.provenance),
         bytes_on_disk=sum(file.st_size for file in files),
         written=_latest(files),
         version=description.checksum,

@@ -56,6 +56,14 @@ def _spell_error(errors: Mapping[str, float], name: str) -> str:
     return f"{errors[name]:.2%}" if name in errors else "none"
 
 
+def rounding_of(provenance: Mapping[str, JSON]) -> dict[str, float]:
+    """The rounding error of each packed tap that a provenance tells, which may be a stranger's and anything."""
+    told = provenance.get(ROUNDING)
+    if not isinstance(told, Mapping):
+        return {}
+    return {tap: error for tap, error in told.items() if type(error) in (int, float)}
+
+
 def render_card(
     fingerprint: Fingerprint, taps: Mapping[str, TapSpec], rows: int, provenance: Mapping[str, JSON]
 ) -> str:
@@ -80,7 +88,7 @@ def render_card(
     }
     lines = [f"{key}: {json.dumps(value)}" for key, value in front.items()]
     total = rows * sum(tap.row_bytes for tap in arrays_of(taps).values()) / 2**20
-    errors: Mapping[str, float] = provenance.get(ROUNDING, {})
+    errors = rounding_of(provenance)
     table = [
         f"| `{name}` | {tap.channels} x {tap.height} x {tap.width} | {tap.dtype} | {_row_bytes(name, tap) / 1024:.1f} |"
         + (f" {_spell_error(errors, name)} |" if errors else "")

@@ -412,3 +412,10 @@ def test_features_of_few_cells_stay_as_they_are_where_scales_would_cost_more(tmp
     values = store.read([3])["embedding"]
     np.testing.assert_array_equal(made.read([3])["embedding"], values)
     np.testing.assert_array_equal(cache.Roundings("int8").apply(values), values)
+
+
+@pytest.mark.parametrize("told", [True, 3, "much", [1], [[]], {"neck": "much"}, {"neck": True}])
+def test_a_rounding_that_is_no_number_is_not_told(told: Any, tmp_path: Path) -> None:
+    store, _ = build(tmp_path / "store.zarr", rows(range(3)), provenance={"rounding_error": told})
+    assert cache.info(store.path).rounding == {}
+    assert cache.info(cache.convert_store(store.path, tmp_path / "other.h5").path).rounding == {}
