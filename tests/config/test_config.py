@@ -28,6 +28,9 @@ def read(folder: Path, text: str, *overrides: str) -> str:
         ("train.lrr=1e-3", "--set train.lrr: unknown key (value 0.001); did you mean 'lr'?"),
         ("tran={}", "--set tran: unknown key (value {}); did you mean 'train'?"),
         ("train.epochs=ten", "--set train.epochs: got 'ten', expected a valid integer"),
+        ("train.seed=-1", "--set train.seed: got -1, expected greater than or equal to 0"),
+        ("data.seed=-1", "--set data.seed: got -1, expected greater than or equal to 0"),
+        (f"train.seed={2**63}", f"--set train.seed: got {2**63}, expected less than {2**63}"),
         ("train.epochs=0", "--set train.epochs: got 0, expected greater than or equal to 1"),
         ("train.lr=yes", "--set train.lr: got 'yes', expected a valid number"),
         (

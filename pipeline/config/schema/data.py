@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.config.schema.section import Anywhere, Fraction, Local, Positive, Section, Tables
+from pipeline.config.schema.section import Anywhere, Fraction, Local, Positive, Section, Seed, Tables
 
 LookedFor = Annotated[
     str | None,
@@ -84,7 +84,7 @@ class DemoData(Section):
     """How many."""
     size_px: Annotated[int, Field(ge=32)] = 128
     """Side of the square images."""
-    seed: int = 0
+    seed: Seed = 0
     """Another seed, other images."""
     difficulty: DifficultyConfig = DifficultyConfig()
     """How hard they are."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.config.schema.section import Fraction, Positive, Section
+from pipeline.config.schema.section import Fraction, Positive, Section, Seed
 
 
 class Gate(Section):
@@ -61,7 +61,7 @@ class ClipDemoTraining(Section):
     """Images, each shown in two of its flips and turns with a caption."""
     steps: Positive = 160
     """Training steps; more make it better than a demo of learning from few images wants."""
-    seed: int = 1
+    seed: Seed = 1
     """Of its images, words and weights."""
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.config.schema.section import Fraction, Local, Positive, Section
+from pipeline.config.schema.section import Fraction, Local, Positive, Section, Seed
 
 STORED = "stored"  # the name of an encoder that only a store knows
 
@@ -19,7 +19,7 @@ class DemoTraining(Section):
     """Images to train the miniature SAM on."""
     steps: Annotated[int, Field(ge=0)] = 100
     """Training steps; 0 draws the weights from the seed instead."""
-    seed: int = 1
+    seed: Seed = 1
     """Of its images and weights."""
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.schema.section import Fraction, Positive, Section
+from pipeline.config.schema.section import Fraction, Positive, Section, Seed
 
 
 class AugmentConfig(Section):
@@ -95,7 +95,7 @@ class TrainConfig(Section):
     """Parts of the backbone that stay as they start; `backbone` is all of them."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """`auto` is a 16-bit type on a GPU that has one, and float32 elsewhere."""
-    seed: int = 0
+    seed: Seed = 0
     """Of weights, order, augmentation and dropout, and of the choice of `fraction` and `shots`."""
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the training split to train on: class by class, whole groups, smaller shares within larger ones."""
