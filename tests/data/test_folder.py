@@ -180,6 +180,21 @@ def test_a_stamp_changes_with_the_file_and_only_then(tmp_path: Path) -> None:
     assert str(tmp_path) not in str(after)
 
 
+def test_files_of_one_size_and_time_that_change_places_have_other_stamps(tmp_path: Path) -> None:
+    classes(tmp_path)
+    first, second = (tmp_path / "a" / f"swapped_{i}.bmp" for i in range(2))
+    for value, path in enumerate((first, second)):
+        write(path, value)
+        os.utime(path, (1, 1))
+    made = load_folder(tmp_path)
+    numbers = [i for i, sample in enumerate(made.samples) if "swapped" in sample.id]
+    before = [made.stamp(i) for i in numbers]
+    first.rename(tmp_path / "aside")
+    second.rename(first)
+    (tmp_path / "aside").rename(second)
+    assert not {made.stamp(i) for i in numbers} & set(before)
+
+
 def test_it_travels_to_other_processes(tmp_path: Path) -> None:
     classes(tmp_path)
     made = load_folder(tmp_path)

@@ -58,7 +58,11 @@ class Files:
         return read_image(join(self.root, self.names[index]), self.reading)
 
     def stamp(self, index: int) -> str | None:
-        """Relative name, size, time (or a server's version) and reading rule; None where these are not to be had."""
+        """Relative name, size, times (or a server's version) and reading rule; None where these are not to be had.
+
+        The time of the last change of the file itself is among them, which nobody sets: archives and exports give many
+        files one time of writing, and where formats do not compress, one size.
+        """
         name = self.names[index]
         if isinstance(self.root, Url) or is_url(name):
             mark = self._mark(name)
@@ -67,7 +71,7 @@ class Files:
             status = os.stat(f"{self._root}/{name}")  # noqa: PTH116  a Path costs more than the question itself
         except OSError:
             return None
-        return f"{name} {status.st_size} {status.st_mtime_ns} {self._rules}"
+        return f"{name} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {self._rules}"
 
     def _mark(self, name: str) -> str | None:
         """What a server says of a file's size and version."""
