@@ -38,7 +38,7 @@ class Journal:
         self._writer = _summary_writer() if tensorboard else None
 
     def resume(self, loop: Loop) -> None:
-        """Take up the last checkpoint, if there is one.
+        """Take up the last checkpoint, if there is one, and what was not written down after it.
 
         Raises:
             RunError: It is none of this run.
@@ -55,6 +55,8 @@ class Journal:
                 f"delete it and train again."
             )
             raise RunError(msg) from error
+        if loop.team.leads:
+            self._write_history()
 
     def patience_is_over(self, patience: int) -> bool:
         """Say whether the last `patience` epochs brought nothing better; never for 0."""
@@ -81,8 +83,7 @@ class Journal:
         for file in self.folder.glob("best-*.safetensors"):
             if file != self._best_file():
                 file.unlink()
-        records.write_json(self.folder / "history.json", self.history)
-        records.write_csv(self.folder / "history.csv", self.history)
+        self._write_history()
         if self._writer is not None:  # a file per epoch, so that a continued run repeats none
             with self._writer(self.folder / "tensorboard", filename_suffix=f".{row['epoch']:04d}") as events:
                 for key in row.keys() - {"epoch"}:
@@ -94,6 +95,10 @@ class Journal:
             file.write(self._best_file().read_bytes())
         trained_model.save_description(self.folder, description)
         run_folder.tidy(self.folder)
+
+    def _write_history(self) -> None:
+        records.write_json(self.folder / "history.json", self.history)
+        records.write_csv(self.folder / "history.csv", self.history)
 
     def _best_file(self) -> Path:
         return self.folder / f"best-{self.best['epoch']:04d}.safetensors"

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline import records
 from pipeline.errors import ConfigError, DataError, PipelineError, RunError
 from pipeline.train import run_folder
 from pipeline.train.augment import Augmentation
@@ -38,6 +39,25 @@ def test_a_run_stopped_at_any_step_ends_with_the_same_weights(scene, store, tmp_
     assert equal(weights_of(report.folder), weights_of(whole.folder))
     assert [row["epoch"] for row in report.history] == [1, 2, 3]
     assert [row["val_loss"] for row in report.history] == [row["val_loss"] for row in whole.history]
+
+
+def test_a_stop_right_after_the_last_checkpoint_loses_no_row_of_the_history(scene, store, tmp_path, monkeypatch):
+    write, whole = records.write_json, do(scene, store, tmp_path / "whole").history
+
+    def stop(path, value):
+        if path.name == "history.json" and len(value) == QUICK.epochs:
+            raise KeyboardInterrupt
+        write(path, value)
+
+    monkeypatch.setattr(records, "write_json", stop)
+    with pytest.raises(KeyboardInterrupt):
+        do(scene, store, tmp_path / "stopped")
+    monkeypatch.undo()
+    report = do(scene, store, tmp_path / "stopped")
+    written = run_folder.read_history(report.folder)
+    assert written == report.history
+    assert [row["val_loss"] for row in written] == [row["val_loss"] for row in whole]
+    assert len((report.folder / "history.csv").read_text().splitlines()) == 1 + QUICK.epochs
 
 
 KILLER = """
