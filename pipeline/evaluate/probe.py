@@ -311,43 +311,46 @@ def write_run(
         "train": {key: value for key, value in training.items() if key not in (*chosen.setting, "precision")},
         "augmentation": {},
     }
-    run_folder.begin(folder, settings, replace=samples.fitting.replace)
-    if (folder / "model.json").is_file():
-        return  # the same run, made before
-    shapes = {tap: (spec.channels, spec.height, spec.width) for tap in model.fuse for spec in (store.taps[tap],)}
-    classifier = Classifier(model, shapes, outputs_of(samples.head, samples.classes))
-    with torch.no_grad():
-        fill(classifier)
-    history = [tried.history for tried in path]
-    val = samples.feeds["val"]
-    figures = {
-        "epoch": chosen.history["epoch"],
-        "val": {
-            "loss": chosen.history["val_loss"],
-            **metrics.score(dataset.task, val.labels, chosen.said["val"], dataset.class_names, dataset.positive_class),
-        },
-        **costs(classifier),
-    }
-    identity.record_samples(folder, (samples.feeds["train"], val))
-    records.write_json(folder / "history.json", history)
-    records.write_csv(folder / "history.csv", history)
-    trained_model.save_weights(folder / "model.safetensors", classifier.state_dict())
-    trained_model.save_description(
-        folder,
-        trained_model.Description(
-            model=model,
-            task=dataset.task,
-            head=samples.head,
-            class_names=dataset.class_names,
-            taps=classifier.taps,
-            fingerprint=of_features(store.fingerprint),
-            training=training,
-            metrics=figures,
-            provenance=identity.of_training(
-                dataset, store, history, settings=settings, trained_on=len(samples.feeds["train"]), device="cpu"
+    with run_folder.held(folder):
+        run_folder.begin(folder, settings, replace=samples.fitting.replace)
+        if (folder / "model.json").is_file():
+            return  # the same run, made before
+        shapes = {tap: (spec.channels, spec.height, spec.width) for tap in model.fuse for spec in (store.taps[tap],)}
+        classifier = Classifier(model, shapes, outputs_of(samples.head, samples.classes))
+        with torch.no_grad():
+            fill(classifier)
+        history = [tried.history for tried in path]
+        val = samples.feeds["val"]
+        figures = {
+            "epoch": chosen.history["epoch"],
+            "val": {
+                "loss": chosen.history["val_loss"],
+                **metrics.score(
+                    dataset.task, val.labels, chosen.said["val"], dataset.class_names, dataset.positive_class
+                ),
+            },
+            **costs(classifier),
+        }
+        identity.record_samples(folder, (samples.feeds["train"], val))
+        records.write_json(folder / "history.json", history)
+        records.write_csv(folder / "history.csv", history)
+        trained_model.save_weights(folder / "model.safetensors", classifier.state_dict())
+        trained_model.save_description(
+            folder,
+            trained_model.Description(
+                model=model,
+                task=dataset.task,
+                head=samples.head,
+                class_names=dataset.class_names,
+                taps=classifier.taps,
+                fingerprint=of_features(store.fingerprint),
+                training=training,
+                metrics=figures,
+                provenance=identity.of_training(
+                    dataset, store, history, settings=settings, trained_on=len(samples.feeds["train"]), device="cpu"
+                ),
             ),
-        ),
-    )
+        )
 
 
 def write_table(folder: Path, samples: Samples, rows: Sequence[Row], chosen: Sequence[str]) -> dict[str, Any]:

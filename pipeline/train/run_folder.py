@@ -14,26 +14,31 @@ and, until the run is done:
 
     last.pt             all that continuing needs, replaced at the end of each epoch; tensors and plain values, no code
     best-0007.safetensors   weights of the best epoch so far, which last.pt names
+    lock                names the process that writes here
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from cache import Fingerprint
-from cache.errors import Difference
+from cache.errors import Difference, StoreLockedError
 from cache.fingerprint import MISSING
+from cache.writing.lock import WriterLock
 from pipeline.errors import RunError
 from pipeline.records import read_csv, read_json, replacing, write_json
 from pipeline.weights import TORN
 
 _VERSION = 1
+_LOCK = "lock"  # in a run: there while a process writes it
 EXTERNAL = "external"  # in a run: a folder for each external test set
 _EARLIER = "earlier"  # in a run: scores of images that were its test set before
 _CAME_LATER = ("first_weights_sha256", "data.groups_sha256")  # earlier versions did not record it
@@ -77,6 +82,31 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[Dif
         for found in Fingerprint(ours).differences(Fingerprint(theirs))
         if found.field not in _CAME_LATER or MISSING not in (found.ours, found.theirs)
     )
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Be the only process that writes a run; whoever comes second would mix its own weights with ours.
+
+    A folder in which nobody may write, as that of a finished run of others, is nobody's.
+
+    Args:
+        folder: Made if it is not there.
+
+    Raises:
+        RunError: Another process writes it.
+    """
+    if folder.is_dir() and not os.access(folder, os.W_OK):
+        yield
+        return
+    try:
+        lock = WriterLock(folder / _LOCK, folder)
+    except StoreLockedError as error:
+        raise RunError(str(error)) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def begin(folder: Path, settings: Mapping[str, Any], *, replace: bool) -> None:

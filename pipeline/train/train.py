@@ -7,6 +7,7 @@ continuing needs no more than a checkpoint at the end of each epoch, at the pric
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,8 @@ def train(
         progress: Called after each step and each epoch.
 
     Raises:
-        RunError: The store does not fit the data set, the folder holds another run, or the loss is not finite.
+        RunError: The store does not fit the data set, the folder holds another run or another process writes it,
+            or the loss is not finite.
         DataError: AUC is not defined on val.
         ConfigError: An option is impossible.
     """
@@ -128,58 +130,59 @@ def train(
     classifier = _build_classifier(model, options, dataset, store)  # before anything is decoded or written
     team, device = parallel.join(torch.device(machine.device))
     settings = identity.identity_of(dataset, store, model, options, augmentation)
-    if team.leads:
-        _begin(folder, settings, dataset, replace=replace)
-    team.wait()
-    if (folder / "model.json").is_file():
+    with run_folder.held(folder) if team.leads else nullcontext():
         if team.leads:
-            run_folder.tidy(folder)
-        return TrainReport(
-            folder, dict(trained_model.load_description(folder).metrics), run_folder.read_history(folder), ()
-        )
-    progress = progress if team.leads else silent
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        train_feed, val_feed = (
-            Feed(
-                dataset,
-                split,
-                store,
-                taps=taps,
-                image_px=image_px,
-                device=device,
-                place=machine.place,
-                workers=machine.workers,
-                allow_missing=allow_missing,
-                among=among[split],
-                holdings=holdings,
-                progress=progress,
+            _begin(folder, settings, dataset, replace=replace)
+        team.wait()
+        if (folder / "model.json").is_file():
+            if team.leads:
+                run_folder.tidy(folder)
+            return TrainReport(
+                folder, dict(trained_model.load_description(folder).metrics), run_folder.read_history(folder), ()
             )
-            for split, taps, image_px in wanted
-        )
-        for feed in (train_feed, val_feed):  # without those that the store lacks
-            metrics.check_labels(dataset.task, feed.labels, dataset.class_names, feed.split)
-        if not run_folder.is_started(folder):  # else the checkpoint knows the scale of the features
-            if classifier.pooled is not None and store is not None:
-                classifier.pooled.fit(pool_rows(store, train_feed.rows, model.fuse, progress=progress))
-            if classifier.gates.fitted:
-                classifier.gates.fit(_some_features(train_feed, classifier.gates.fitted))
-        loop = _build_loop(classifier, options, augmentation, machine, train_feed, dataset, team)
-        journal = Journal(folder, tensorboard=machine.tensorboard)
-        figures = _run_epochs(loop, val_feed, dataset, journal, options, progress)
-    if team.leads:
-        if classifier.overlay is not None:
-            figures["overlay"] = {feed.split: count_masks(classifier, feed) for feed in (train_feed, val_feed)}
-        identity.record_samples(folder, (train_feed, val_feed))
-        made = identity.of_training(
-            dataset,
-            store if model.taps else None,
-            journal.history,
-            settings=settings,
-            trained_on=len(train_feed),
-            device=machine.device,
-        )
-        journal.finish(_describe(loop, model, options, dataset, store, figures, made))
-    return TrainReport(folder, figures, journal.history, (train_feed.description, val_feed.description))
+        progress = progress if team.leads else silent
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            train_feed, val_feed = (
+                Feed(
+                    dataset,
+                    split,
+                    store,
+                    taps=taps,
+                    image_px=image_px,
+                    device=device,
+                    place=machine.place,
+                    workers=machine.workers,
+                    allow_missing=allow_missing,
+                    among=among[split],
+                    holdings=holdings,
+                    progress=progress,
+                )
+                for split, taps, image_px in wanted
+            )
+            for feed in (train_feed, val_feed):  # without those that the store lacks
+                metrics.check_labels(dataset.task, feed.labels, dataset.class_names, feed.split)
+            if not run_folder.is_started(folder):  # else the checkpoint knows the scale of the features
+                if classifier.pooled is not None and store is not None:
+                    classifier.pooled.fit(pool_rows(store, train_feed.rows, model.fuse, progress=progress))
+                if classifier.gates.fitted:
+                    classifier.gates.fit(_some_features(train_feed, classifier.gates.fitted))
+            loop = _build_loop(classifier, options, augmentation, machine, train_feed, dataset, team)
+            journal = Journal(folder, tensorboard=machine.tensorboard)
+            figures = _run_epochs(loop, val_feed, dataset, journal, options, progress)
+        if team.leads:
+            if classifier.overlay is not None:
+                figures["overlay"] = {feed.split: count_masks(classifier, feed) for feed in (train_feed, val_feed)}
+            identity.record_samples(folder, (train_feed, val_feed))
+            made = identity.of_training(
+                dataset,
+                store if model.taps else None,
+                journal.history,
+                settings=settings,
+                trained_on=len(train_feed),
+                device=machine.device,
+            )
+            journal.finish(_describe(loop, model, options, dataset, store, figures, made))
+        return TrainReport(folder, figures, journal.history, (train_feed.description, val_feed.description))
 
 
 def _needs_store(model: ModelOptions) -> str:

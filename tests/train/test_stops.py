@@ -124,6 +124,22 @@ def test_a_folder_takes_one_run(scene, store, tmp_path):
     assert report.history[0]["lr"] == pytest.approx(learning_rate(changed, 2, 3))
 
 
+def test_a_folder_has_one_process_that_writes_it(scene, store, tmp_path):
+    other, tried = dataclasses.replace(QUICK, lr=5e-4), []
+
+    def meanwhile(task, done, total, **info):
+        if task == "epoch" and done == 2:
+            for options in (QUICK, other):
+                with pytest.raises(RunError, match=r"is being written by process \d+ since"):
+                    do(scene, store, tmp_path / "run", options=options, replace=True)
+                tried.append(options)
+
+    report = do(scene, store, tmp_path / "run", progress=meanwhile)
+    assert tried == [QUICK, other]
+    assert [row["epoch"] for row in report.history] == [1, 2, 3]
+    assert not (tmp_path / "run" / "lock").exists()
+
+
 def test_a_loss_that_is_not_finite_names_step_samples_and_cause(scene, store, tmp_path):
     with pytest.raises(RunError, match=r"learning rate of 1e\+30 that is too high") as refusal:
         do(scene, store, tmp_path, options=dataclasses.replace(QUICK, lr=1e30, optimiser="sgd"))
