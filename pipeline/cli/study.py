@@ -27,7 +27,7 @@ _SIDES = (("first", "second"), ("second", "first"))  # each run, and the other
 @click.option(
     "--resamples", default=2000, show_default=True, type=click.IntRange(min=1), help="Draws of the bootstrap."
 )
-@click.option("--seed", default=0, show_default=True, help="Of the draws.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of the draws.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
 def compare(first: Path, second: Path, resamples: int, seed: int, as_json: bool) -> int:
     """Is run SECOND better than run FIRST? Both evaluated, on the same test samples.

@@ -82,6 +82,9 @@ class TrainOptions:
             if getattr(self, name) < 1:
                 msg = f"train's {name} is {getattr(self, name)!r}: give a whole number of at least 1."
                 raise ConfigError(msg)
+        if self.seed < 0:
+            msg = f"train's seed is {self.seed!r}: give a whole number of at least 0."
+            raise ConfigError(msg)
         if not self.lr > 0:
             msg = f"train's lr is {self.lr!r}: give a learning rate above 0."
             raise ConfigError(msg)

@@ -32,6 +32,7 @@ def read(folder: Path, text: str, *overrides: str) -> str:
         ("data.seed=-1", "--set data.seed: got -1, expected greater than or equal to 0"),
         (f"train.seed={2**63}", f"--set train.seed: got {2**63}, expected less than {2**63}"),
         ("train.epochs=0", "--set train.epochs: got 0, expected greater than or equal to 1"),
+        ("encoder.training.seed=-1", "--set encoder.training.seed: got -1, expected greater than or equal to 0"),
         ("train.lr=yes", "--set train.lr: got 'yes', expected a valid number"),
         (
             "store.dtype=float64",
