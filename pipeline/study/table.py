@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.evaluate.compare import Predictions, what_differs
-from pipeline.evaluate.intervals import FEW, LEVEL, RANGES, resample
+from pipeline.evaluate.intervals import FEW, LEVEL, RANGES, of_several, resample
 from pipeline.evaluate.metrics import Scorer
 from pipeline.study.folds import POOLED, pooled, rows_of
 from pipeline.study.runs import Planned, Row, result_of
@@ -157,7 +157,10 @@ class Summary:
         draws = np.stack([one[1][score] - other[1][score] for one, other in drawn], axis=1)
         lowest, highest = RANGES.get(score, (0.0, 1.0))
         groups = len(set(tested.groups))
-        low, high = paired_interval(points, draws, groups=groups, largest=highest - lowest)
+        if score == "auc" and tested.task == "binary" and not of_several(tested.labels == 1, tested.groups):
+            low, high = lowest - highest, highest - lowest  # a class is one patient: see `compare.delong_test`
+        else:
+            low, high = paired_interval(points, draws, groups=groups, largest=highest - lowest)
         return {"difference": float(points.mean()), "difference_low": low, "difference_high": high}
 
     def _draws(self, trial: Trial) -> Drawn:

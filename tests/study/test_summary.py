@@ -146,6 +146,17 @@ def test_mean_spread_and_paired_difference_by_hand(done):
     assert all(row["difference"] is None for row in table if row["variant"] == "plain")
 
 
+def test_nothing_is_known_of_a_difference_in_auc_where_a_class_is_one_patient(tmp_path):
+    runs, labels = plan(tmp_path), np.arange(60) % 2
+    groups = [f"g{i}" if label else "only" for i, label in enumerate(labels)]
+    for number, planned in enumerate(runs):
+        _, p = binary_case(60, strength=1.0 + (planned.cell["variant"] != "plain"), seed=number)
+        make_run(tmp_path, planned, labels, p, groups=groups)
+    rows = [row for row in Summary(runs, "plain", ("auc", "acc"), resamples=300).table() if row["variant"] != "plain"]
+    assert {(row["difference_low"], row["difference_high"]) for row in rows if row["score"] == "auc"} == {(-1, 1)}
+    assert all(-1 < row["difference_low"] < row["difference_high"] < 1 for row in rows if row["score"] == "acc")
+
+
 def test_what_is_not_there_is_counted_and_left_out_of_the_pairs(done):
     runs, scores, _ = done
     for name in ("plain0.51", "gated_x0.52", "plain1.00", "plain1.01", "plain1.02"):
