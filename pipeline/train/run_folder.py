@@ -46,6 +46,8 @@ _LONGEST = 80  # characters of a setting in a message
 _OF_TRAINING = ("last.pt", "samples.csv", "model.*", "best-*.safetensors", "history.*")
 _OF_EVALUATION = ("metrics.json", "predictions.csv", "roc.*", "precision_recall.*", "reliability.*",
                   "decision_curve.csv", "loss.png", "confusion.png")  # fmt: skip
+_OF_READERS = ("probe.json", "probe.csv", "probe.png", "report.html")  # what says of it how it was chosen, and the page
+_BELOW = (EXTERNAL, _EARLIER, "explain", "tensorboard")  # folders in a run: of other images, pictures, events
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
@@ -115,7 +117,7 @@ def begin(folder: Path, settings: Mapping[str, Any], *, replace: bool) -> None:
     Args:
         folder: Made if it is not there.
         settings: JSON values; everything that the result depends on.
-        replace: Remove a run with other settings, and what `evaluate` found of it, instead of refusing. One that never
+        replace: Remove a run with other settings, and all that commands left of it, instead of refusing. One that never
             finished an epoch is no run, and gives way.
 
     Raises:
@@ -139,10 +141,10 @@ def begin(folder: Path, settings: Mapping[str, Any], *, replace: bool) -> None:
                 f"Name another folder (`--set run=runs/NAME`), or start over with `--replace`."
             )
             raise RunError(msg)
-        for pattern in (*_OF_EVALUATION, *_OF_TRAINING):
+        for pattern in (*_OF_EVALUATION, *_OF_TRAINING, *_OF_READERS):
             for old in folder.glob(pattern):
                 old.unlink()
-        for name in (EXTERNAL, _EARLIER):  # what it came to on other images
+        for name in _BELOW:
             shutil.rmtree(folder / name, ignore_errors=True)
     write_json(file, Fingerprint(settings).fields)
 

@@ -124,6 +124,18 @@ def test_a_folder_takes_one_run(scene, store, tmp_path):
     assert report.history[0]["lr"] == pytest.approx(learning_rate(changed, 2, 3))
 
 
+def test_nothing_of_a_run_outlives_it_in_its_folder(scene, store, tmp_path):
+    do(scene, store, tmp_path, options=dataclasses.replace(QUICK, epochs=1))
+    for name in ("probe.json", "probe.csv", "probe.png", "report.html", "metrics.json", "mine.txt"):
+        (tmp_path / name).write_text("of the run before")
+    for name in ("tensorboard", "explain", "external", "earlier"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "of_the_run_before").touch()
+    do(scene, store, tmp_path, options=dataclasses.replace(QUICK, epochs=1, lr=5e-4), replace=True)
+    files = {"samples.csv", "model.safetensors", "model.json", "settings.json", "history.csv", "history.json"}
+    assert {path.name for path in tmp_path.iterdir()} == files | {"mine.txt"}
+
+
 def test_a_folder_has_one_process_that_writes_it(scene, store, tmp_path):
     other, tried = dataclasses.replace(QUICK, lr=5e-4), []
 
