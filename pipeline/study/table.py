@@ -156,11 +156,12 @@ class Summary:
         points = np.array([one - other for one, other in scores if one is not None and other is not None])
         draws = np.stack([one[1][score] - other[1][score] for one, other in drawn], axis=1)
         lowest, highest = RANGES.get(score, (0.0, 1.0))
-        groups = len(set(tested.groups))
+        largest, groups = highest - lowest, len(set(tested.groups))
         if score == "auc" and tested.task == "binary" and not of_several(tested.labels == 1, tested.groups):
-            low, high = lowest - highest, highest - lowest  # a class is one patient: see `compare.delong_test`
+            low, high = -largest, largest  # a class is one patient: see `compare.delong_test`
         else:
-            low, high = paired_interval(points, draws, groups=groups, largest=highest - lowest)
+            low, high = paired_interval(points, draws, groups=groups, largest=largest)
+            low, high = max(low, -largest), min(high, largest)
         return {"difference": float(points.mean()), "difference_low": low, "difference_high": high}
 
     def _draws(self, trial: Trial) -> Drawn:

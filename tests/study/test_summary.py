@@ -157,6 +157,17 @@ def test_nothing_is_known_of_a_difference_in_auc_where_a_class_is_one_patient(tm
     assert all(-1 < row["difference_low"] < row["difference_high"] < 1 for row in rows if row["score"] == "acc")
 
 
+def test_the_interval_of_a_difference_ends_where_differences_do(tmp_path):
+    runs, labels = [planned for planned in plan(tmp_path) if planned.seed < 2], np.arange(60) % 2
+    for planned in runs:
+        worse = planned.seed == 1 and planned.cell["variant"] == "plain"
+        _, p = binary_case(60, strength=3.0, seed=planned.seed)
+        make_run(tmp_path, planned, labels, 1 - p if worse else p)
+    rows = [row for row in Summary(runs, "plain", ("auc",), resamples=300).table() if row["variant"] != "plain"]
+    assert rows
+    assert all((row["difference_low"], row["difference_high"]) == (-1, 1) for row in rows)
+
+
 def test_what_is_not_there_is_counted_and_left_out_of_the_pairs(done):
     runs, scores, _ = done
     for name in ("plain0.51", "gated_x0.52", "plain1.00", "plain1.01", "plain1.02"):
