@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline import records
 from pipeline.errors import RunError
-from pipeline.evaluate.intervals import RANGES, interval, of_several, resample
+from pipeline.evaluate.intervals import FEW, RANGES, interval, of_several, resample
 from pipeline.evaluate.metrics import Bools, Floats, Ints, Scorer, by_name, one_hot
 from pipeline.model.tasks import Task
 from pipeline.train import run_folder, trained_model
@@ -246,10 +246,11 @@ def _normal_test(difference: float, influence: Floats, groups: Sequence[str]) ->
 
 
 def _bootstrap_p(change: Floats) -> Floats:
-    """Give the two-sided p of draws of a difference (R, ...), never below 2 / (R + 1)."""
+    """Give the two-sided p of draws of a difference (R, ...), never below 2 / (R + 1); 1 where too few draws tell."""
     draws = np.isfinite(change).sum(axis=0)
     lower, upper = (change <= 0).sum(axis=0), (change >= 0).sum(axis=0)
-    return np.asarray(np.minimum(1.0, 2 * (np.minimum(lower, upper) + 1) / (draws + 1)))
+    p = np.minimum(1.0, 2 * (np.minimum(lower, upper) + 1) / (draws + 1))
+    return np.where(draws >= FEW * len(change), p, 1.0)
 
 
 def _check_same_samples(one: Predictions, two: Predictions, first: Path, second: Path) -> None:

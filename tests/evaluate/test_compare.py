@@ -86,6 +86,20 @@ def test_draws_that_hardly_ever_have_every_class_tell_nothing():
     assert paired_interval(np.array([0.1, 0.2]), drawn, groups=12, largest=2.0) == (-2.0, 2.0)
 
 
+def test_where_the_interval_of_a_difference_says_nothing_its_p_says_nothing_either(tmp_path):
+    labels, names = np.array([*range(7), *[7] * 40]), tuple("abcdefgh")  # seven classes of one patient each
+    right = np.full((47, 8), 0.05)
+    right[np.arange(47), labels] = 0.65
+    folders = [
+        write_run(tmp_path / name, labels, p, names=names, task="multiclass")
+        for name, p in (("wrong", np.roll(right, 1, axis=1)), ("right", right))
+    ]
+    scores = compare(*folders)["scores"]
+    for score in ("auc", "ap", "balanced_acc", "f1"):
+        assert (scores[score]["low"], scores[score]["high"], scores[score]["p"]) == (-1, 1, 1)
+    assert scores["acc"]["p"] < 0.01
+
+
 def test_intervals_hold_the_truth_about_as_often_as_they_say():
     held = 0
     for seed in range(100):
