@@ -76,7 +76,7 @@ def evaluate(
         and `data_changed`, in words, where the data set is not that of the training any more.
 
     Raises:
-        RunError: No finished run, other classes, or features of another fingerprint.
+        RunError: No finished run, other classes, features of another fingerprint, or another process writes the folder.
         DataError: AUC is not defined on the split.
         ConfigError: There is no such operating point.
     """
@@ -112,8 +112,11 @@ def evaluate(
         about["overlay"] = painted
     changed = data_changed(folder, dataset)
     about |= {"data_changed": changed} if changed else {}
-    run_folder.keep_earlier(folder, {feed.ids[i]: (feed.pixel_digest(i) or b"").hex() for i in range(len(feed))})
-    return leave_scores(folder, folder, dataset, feed, said, thresholds, about=about, resamples=resamples, seed=seed)
+    with run_folder.held(folder):
+        run_folder.keep_earlier(folder, {feed.ids[i]: (feed.pixel_digest(i) or b"").hex() for i in range(len(feed))})
+        return leave_scores(
+            folder, folder, dataset, feed, said, thresholds, about=about, resamples=resamples, seed=seed
+        )
 
 
 def leave_scores(

@@ -92,11 +92,11 @@ def evaluate_elsewhere(
         point: [of_class[name]["threshold"] for name in description.class_names]
         for point, of_class in own["operating_points"].items()
     }
-    target.mkdir(parents=True, exist_ok=True)
     about = {"split": f"{FOLDER}/{name}", "external": external}
     if painted := count_masks(trained.classifier, feed):
         about["overlay"] = painted
-    return leave_scores(target, folder, tested, feed, said, thresholds, about=about, resamples=resamples, seed=seed)
+    with run_folder.held(target):
+        return leave_scores(target, folder, tested, feed, said, thresholds, about=about, resamples=resamples, seed=seed)
 
 
 def _own_figures(folder: Path) -> dict[str, Any]:

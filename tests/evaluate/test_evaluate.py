@@ -22,7 +22,7 @@ from pipeline.evaluate.evaluate import evaluate
 from pipeline.evaluate.plots import draw_reliability
 from pipeline.evaluate.predict import ReadableImages, Taken, predict, verdicts
 from pipeline.train import trained_model
-from pipeline.train.run_folder import begin
+from pipeline.train.run_folder import begin, held
 from pipeline.train.train import Machine, train
 from tests.train.scenes import QUICK, TAPS, TINY, Arrays, make_dataset, make_store
 
@@ -143,6 +143,18 @@ def test_starting_over_leaves_nothing_that_was_found_of_the_old_model(setting, t
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"settings.json", "notes.txt"}
     with pytest.raises(RunError, match=r"no trained model in .*: run `pipeline train` first"):
         read_predictions(tmp_path / "run")
+
+
+def test_what_evaluate_leaves_is_written_by_one_process(setting, tmp_path):
+    dataset, opened, run = setting
+    evaluate(run, dataset, opened, resamples=20)
+    folder = shutil.copytree(run, tmp_path / "run")
+    before = (folder / "metrics.json").stat().st_mtime_ns
+    with held(folder), pytest.raises(RunError, match=r"is being written by process \d+ since"):
+        evaluate(folder, dataset, opened, resamples=20)
+    assert (folder / "metrics.json").stat().st_mtime_ns == before
+    evaluate(folder, dataset, opened, resamples=20)
+    assert not (folder / "lock").exists()
 
 
 def test_unknown_operating_points_are_refused_before_anything_is_computed(setting, monkeypatch):
