@@ -66,6 +66,7 @@ class Loop:
     ) -> None:
         self.team = team or Team()
         self.classifier, self.head, self.feed, self.step = classifier, head, feed, 0
+        check_sampling(options, head)
         self._options, self._augmentation = options, augmentation
         self._frozen = _freeze(classifier, options.freeze)
         self._alignment = share_of_alignment(options, classifier.options.backbone)
@@ -223,9 +224,6 @@ class Loop:
         generator = torch.Generator().manual_seed(self._seed(epoch, "order"))
         if self._options.sampling == "shuffle":
             return torch.randperm(len(self.feed), generator=generator)
-        if self.head == "sigmoid":
-            msg = "Balanced sampling needs one class per sample, and this task has several: set sampling to 'shuffle'."
-            raise ConfigError(msg)
         weights = balancing_weights(self.head, self.feed.labels, self.feed.classes)[self.feed.labels]
         return torch.multinomial(torch.from_numpy(weights), len(self.feed), replacement=True, generator=generator)
 
@@ -249,6 +247,17 @@ def batches_of(order: Tensor, batch_size: int, *, smallest: int = 2) -> list[Ten
     if len(batches) > 1 and len(batches[-1]) < smallest:
         batches[-2:] = [torch.cat(batches[-2:])]
     return batches
+
+
+def check_sampling(options: TrainOptions, head: Head) -> None:
+    """Refuse to draw classes equally often where a sample has several.
+
+    Raises:
+        ConfigError: That is asked for.
+    """
+    if options.sampling == "balanced" and head == "sigmoid":
+        msg = "Balanced sampling needs one class per sample, and this task has several: set sampling to 'shuffle'."
+        raise ConfigError(msg)
 
 
 def share_of_alignment(options: TrainOptions, backbone: str) -> float:

@@ -34,7 +34,7 @@ from pipeline.train.feeding.in_memory import Holdings
 from pipeline.train.feeding.pooling import pool_rows
 from pipeline.train.forward import infer
 from pipeline.train.history import Journal
-from pipeline.train.loop import Loop, share_of_alignment
+from pipeline.train.loop import Loop, check_sampling, share_of_alignment
 from pipeline.train.optimise import TrainOptions
 from pipeline.train.painted import count_masks
 
@@ -267,6 +267,7 @@ def _build_classifier(model: ModelOptions, options: TrainOptions, dataset: Datas
     """
     share_of_alignment(options, model.backbone)
     head = head_of(dataset.task, options.loss)
+    check_sampling(options, head)
     if is_clip(model.backbone) and head != "softmax":
         remedy = "set train.loss to 'cross_entropy', or" if head == "continuation" else "for several labels at once"
         msg = (

@@ -236,6 +236,16 @@ def test_a_typo_is_found_before_anything_is_decoded_or_written(scene, store, tmp
     assert not (tmp_path / "run").exists()
 
 
+def test_balanced_sampling_of_several_labels_is_refused_before_anything_is_decoded_or_written(tmp_path):
+    reads, dataset = [], make_dataset(classes=3, task="multilabel")
+    watched = dataclasses.replace(dataset, source=Watched(dataset.source, reads))
+    options = dataclasses.replace(QUICK, sampling="balanced")
+    with pytest.raises(ConfigError, match="this task has several: set sampling to 'shuffle'"):
+        do(watched, None, tmp_path / "run", model=PLAIN, options=options)
+    assert not reads
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_never_finished_an_epoch_is_no_run(scene, store, tmp_path):
     def stop(task, done, total, **info):
         raise KeyboardInterrupt
