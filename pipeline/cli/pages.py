@@ -125,6 +125,8 @@ def evaluated(report: Report) -> None:
     say(f"{report['run']} on {report['split']}: {n} images{of}; intervals of 95 %")
     if report.get("data_changed"):
         say(f"The data are not those of the training any more. {report['data_changed']}")
+    if report.get("also_learnt"):
+        say(f"{report['also_learnt']}. On these the scores are no test.")
     say("")
     scores = [f"{_SCORES[key]} {with_interval(report[key], ends.get(key))}" for key in _SCORES if key in report]
     for left in range(0, len(scores), 2):

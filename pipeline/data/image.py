@@ -13,6 +13,7 @@ Every rule that turns what a file stores into the pixels of a sample (those of D
 | grey, 16 bit | by `Reading.depth`: whole range, percentiles of the image, or a window |
 | grey, 32 bit integer | as 16 bit if every value fits into 16 bits; percentile and window take any value |
 | grey, floating point | percentile or window; `full` is refused, because a float has no range of its own |
+| grey TIFF in which 0 is white | turned round after these rules, so that white is bright |
 | RGB, 16 bit | the high byte, which is all that Pillow decodes: within 1 of division by 257 |
 | EXIF or TIFF orientation | applied: the pixels are upright; damaged EXIF is passed over |
 | several pages (TIFF, moving WebP) | the page `Reading.frame` |
@@ -45,6 +46,7 @@ MAX_PIXELS = 1 << 26  # 8192 x 8192; below the size at which Pillow itself warns
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
 UNREADABLE = "cannot be read as an image"
 _ORIENTATION = 0x0112
+_PHOTOMETRIC, _WHITE_IS_ZERO = 0x0106, 0  # of TIFF
 _LOSSY = (".jpg", ".jpeg")
 _ANY_VALUE = Reading("window", window=(1.0, 2.0))  # of 16 bits, too: 0 is 0, and 1 and more is 255
 
@@ -187,6 +189,8 @@ def _colours(file: Pillow.Image, reading: Reading) -> Image:
     """Decoded pixels as uint8 (H, W, 3), not yet turned upright."""
     if file.mode in ("I", "F") or file.mode.startswith("I;16"):
         grey = to_8_bit(np.asarray(file), reading)
+        if getattr(file, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow turns round what has 8 bits alone
+            grey = 255 - grey
         return np.repeat(grey[:, :, None], 3, axis=2)
     if file.mode == "P" and "transparency" in file.info:
         return np.asarray(file.convert("RGBA"))[:, :, :3]

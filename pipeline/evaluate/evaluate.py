@@ -21,7 +21,7 @@ from pipeline.train.feeding.feed import Feed
 from pipeline.train.feeding.in_memory import Holdings
 from pipeline.train.finished_run import Trained
 from pipeline.train.forward import infer
-from pipeline.train.identity import data_changed
+from pipeline.train.identity import also_learnt, data_changed
 from pipeline.train.painted import count_masks
 from pipeline.train.train import Machine
 
@@ -73,7 +73,8 @@ def evaluate(
         `operating_points`, by point and class the threshold, the shares of `operating.PointScorer` with the decisions
         that they rest on, and the counts; `subgroups`, see `by_subgroup`, at the first of the points; `overlay`, see
         `count_masks`, where masks are painted; what the run is;
-        and `data_changed`, in words, where the data set is not that of the training any more.
+        and, in words, `data_changed` where the data set is not that of the training any more, and `also_learnt` where
+        images have the pixels of others that the run was trained or chosen on.
 
     Raises:
         RunError: No finished run, other classes, features of another fingerprint, or another process writes the folder.
@@ -112,6 +113,8 @@ def evaluate(
         about["overlay"] = painted
     changed = data_changed(folder, dataset)
     about |= {"data_changed": changed} if changed else {}
+    learnt = also_learnt(folder, feed)
+    about |= {"also_learnt": learnt} if learnt else {}
     with run_folder.held(folder):
         run_folder.keep_earlier(folder, {feed.ids[i]: (feed.pixel_digest(i) or b"").hex() for i in range(len(feed))})
         return leave_scores(

@@ -207,6 +207,40 @@ def check_feed(folder: Path, dataset: Dataset, feed: Feed) -> None:
             f"{_how_drawn(dataset)}"
         )
         raise RunError(msg.rstrip()) from None
+    moved = _used_otherwise(folder, used, feed)
+    if moved:
+        first, then = moved[0]
+        msg = (
+            f"{len(moved)} of {len(feed)} images of split {feed.split!r} were used otherwise by the run "
+            f"{str(folder)!r}: {first!r}, for one, was in {then!r}. The data set {dataset.name!r} has changed since, "
+            f"or shares images with the run's own: give the run's own data, leave them out, or train again. "
+            f"{_how_drawn(dataset)}"
+        )
+        raise RunError(msg.rstrip())
+
+
+def also_learnt(folder: Path, feed: Feed) -> str:
+    """Which images of a split the run has used in another one, by their pixels: in words, empty where there are none.
+
+    On the very samples of the training that is no mistake of the run, and no reason to refuse it: a data set may hold
+    an image twice. But what it scores on such images is no test.
+    """
+    try:
+        used = read_csv(folder / _SAMPLES)
+    except FileNotFoundError:  # an older version trained it
+        return ""
+    moved = _used_otherwise(folder, used, feed)
+    if not moved:
+        return ""
+    first, then = moved[0]
+    return (
+        f"{len(moved)} of {len(feed)} images of split {feed.split!r} have the pixels of images that the run was "
+        f"trained or chosen on: {first!r}, for one, of one in {then!r}"
+    )
+
+
+def _used_otherwise(folder: Path, used: Sequence[Mapping[str, str]], feed: Feed) -> list[tuple[str, str]]:
+    """Images of a feed that a run has used in another split, and in which."""
     with damage_named(folder / _SAMPLES):
         by_pixels = {row["pixels_sha256"]: row["split"] for row in used if row["pixels_sha256"]}
         by_id = {row["id"]: row["split"] for row in used}
@@ -217,15 +251,7 @@ def check_feed(folder: Path, dataset: Dataset, feed: Feed) -> None:
         known = by_id.get(name) if digest is None else by_pixels.get(digest.hex(), unread.get(name))
         if known is not None and known != feed.split:
             moved.append((name, known))
-    if moved:
-        first, then = moved[0]
-        msg = (
-            f"{len(moved)} of {len(feed)} images of split {feed.split!r} were used otherwise by the run "
-            f"{str(folder)!r}: {first!r}, for one, was in {then!r}. The data set {dataset.name!r} has changed since, "
-            f"or shares images with the run's own: give the run's own data, leave them out, or train again. "
-            f"{_how_drawn(dataset)}"
-        )
-        raise RunError(msg.rstrip())
+    return moved
 
 
 def what_changed(folder: Path, dataset: Dataset) -> str:

@@ -126,6 +126,19 @@ def test_16_bit_big_endian_tiff_is_read_alike(tmp_path: Path, deep: npt.NDArray[
     np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), grey(np.rint(deep / 257).astype(np.uint8)))
 
 
+@pytest.mark.parametrize("deep_type", [np.uint8, np.uint16, np.float32])
+def test_a_grey_tiff_in_which_0_is_white_is_turned_round(tmp_path: Path, deep: Any, deep_type: Any) -> None:
+    values, path = (deep // 257).astype(deep_type), tmp_path / "a.tif"
+    reading = Reading("percentile", percentiles=(0, 100))
+    Image.fromarray(values).save(path)
+    bright = read_image(path, reading)
+    black_is_zero = struct.pack("<HHII", 262, 3, 1, 1)
+    content = path.read_bytes()
+    assert content.count(black_is_zero) == 1
+    path.write_bytes(content.replace(black_is_zero, struct.pack("<HHII", 262, 3, 1, 0)))
+    np.testing.assert_array_equal(read_image(path, reading), 255 - bright)
+
+
 def test_16_bit_colour_keeps_its_high_byte(tmp_path: Path) -> None:
     deep = np.random.default_rng(3).integers(0, 65536, (5, 7, 3), np.uint16)
     path = tmp_path / "a.png"

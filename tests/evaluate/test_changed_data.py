@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -32,6 +33,19 @@ def drawn_anew(dataset, moved):
 def renamed(dataset):
     samples = [dataclasses.replace(sample, id=f"new-{sample.id}") for sample in dataset.samples]
     return dataclasses.replace(dataset, samples=tuple(samples))
+
+
+def test_test_images_that_became_those_of_the_training_are_told(scene, plain, tmp_path):
+    shutil.copytree(plain, tmp_path / "run")
+    assert "also_learnt" not in evaluate(tmp_path / "run", scene, None, resamples=20)
+    images, where = scene.source.images.copy(), {sample.id: i for i, sample in enumerate(scene.samples)}
+    tested = next(sample.id for sample in scene.samples if sample.split == "test")
+    images[where[tested]] = images[where["s003"]]  # as a renumbering leaves them
+    found = evaluate(tmp_path / "run", dataclasses.replace(scene, source=Arrays(images)), None, resamples=20)
+    assert found["also_learnt"] == (
+        f"1 of {found['n']} images of split 'test' have the pixels of images that the run was trained or chosen on: "
+        f"'{tested}', for one, of one in 'train'"
+    )
 
 
 COMMANDS = pytest.mark.parametrize("command", [evaluate, explain])
