@@ -221,6 +221,15 @@ def scores_with_intervals(
     widest = max(by_class.values(), key=lambda pair: pair["high"] - pair["low"])
     of_mean = widest if perfect else ends["auc"]
     ends |= {"class_auc": by_class, "auc": by_class[names[-1]] if task == "binary" else of_mean}
+    shares = [ends["sensitivity"][name] for name in names]
+    shares += [ends["specificity"][name] for name in names] if task == "multilabel" else []
+    for score in ("balanced_acc", "f1", *(["kappa"] if "kappa" in ends else [])):
+        ends[score] = intervals.beyond_a_point(score, values[score], ends[score], shares)
+    ends["ap"] = intervals.beyond_a_point("ap", values["ap"], ends["ap"], [ends["auc"]])
+    ends["class_ap"] = {
+        name: intervals.beyond_a_point("ap", values["class_ap"][name], ends["class_ap"][name], [by_class[name]])
+        for name in names
+    }
     prevalence = dict(zip(names, hits.mean(axis=0).tolist(), strict=True))
     return {**values, "prevalence": prevalence, "intervals": ends}
 

@@ -21,6 +21,7 @@ RANGES: Mapping[str, tuple[float, float]] = MappingProxyType({"kappa": (-1.0, 1.
 """Ends of the scores that do not go from 0 to 1."""
 
 FEW = 0.05  # of the draws: where fewer define a score, they tell nothing of its tails; our choice
+_ROUNDING = 1e-6  # of sums in float32
 _BAND = 101  # points of a band
 _CELLS = 2**20  # numbers in one block of weights: few enough to stay in a processor's cache
 
@@ -167,6 +168,28 @@ def of_auc(
     pairs = min(len(with_hits), len(with_misses), len(with_hits | with_misses) // 2)
     reach = ((1 - level) / 2) ** (1 / pairs) if pairs else 0.0
     return {"low": reach, "high": 1.0} if value == 1 else {"low": 0.0, "high": 1 - reach}
+
+
+def beyond_a_point(
+    score: str, value: float, ends: Mapping[str, float], akin: Sequence[Mapping[str, float]]
+) -> dict[str, float]:
+    """Give the interval of a score of which all draws of groups are the same; of any other leave the draws'.
+
+    That is no certainty: nothing was wrong, or one class was always called, in few samples. What tells how far the
+    score may be off are the intervals of what is like it: the mean of their ends, on the score's own scale. This is
+    ours; it errs towards a wide interval.
+
+    Args:
+        score: Its name, which tells its scale.
+        value: What it is.
+        ends: `low` and `high` from draws.
+        akin: Of shares on the scale from 0 to 1: each class's right calls, or the AUC.
+    """
+    if ends["high"] - ends["low"] > _ROUNDING:
+        return dict(ends)
+    least, most = RANGES.get(score, (0.0, 1.0))
+    low, high = (least + (most - least) * float(np.mean([one[end] for one in akin])) for end in ("low", "high"))
+    return {"low": min(low, value), "high": max(high, value)}
 
 
 def roc_band(

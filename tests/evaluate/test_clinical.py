@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from pipeline.errors import DataError
 from pipeline.evaluate import decision, intervals, metrics
 from pipeline.evaluate.compare import read_predictions
-from pipeline.evaluate.evaluate import evaluate
+from pipeline.evaluate.evaluate import evaluate, scores_with_intervals
 from pipeline.evaluate.operating import PointScorer
 from pipeline.evaluate.subgroups import by_subgroup
 from pipeline.train.train import train
@@ -120,6 +121,44 @@ def test_the_interval_of_a_perfect_auc_holds_its_promise() -> None:
         if scores[hits].min() > scores[~hits].max():
             missed += not intervals.of_auc(1.0, {"low": 1.0, "high": 1.0}, hits, groups)["low"] <= truth
     assert missed / 2000 <= 0.025
+
+
+def ends_of(task: Any, labels: Any, said: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    names = [str(k) for k in range(np.asarray(said).shape[1])]
+    found = scores_with_intervals(task, np.asarray(labels), [f"g{i}" for i in range(len(labels))], said, names)
+    return found, found["intervals"]
+
+
+def test_no_score_is_certain_because_nothing_was_wrong() -> None:
+    labels = np.repeat([0, 1, 2], [4, 4, 8])
+    found, ends = ends_of("ordinal", labels, np.eye(3)[labels])
+    for score in ("acc", "balanced_acc", "f1", "ap", "kappa", "auc"):
+        assert found[score] == pytest.approx(1), score
+        assert ends[score]["low"] < 0.8, score
+        assert ends[score]["high"] == 1, score
+    lows = [0.025**0.25, 0.025**0.25, 0.025**0.125]  # Clopper and Pearson's, of 4 of 4 and of 8 of 8
+    assert ends["balanced_acc"]["low"] == pytest.approx(np.mean(lows))
+    assert ends["kappa"]["low"] == pytest.approx(2 * np.mean(lows) - 1)
+    assert ends["class_ap"]["0"] == ends["class_auc"]["0"]
+    many = ends_of("binary", np.repeat([0, 1], 200), np.eye(2)[np.repeat([0, 1], 200)])[1]
+    assert min(many[score]["low"] for score in ("balanced_acc", "f1", "ap")) > 0.98
+
+
+def test_no_score_is_certain_because_one_class_was_always_called() -> None:
+    labels = np.repeat([0, 1, 2], [4, 4, 8])
+    found, ends = ends_of("ordinal", labels, np.tile([0.2, 0.3, 0.5], (16, 1)))
+    assert (found["kappa"], found["balanced_acc"]) == (0, pytest.approx(1 / 3))
+    assert ends["kappa"]["low"] < -0.3 < 0.3 < ends["kappa"]["high"]
+    assert ends["balanced_acc"]["low"] < 0.25 < 0.5 < ends["balanced_acc"]["high"]
+
+
+def test_a_score_of_which_draws_differ_keeps_their_interval() -> None:
+    random = np.random.default_rng(0)
+    labels, said = np.repeat([0, 1], 20), random.random((40, 2))
+    found, ends = ends_of("binary", labels, said / said.sum(1, keepdims=True))
+    assert 0 < found["f1"] < 1
+    wide = [ends["sensitivity"][name]["high"] - ends["sensitivity"][name]["low"] for name in "01"]
+    assert ends["balanced_acc"]["high"] - ends["balanced_acc"]["low"] < np.mean(wide)
 
 
 def test_subgroups_by_hand() -> None:
