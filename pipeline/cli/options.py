@@ -59,8 +59,12 @@ def _address(context: click.Context, parameter: click.Parameter, value: str | No
     raise click.UsageError(message)
 
 
-def refuse_url(path: Path) -> None:
-    """Refuse a URL where a store is written: it would become a folder named after the protocol.
+def refuse_url(path: Path | str, *, written: bool = True) -> None:
+    """Refuse a URL where a store has to be on this machine, which would be a folder named after the protocol.
+
+    Args:
+        path: What was given.
+        written: Whether the store is written there, or only looked at.
 
     Raises:
         StoreError: It is one; `Path` has made one slash of its two.
@@ -68,8 +72,11 @@ def refuse_url(path: Path) -> None:
     from cache.errors import StoreError
 
     if _URL.match(str(path)):
-        url = str(path).replace(":/", "://", 1)
-        message = f"{url} is a URL, and stores are written on this machine: name a local path, and push that store"
+        url = re.sub(":/+", "://", str(path), count=1)
+        remedy = "are written on this machine: name a local path, and push that store"
+        if not written:
+            remedy = "are looked after on this machine: `pipeline store pull` it first (`store diff` reads URLs)"
+        message = f"{url} is a URL, and stores {remedy}"
         raise StoreError(message)
 
 

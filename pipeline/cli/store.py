@@ -24,6 +24,7 @@ def info(path: str, as_json: bool) -> int:
     """What a store holds: rows, taps, bytes, encoder, and whether it is complete."""
     import cache
 
+    refuse_url(path, written=False)
     found = cache.info(path)
     return show(
         {
@@ -65,9 +66,11 @@ def verify(path: str, as_json: bool) -> int:
     """Read every byte of a store and name what is damaged; exit status 3 if anything is."""
     import cache
 
+    refuse_url(path, written=False)
     with bars() as progress:
         damages = cache.verify(path, progress=progress)
-    show({"store": path, "damages": [str(damage) for damage in damages] or "none"}, as_json)
+    said = [str(damage) for damage in damages]
+    show({"store": path, "damages": said if said or as_json else "none"}, as_json)
     return INCOMPLETE if damages else DONE
 
 
@@ -78,6 +81,7 @@ def repair(path: Path, config_path: Path, overrides: tuple[str, ...], as_json: b
     """Encode exactly the damaged rows again; the result has the bytes that the store had before."""
     from pipeline.stages import stores
 
+    refuse_url(path, written=False)
     config = load(config_path, overrides)
     with bars() as progress:
         report = stores.repair(config, progress, path)
@@ -106,6 +110,10 @@ def inspect(
     from pipeline.errors import ConfigError, DataError
     from pipeline.stages import stores
 
+    refuse_url(path, written=False)
+    if tap is not None and plot is None:
+        message = "--tap goes with --plot: it says of which tap the map is drawn"
+        raise click.UsageError(message)
     report: dict[str, Any] = {}
     with cache.open_store(path) as found:
         labels = found.labels

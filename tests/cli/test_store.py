@@ -48,6 +48,22 @@ def test_damaged_rows_are_found_and_encoded_again(folder: Path) -> None:
     assert digests(store) == before
 
 
+@pytest.mark.parametrize("command", ["info", "verify", "inspect", "repair"])
+def test_a_store_at_a_url_is_looked_after_where_it_was_pulled_to(folder: Path, command: str) -> None:
+    said = complaint(folder, "store", command, "https://127.0.0.1:1/demo.zarr", status=1)
+    assert "https://127.0.0.1:1/demo.zarr is a URL" in said
+    assert "`pipeline store pull` it first" in said
+
+
+def test_a_sound_store_has_a_list_of_no_damages(folder: Path) -> None:
+    assert succeed(folder, "store", "verify", "features/demo.zarr")["damages"] == []
+
+
+def test_a_tap_of_a_map_that_nobody_asked_for_is_refused(folder: Path) -> None:
+    said = complaint(folder, "store", "inspect", "features/demo.zarr", "--tap", "nonsense", status=2)
+    assert "--tap goes with --plot" in said
+
+
 def test_a_repair_that_gives_other_bits_says_so(folder: Path) -> None:
     store = folder / "features/demo.zarr"
     opened = cache.open_store(store)
