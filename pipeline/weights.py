@@ -65,7 +65,7 @@ def download_imagenet(backbone: str) -> Path:
 def file_sha256(file: Path) -> str:
     """SHA-256 of a file, hexadecimal; reckoned once per process for as long as the file stays the same."""
     status = file.stat()
-    return _sha256(file.resolve(), (status.st_ino, status.st_size, status.st_mtime_ns))
+    return _sha256(file.resolve(), (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
 
 
 @functools.lru_cache(maxsize=64)

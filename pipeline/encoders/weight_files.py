@@ -197,7 +197,7 @@ def require_published(checkpoint: Path, file: Path) -> None:
 
 
 def weights_sha256(path: Path) -> str:
-    """Digest of a file of weights, remembered for as long as its size and time of change stay.
+    """Digest of a file of weights, remembered for as long as its size and times stay: the one that nobody sets, too.
 
     Raises:
         CheckpointError: The file cannot be read.
@@ -205,11 +205,11 @@ def weights_sha256(path: Path) -> str:
     try:
         status = path.stat()
         key = str(path.resolve())
-        seen = [status.st_size, status.st_mtime_ns]
+        seen = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
         memory = _remembered()
         entry = memory.get(key)
-        if isinstance(entry, list) and entry[:2] == seen and len(entry) == 3:
-            return str(entry[2])
+        if isinstance(entry, list) and entry[:-1] == seen:
+            return str(entry[-1])
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:

@@ -257,7 +257,7 @@ def _stamp(names: Sequence[Name]) -> str:
             status = None if isinstance(name, Url) else os.stat(name)  # noqa: PTH116  a Path costs more than the question
         except OSError:
             status = None
-        found.append("" if status is None else f"{status.st_size} {status.st_mtime_ns}")
+        found.append("" if status is None else f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}")
     return hashlib.sha256("\n".join(found).encode()).hexdigest() if any(found) else ""
 
 

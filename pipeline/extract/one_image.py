@@ -72,7 +72,7 @@ def features(
     loaded = _load(
         name,
         file,
-        (status.st_size, status.st_mtime_ns),
+        (status.st_size, status.st_mtime_ns, status.st_ctime_ns),
         tuple(taps),
         input_px,
         pool,
@@ -94,7 +94,7 @@ def _encode(encoder: encoders.Encoder, pixels: Image) -> dict[str, npt.NDArray[n
 def _load(
     name: str,
     file: Path,
-    stamp: tuple[int, int],
+    stamp: tuple[int, int, int],
     taps: tuple[str, ...],
     input_px: int | None,
     pool: int,

@@ -105,7 +105,7 @@ class _Archive:
         return np.repeat(image[:, :, None], 3, axis=2) if image.ndim == 2 else image.copy()
 
     def stamp(self, index: int) -> str | None:
-        """Name, size, time (or a server's version) of the archive, and the row in it; None where these are unknown."""
+        """Name, size, times (or a server's version) of the archive, and the row in it; None where these are unknown."""
         if isinstance(self._path, Url):
             mark = self._mark
             return None if mark is None else json.dumps([self._path.name, mark, *self._locate(index)])
@@ -113,7 +113,8 @@ class _Archive:
             status = self._path.stat()
         except OSError:
             return None
-        return json.dumps([self._path.name, status.st_size, status.st_mtime_ns, *self._locate(index)])
+        state = status.st_size, status.st_mtime_ns, status.st_ctime_ns
+        return json.dumps([self._path.name, *state, *self._locate(index)])
 
     @cached_property
     def _mark(self) -> str | None:
