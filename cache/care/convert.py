@@ -42,7 +42,7 @@ def convert_store(
     shard_mib: float = 64,
     progress: Progress = silent,
 ) -> Store:
-    """Write a store again in another way; rows keep their order.
+    """Write a store again in another way; rows keep their order, or have that of their pseudonyms.
 
     Args:
         source: The store to read.
@@ -87,6 +87,11 @@ def convert_store(
     if labels is not None:
         labels.check(len(store))
     rows, reasons = _rows(store, pseudonym)
+    source_of = list(range(len(rows)))
+    if pseudonym is not None:  # the order of the names tells whose each row is
+        source_of.sort(key=lambda row: rows[row].id)
+        rows = [rows[row] for row in source_of]
+        labels = None if labels is None else labels.select(source_of)
     all_extents = store.extents
     with create_store(
         target,
@@ -99,7 +104,7 @@ def convert_store(
         digests=pseudonym is None and len(store.digests) > 0,
     ) as writer:
         for done, plan in enumerate(writer.pending):
-            stored = [row for row in plan.rows if row not in reasons]
+            stored = [source_of[row] for row in plan.rows if row not in reasons]
             blank = [plan.rows.index(row) for row in plan.rows if row in reasons]
             extents = np.insert(all_extents[stored], _gaps(blank), 1.0, axis=0)
             arrays: dict[str, npt.NDArray[Any]] = {}

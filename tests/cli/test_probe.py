@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.cli.conftest import ROOT, complaint, copy_of, run_pipeline, succeed
 
@@ -121,8 +123,9 @@ def test_a_group_without_images_has_the_same_probe(sent: Path, extracted: Path) 
     for row, known in zip(theirs["table"], ours["table"], strict=True):
         assert row["test"]["auc"] == known["test"]["auc"]
         assert row["setting"] == known["setting"]
-    weights = [(folder / "model.safetensors").read_bytes() for folder in (sent / "runs/sent-probe", extracted / HANDED)]
-    assert weights[0] == weights[1]
+    weights = [load_file(run / "model.safetensors") for run in (sent / "runs/sent-probe", extracted / HANDED)]
+    for name, ours_are in weights[1].items():  # of samples in another order, which hides whose they are
+        torch.testing.assert_close(weights[0][name], ours_are, rtol=1e-3, atol=1e-4)
     figures = succeed(sent, "evaluate", *here)
     known = succeed(extracted, "evaluate", "-c", "tiny.yaml", "--set", f"run={HANDED}")
     assert figures["auc"] == known["auc"]

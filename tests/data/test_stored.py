@@ -63,10 +63,14 @@ def test_groups_get_pseudonyms_and_stay_together(tmp_path):
         labels=labels_of(dataset),
     ).close()  # fmt: skip
     found = load_stored(tmp_path / "sent.zarr")
-    groups = [sample.group for sample in found.samples]
+    new = cache.keyed_pseudonyms([sample.id for sample in dataset.samples], bytes(range(32)))
+    group = {sample.id: sample.group for sample in found.samples}
+    groups = [group[new[sample.id]] for sample in dataset.samples]
     assert cache.are_pseudonyms(groups)
     assert len(set(groups)) == len(groups) // 2
     assert groups[4] == groups[5] != groups[6]
+    label = {sample.id: (sample.label, sample.split) for sample in found.samples}
+    assert [label[new[s.id]] for s in dataset.samples] == [(s.label, s.split) for s in dataset.samples]
     assert b"patient" not in b"".join(
         path.read_bytes() for path in (tmp_path / "sent.zarr").rglob("*") if path.is_file()
     )
