@@ -31,7 +31,7 @@ from pipeline.model.classifier import Classifier, ModelOptions
 from pipeline.model.pooled import standard
 from pipeline.model.tasks import Head, head_of, losses, outputs_of, probabilities
 from pipeline.progress import Progress, silent
-from pipeline.train import identity, run_folder, trained_model
+from pipeline.train import identity, provenance, run_folder, trained_model
 from pipeline.train.augment import Augmentation
 from pipeline.train.feeding.feed import Feed, check_taps
 from pipeline.train.feeding.pooling import pool_rows
@@ -346,7 +346,7 @@ def write_run(
                 fingerprint=of_features(store.fingerprint),
                 training=training,
                 metrics=figures,
-                provenance=identity.of_training(
+                provenance=provenance.of_training(
                     dataset, store, history, settings=settings, trained_on=len(samples.feeds["train"]), device="cpu"
                 ),
             ),

@@ -28,7 +28,7 @@ def caveats(
     Args:
         description: The model.
         figures: What `evaluate` found.
-        data: See `identity.data_in_numbers`; empty where that was not recorded.
+        data: See `provenance.data_in_numbers`; empty where that was not recorded.
         generated: Whether the images are drawn by a program.
         untrained: Whether the encoder's weights are drawn from a seed.
         compared: Whether a run that differs from this one in the gates alone stands beside it.

@@ -25,7 +25,8 @@ from pipeline.report.cohort import Cohort, follow
 from pipeline.report.reproduce import Commands
 from pipeline.report.verdict import Units
 from pipeline.train import run_folder, trained_model
-from pipeline.train.identity import check_samples, data_in_numbers, recorded_identity, versions
+from pipeline.train.identity import check_samples, recorded_identity
+from pipeline.train.provenance import data_in_numbers, versions
 
 FOUND = "explain.json"  # in the folder of the pictures
 
@@ -99,7 +100,7 @@ class Evidence:
         figures: What `evaluate` found.
         said: Of each test sample.
         history: One row per epoch.
-        data: See `identity.data_in_numbers`.
+        data: See `provenance.data_in_numbers`.
         checked: Images whose pixels were compared.
         leaks: Ids of each set of identical images that spans splits.
         unreadable: Reason by id of images that cannot be read.

@@ -113,7 +113,7 @@ def export(
     Args:
         folder: An evaluated run.
         target: The folder to write.
-        facts: About the data, see `identity.data_in_numbers`.
+        facts: About the data, see `provenance.data_in_numbers`.
         reading: How image files became RGB.
         license_name: Of the data.
         citation: Of the data.

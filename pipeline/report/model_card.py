@@ -35,7 +35,7 @@ def render_card(
     Args:
         description: The model.
         figures: What `evaluate` found.
-        facts: About the data, see `identity.data_in_numbers`.
+        facts: About the data, see `provenance.data_in_numbers`.
         limits: What the figures do not show.
         license_name: Of the data.
         citation: Of the data.

@@ -32,7 +32,7 @@ from pipeline.stages.inputs import class_texts, device, load_dataset, reading, w
 from pipeline.stages.loaded import Shared
 from pipeline.stages.prepare import encoder_record, prepare_data, prepare_demo_clip, prepare_encoder
 from pipeline.stages.store_check import check_images, check_plan, check_store
-from pipeline.train import identity, run_folder, trained_model
+from pipeline.train import identity, provenance, run_folder, trained_model
 from pipeline.train import train as stage_two
 from pipeline.train.gate_spread import flat_gates
 from pipeline.url import without_access
@@ -111,7 +111,7 @@ def extract(
                 "data_set": dataset.name,
                 "license": config.store.license,
                 "citation": config.store.citation,
-                "software": identity.versions(),
+                "software": provenance.versions(),
             },
             ranks=stage_one.Ranks(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))),
             on=on,
@@ -119,7 +119,7 @@ def extract(
         )
     if report.encoded and "total" in report.seconds and leads:
         took: Report = {"encoded": report.encoded, "seconds": report.seconds["total"]}
-        took["device"] = report.device if report.nodes else identity.device_name(report.device)
+        took["device"] = report.device if report.nodes else provenance.device_name(report.device)
         records.write_json(evidence.extraction_record(report.store), took)
     return {
         "store": str(report.store),
@@ -380,7 +380,7 @@ def export(config: Config, progress: Progress, folder: Path, target: Path, *, on
     found = handing_on.export(
         folder,
         target,
-        identity.data_in_numbers(dataset),
+        provenance.data_in_numbers(dataset),
         reading=reading(config),
         license_name=config.store.license,
         citation=config.store.citation,

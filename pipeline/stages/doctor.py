@@ -26,8 +26,8 @@ from pipeline.progress import Progress
 from pipeline.stages import clocks
 from pipeline.stages.arguments import model_options, train_options
 from pipeline.stages.inputs import checkpoint, device, load_dataset, recipe, workers
-from pipeline.train.identity import device_name, versions
 from pipeline.train.optimise import TrainOptions
+from pipeline.train.provenance import device_name, versions
 from pipeline.train.train import training_part
 
 Report = dict[str, Any]

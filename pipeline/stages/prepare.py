@@ -22,7 +22,7 @@ from pipeline.encoders.sam.recipe import ARITHMETIC
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.progress import Progress
 from pipeline.stages.inputs import checkpoint, encoder_name, load_dataset
-from pipeline.train.identity import data_in_numbers
+from pipeline.train.provenance import data_in_numbers
 
 Report = dict[str, Any]
 _TRAINING = 3  # of the miniature SAM: raise it when the same settings give other weights; 1 made the encoder alone

@@ -1,16 +1,13 @@
-"""What a run rests on, and how it came about: what is compared by every command, and what is only recorded.
+"""What a run rests on: every command that continues, scores or shows it asks here whether data and store still fit.
 
-Every command that continues, scores or shows a run asks here whether a data set or a store still fits it. An identity
-is a tree of JSON values that is compared leaf by leaf, like the fingerprint of a store, and recorded in the run.
-Provenance (data in numbers, versions, device, time) is for the reader and never compared.
+An identity is a tree of JSON values that is compared leaf by leaf, like the fingerprint of a store, and recorded in the
+run. How a run came about is for the reader and never compared: see `pipeline.train.provenance`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
-import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from cache import Fingerprint, Store
 from cache.errors import Difference
 from pipeline.data import Dataset
-from pipeline.data.dataset import SPLITS, positives
 from pipeline.errors import RunError
 from pipeline.image_tap import of_features
 from pipeline.records import damage_named, read_csv, write_csv
@@ -348,88 +344,3 @@ def _samples_sha256(dataset: Dataset) -> str:
 
 def _digest(values: list[Any]) -> str:
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
-
-
-_SOFTWARE = ("slca-pipeline", "torch", "torchvision", "numpy", "pillow", "segment-anything")
-
-
-def versions() -> dict[str, str]:
-    """Versions of what computes the numbers."""
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _SOFTWARE}}
-
-
-def device_name(device: str) -> str:
-    """A device as a person would name it: the model of the accelerator, or of the processor."""
-    import torch  # here, so that asking for versions stays cheap
-
-    where = torch.device(device)
-    if where.type == "cuda":
-        return torch.cuda.get_device_name(where)
-    if where.type != "cpu":
-        return str(where)
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{models[0] if models else platform.machine()}, {torch.get_num_threads()} threads"
-
-
-def data_in_numbers(dataset: Dataset) -> dict[str, Any]:
-    """Samples, groups, and samples by class, of each split.
-
-    Returns:
-        JSON values: `name`, `samples`, `grouped` (whether groups are known: any is not just its sample's own id), and
-        `splits`, by name `samples`, `groups` and `classes`.
-    """
-    splits = {}
-    for split in SPLITS:
-        samples = [dataset.samples[i] for i in dataset.indices(split)]
-        counts = dict.fromkeys(dataset.class_names, 0)
-        for sample in samples:
-            for number in positives(sample.label):
-                counts[dataset.class_names[number]] += 1
-        groups = len({sample.group for sample in samples})
-        splits[split] = {"samples": len(samples), "groups": groups, "classes": counts}
-    return {
-        "name": dataset.name,
-        "samples": len(dataset.samples),
-        "grouped": any(sample.group != sample.id for sample in dataset.samples),
-        "splits": splits,
-    }
-
-
-def of_training(
-    dataset: Dataset,
-    store: Store | None,
-    history: Sequence[Mapping[str, Any]],
-    *,
-    settings: Mapping[str, Any],
-    trained_on: int,
-    device: str,
-) -> dict[str, Any]:
-    """What `model.json` says of how the model came about.
-
-    Args:
-        dataset: What it was trained on.
-        store: Its features; None without gates.
-        history: One row per epoch.
-        settings: Everything that the result depends on.
-        trained_on: Samples it was trained on.
-        device: Where.
-
-    Returns:
-        JSON values: `settings`, `data` (see `data_in_numbers`), `trained_on`, `seconds` of all epochs, `device`,
-        `software`, and `store`: its `rows`, `version` and own provenance.
-    """
-    return {
-        "settings": dict(settings),
-        "data": data_in_numbers(dataset),
-        "trained_on": trained_on,
-        "seconds": float(sum(row["seconds"] for row in history)),
-        "device": device_name(device),
-        "software": versions(),
-        "store": None
-        if store is None
-        else {"rows": len(store), "version": store.version, "provenance": dict(store.provenance)},
-    }

@@ -27,7 +27,7 @@ from pipeline.model.clip_backbone import ClipBackbone
 from pipeline.model.tasks import head_of, outputs_of
 from pipeline.model.uses import Seen
 from pipeline.progress import Progress, silent
-from pipeline.train import gate_spread, identity, parallel, run_folder, trained_model
+from pipeline.train import gate_spread, identity, parallel, provenance, run_folder, trained_model
 from pipeline.train.augment import Augmentation, view_taps
 from pipeline.train.feeding.feed import Feed, Place, check_taps
 from pipeline.train.feeding.in_memory import Holdings
@@ -173,7 +173,7 @@ def train(
             if classifier.overlay is not None:
                 figures["overlay"] = {feed.split: count_masks(classifier, feed) for feed in (train_feed, val_feed)}
             identity.record_samples(folder, (train_feed, val_feed))
-            made = identity.of_training(
+            made = provenance.of_training(
                 dataset,
                 store if model.taps else None,
                 journal.history,

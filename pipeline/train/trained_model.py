@@ -40,7 +40,7 @@ class Description:
         fingerprint: Of the features it was trained on; None without gates.
         training: Options of its training, for the reader.
         metrics: Figures on val, and the epoch they are of.
-        provenance: How it came about, for the reader (`pipeline.train.identity`); empty where that was not recorded.
+        provenance: How it came about, for the reader (`pipeline.train.provenance`); empty where that was not recorded.
         weights_sha256: Of the file of weights beside it; empty where an older version wrote it.
         clip: Of a CLIP, `architecture` (see `pipeline.clip.Architecture`) and `prompts` by class; None for others.
     """

@@ -23,7 +23,7 @@ from pipeline.model.classifier import Classifier, ModelOptions
 from pipeline.report import export
 from pipeline.report.onnx_file import write_onnx
 from pipeline.train import run_folder, trained_model
-from pipeline.train.identity import data_in_numbers
+from pipeline.train.provenance import data_in_numbers
 from tests.report.conftest import CLASSES, HOSTILE, Case
 from tests.train.scenes import PLAIN, do, make_dataset
 
